@@ -1,0 +1,543 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Buffers and names: who may use which bytes of a region, and how processes find each other.
+ *
+ * The table of buffers is the truth; the list by address that alloc walks is derived from it and rebuilt when the holder
+ * of a region's lock died. Names (of buffers, values, barriers) hang in hash buckets under the control lock, each change
+ * one published word, so that a death leaves the old state or the new one.
+ */
+#include "internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static uint32_t hash(const char *name)
+{
+    uint64_t h = 0xcbf29ce484222325ull;
+    for (; *name; name++)
+        h = (h ^ (uint8_t)*name) * 0x100000001b3ull;
+    return (uint32_t)(h ^ h >> 32);
+}
+
+static struct fbxl_name *name_at(fbx_fabric *f, uint32_t index)
+{
+    uint32_t high = fbx_observe(&f->header->table[FBXL_NAMES].high);
+    return index && index <= high && index <= f->header->table[FBXL_NAMES].capacity ? &f->names[index - 1] : NULL;
+}
+
+/* Kinds have name spaces of their own: a buffer, a value and a barrier may share a name. Control lock held. */
+static struct fbxl_name *name_find(fbx_fabric *f, const char *name, uint32_t kind)
+{
+    uint32_t capacity = f->header->table[FBXL_BUCKETS].capacity, bound = 0;
+    uint32_t index = fbx_observe(&f->buckets[(hash(name) + kind) % capacity]);
+    for (struct fbxl_name *e; (e = name_at(f, index)) && bound++ < 1u << 20; index = fbx_observe(&e->next))
+        if (fbx_observe(&e->state) == kind && !strncmp(e->name, name, FBX_NAME_BYTES))
+            return e;
+    return NULL;
+}
+
+static int name_add(fbx_fabric *f, const char *name, uint32_t kind, struct fbxl_name **out)
+{
+    struct fbxl_table *table = &f->header->table[FBXL_NAMES];
+    uint32_t high = fbx_observe(&table->high), index = 0;
+    for (; index < high; index++)
+        if (fbx_observe(&f->names[index].state) == FBXL_NAME_FREE)
+            break;
+    int status = fbxi_table_take(f, FBXL_NAMES, index);
+    if (status)
+        return status;
+    struct fbxl_name *e = &f->names[index];
+    memset(e, 0, sizeof *e);
+    snprintf(e->name, sizeof e->name, "%s", name);
+    fbx_au32 *bucket = &f->buckets[(hash(name) + kind) % f->header->table[FBXL_BUCKETS].capacity];
+    fbx_poke(&e->next, fbx_peek(bucket));
+    fbx_poke(&e->state, kind);
+    *out = e;
+    return 0;
+}
+
+/* Let the others see it: after it is filled. */
+static void name_publish(fbx_fabric *f, struct fbxl_name *e)
+{
+    uint32_t kind = fbx_peek(&e->state);
+    fbx_publish(&f->buckets[(hash(e->name) + kind) % f->header->table[FBXL_BUCKETS].capacity],
+                (uint32_t)(e - f->names) + 1);
+}
+
+static void name_remove(fbx_fabric *f, struct fbxl_name *gone)
+{
+    uint32_t kind = fbx_peek(&gone->state), bound = 0;
+    fbx_au32 *at = &f->buckets[(hash(gone->name) + kind) % f->header->table[FBXL_BUCKETS].capacity];
+    for (struct fbxl_name *e; (e = name_at(f, fbx_observe(at))) && bound++ < 1u << 20; at = &e->next)
+        if (e == gone) {
+            fbx_publish(at, fbx_peek(&e->next));
+            break;
+        }
+    fbx_publish(&gone->state, FBXL_NAME_FREE);
+}
+
+static void names_changed(fbx_fabric *f)
+{
+    fbx_add(&f->header->names_changed, 1);
+    if (fbx_observe(&f->header->names_waiters))
+        fbxi_futex_wake(&f->header->names_changed);
+}
+
+static int usable(fbx_fabric *f)
+{
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric's handle is closed");
+    if (fbx_peek(&f->header->state) & FBXL_CLOSED)
+        return fbxi_fail(FBX_E_CLOSED, "fabric '%s' has been taken down", f->name);
+    return 0;
+}
+
+static int name_check(const char *name)
+{
+    return fbxi_name_ok(name) ? 0 : fbxi_fail(FBX_E_NAME, "'%.64s' is no name", name ? name : "");
+}
+
+uint32_t fbx_names_seen(fbx_fabric *f) { return fbx_observe(&f->header->names_changed); }
+
+int fbx_names_wait(fbx_fabric *f, uint32_t seen, uint64_t max_wait_ns)
+{
+    int status = usable(f);
+    if (status)
+        return status;
+    /* Pairs with: add then look for waiters in names_changed(). Breaks: a sleeper that nobody wakes (bounded by the
+     * caller's slices in any case). */
+    fbx_add(&f->header->names_waiters, 1);
+    if (fbx_observe(&f->header->names_changed) == seen)
+        fbxi_futex_wait(&f->header->names_changed, seen, max_wait_ns);
+    fbx_add(&f->header->names_waiters, 0xffffffffu);
+    return 0;
+}
+
+/* ---- values --------------------------------------------------------------------------------------------------------- */
+
+int fbx_put(fbx_fabric *f, const char *key, const void *value, uint64_t bytes)
+{
+    int status = usable(f);
+    if (!status)
+        status = name_check(key);
+    if (!status && bytes > 16u << 20)
+        status = fbxi_fail(FBX_E_NO_MEMORY, "a value has at most 16 MiB; put larger ones into a buffer");
+    if (!status)
+        status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    struct fbxl_name *e = name_find(f, key, FBXL_NAME_VALUE);
+    bool fresh = !e;
+    if (!e)
+        status = name_add(f, key, FBXL_NAME_VALUE, &e);
+    if (!status) {
+        uint64_t which = fbx_peek(&e->which);
+        uint32_t to = (which + 1) & 1;
+        uint32_t capacity = fbx_peek(&e->value[to].capacity);
+        uint64_t offset = fbx_peek(&e->value[to].offset);
+        if (capacity < bytes || !offset) {
+            if (offset)
+                fbxi_heap_free(f, offset, capacity);
+            fbx_poke(&e->value[to].offset, 0);
+            uint64_t room = 64;
+            while (room < bytes)
+                room <<= 1;
+            status = fbxi_heap(f, room, &offset);
+            if (!status) {
+                fbx_poke(&e->value[to].capacity, (uint32_t)room);
+                fbx_poke(&e->value[to].offset, offset);
+            }
+        }
+        if (!status) {
+            memcpy(fbxi_at(f, offset), value, bytes);
+            fbx_poke(&e->value[to].bytes, (uint32_t)bytes);
+            fbx_publish(&e->which, which + 1);
+            if (fresh)
+                name_publish(f, e);
+        } else if (fresh) {
+            fbx_publish(&e->state, FBXL_NAME_FREE);
+        }
+    }
+    fbxi_control_unlock(f);
+    if (!status)
+        names_changed(f);
+    return status;
+}
+
+int fbx_get(fbx_fabric *f, const char *key, void *value, uint64_t *bytes)
+{
+    int status = usable(f);
+    if (!status)
+        status = name_check(key);
+    if (!status)
+        status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    struct fbxl_name *e = name_find(f, key, FBXL_NAME_VALUE);
+    if (!e) {
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no value '%s' in fabric '%s'", key, f->name);
+    } else {
+        uint32_t from = fbx_peek(&e->which) & 1;
+        uint64_t offset = fbx_peek(&e->value[from].offset), room = *bytes;
+        *bytes = fbx_peek(&e->value[from].bytes);
+        if (*bytes > f->mapped_bytes || offset > f->mapped_bytes - *bytes)
+            status = fbxi_fail(FBX_E_CORRUPT, "the value of '%s' lies outside the control segment", key);
+        else if (*bytes > room)
+            status = fbxi_fail(FBX_E_NO_MEMORY, "the value of '%s' has %llu bytes", key, (unsigned long long)*bytes);
+        else
+            memcpy(value, fbxi_at(f, offset), *bytes);
+    }
+    fbxi_control_unlock(f);
+    return status;
+}
+
+/* ---- barriers ------------------------------------------------------------------------------------------------------- */
+
+int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *ticket, uint64_t max_wait_ns)
+{
+    fbx_fabric *f = n->fabric;
+    int status = usable(f);
+    if (!status && n->closed)
+        status = fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
+    if (!status)
+        status = name_check(name);
+    if (!status && (!expected || expected > f->node_count))
+        status = fbxi_fail(FBX_E_INVALID, "a barrier of %u ranks", expected);
+    if (status)
+        return status;
+    uint32_t seen = fbx_names_seen(f);
+    if ((status = fbxi_control_lock(f)))
+        return status;
+    struct fbxl_name *e = name_find(f, name, FBXL_NAME_BARRIER);
+    if (!e && !(status = name_add(f, name, FBXL_NAME_BARRIER, &e))) {
+        uint64_t offset = 0;
+        status = fbxi_heap(f, (f->node_count + 63u) / 64u * 8u, &offset);
+        if (status) {
+            fbx_publish(&e->state, FBXL_NAME_FREE);
+        } else {
+            fbx_poke(&e->expected, expected);
+            fbx_poke(&e->value[0].offset, offset);
+            name_publish(f, e);
+        }
+    }
+    bool changed = false;
+    if (!status) {
+        uint64_t offset = fbx_peek(&e->value[0].offset), words = (f->node_count + 63u) / 64u;
+        if (offset < f->header->heap_offset || offset > f->mapped_bytes - words * 8)
+            status = fbxi_fail(FBX_E_CORRUPT, "barrier '%s' lies outside the control segment", name);
+        fbx_au64 *arrived = fbxi_at(f, offset);
+        uint32_t round = fbx_peek(&e->round);
+        if (status) {
+        } else if (*ticket && (uint32_t)(*ticket >> 32) != round) {
+            *ticket = 0; /* our round is over */
+            fbxi_control_unlock(f);
+            return 0;
+        } else if (fbx_peek(&e->expected) != expected) {
+            status = fbxi_fail(FBX_E_INVALID, "barrier '%s' is used with %u ranks here and %u elsewhere", name, expected,
+                               fbx_peek(&e->expected));
+        } else if (!*ticket) {
+            uint64_t bit = 1ull << (n->index % 64);
+            if (fbx_peek(&arrived[n->index / 64]) & bit) {
+                status = fbxi_fail(FBX_E_INVALID, "%s is waiting at barrier '%s' already", n->shared->name, name);
+            } else {
+                fbx_or(&arrived[n->index / 64], bit);
+                changed = true;
+                uint32_t count = 0;
+                for (uint64_t w = 0; w < words; w++)
+                    count += (uint32_t)__builtin_popcountll(fbx_peek(&arrived[w]));
+                *ticket = (uint64_t)round << 32 | 1;
+                if (count >= expected) {
+                    for (uint64_t w = 0; w < words; w++)
+                        fbx_poke(&arrived[w], 0);
+                    fbx_publish(&e->round, round + 1);
+                    *ticket = 0;
+                }
+            }
+        }
+        /* Somebody who arrived and died will not leave; somebody who died before will not come. */
+        if (!status && *ticket)
+            for (uint32_t i = 0; i < f->node_count && !status; i++)
+                if (f->nodes[i].rank != UINT32_MAX && fbx_observe(&f->nodes[i].state) == FBXL_LOST) {
+                    status = fbxi_fail(FBX_E_PEER_LOST, "%s died, so barrier '%s' cannot complete", f->nodes[i].name, name);
+                    fbx_and(&arrived[n->index / 64], ~(1ull << (n->index % 64)));
+                    *ticket = 0;
+                }
+    }
+    fbxi_control_unlock(f);
+    if (changed)
+        names_changed(f);
+    if (status || !*ticket)
+        return status;
+    fbx_names_wait(f, changed ? seen + 1 : seen, max_wait_ns);
+    return FBX_E_AGAIN;
+}
+
+/* ---- buffers -------------------------------------------------------------------------------------------------------- */
+
+static struct fbxl_buffer *buffer_at(fbx_fabric *f, uint32_t index)
+{
+    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
+    return index && index <= high && index <= f->header->table[FBXL_BUFFERS].capacity ? &f->buffers[index - 1] : NULL;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+    const struct fbxl_buffer *const *x = a, *const *y = b;
+    return (*x)->offset < (*y)->offset ? -1 : (*x)->offset > (*y)->offset;
+}
+
+/* The list by address, anew from the table. The region's lock is held. */
+static int rebuild(fbx_fabric *f, uint32_t region)
+{
+    struct fbxl_region *r = &f->regions[region];
+    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high), count = 0;
+    struct fbxl_buffer **live = malloc((high + 1) * sizeof(*live));
+    if (!live)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_BUFFERS].capacity; i++)
+        if (fbx_observe(&f->buffers[i].state) >= FBXL_BUFFER_LIVE && f->buffers[i].region == region)
+            live[count++] = &f->buffers[i];
+    qsort(live, count, sizeof *live, by_offset);
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        fbx_poke(&live[i]->next, i + 1 < count ? (uint32_t)(live[i + 1] - f->buffers) + 1 : 0);
+        bytes += live[i]->bytes;
+    }
+    fbx_poke(&r->first_buffer, count ? (uint32_t)(live[0] - f->buffers) + 1 : 0);
+    fbx_poke(&r->allocated, bytes);
+    fbx_publish(&r->list_broken, 0);
+    free(live);
+    return 0;
+}
+
+static void describe(fbx_fabric *f, uint32_t index, struct fbx_buffer *out)
+{
+    const struct fbxl_buffer *b = &f->buffers[index];
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, b->name, sizeof out->name);
+    out->name[sizeof out->name - 1] = 0;
+    out->index = index;
+    out->generation = fbx_observe(&f->buffers[index].generation);
+    out->region = b->region;
+    out->node = b->region < f->region_count ? f->regions[b->region].node : UINT32_MAX;
+    out->offset = b->offset;
+    out->bytes = b->bytes;
+    out->gva = ((uint64_t)(b->region + 1) << FBX_SLOT_SHIFT) + b->offset;
+    out->instance = f->header->instance;
+}
+
+static int region_lock(fbx_fabric *f, uint32_t region)
+{
+    struct fbxl_region *r = &f->regions[region];
+    int status = fbxi_lock(f, &r->lock, 5 * FBX_STALL_NS);
+    if (status < 0)
+        return fbxi_fail(FBX_E_BUSY, "another process holds the allocator of %s and does not let go",
+                         f->nodes[r->node].name);
+    if (status == 1 || fbx_observe(&r->list_broken)) {
+        status = rebuild(f, region);
+        if (status)
+            fbxi_unlock(f, &r->lock);
+        return status;
+    }
+    return 0;
+}
+
+int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+{
+    fbx_fabric *f = n->fabric;
+    int status = usable(f);
+    if (!status && n->closed)
+        status = fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
+    if (!status && region >= f->region_count)
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no region %u", region);
+    if (!status && name && name[0])
+        status = name_check(name);
+    if (!status && (!bytes || (align & (align - 1)) || align > 1ull << 30))
+        status = fbxi_fail(FBX_E_INVALID, "a buffer of %llu bytes aligned to %llu: sizes start at 1, alignments are powers "
+                                          "of two up to 1 GiB", (unsigned long long)bytes, (unsigned long long)align);
+    if (status)
+        return status;
+    if (align < 64)
+        align = 64; /* two buffers never share a line */
+    struct fbxl_region *r = &f->regions[region];
+    const char *owner = f->nodes[r->node].name;
+    if (fbx_observe(&f->nodes[r->node].state) == FBXL_LOST)
+        return fbxi_fail(FBX_E_PEER_LOST, "%s died, and its memory with it", owner);
+    if (bytes > r->bytes)
+        return fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has %llu bytes in all", r->tier, owner, (unsigned long long)r->bytes);
+    uint64_t span = (bytes + 63) & ~63ull;
+
+    /* Reserve an entry first; the holder of RESERVED entries is its session, which reclaims them if it dies. */
+    if ((status = fbxi_control_lock(f)))
+        return status;
+    if (name && name[0] && name_find(f, name, FBXL_NAME_BUFFER)) {
+        fbxi_control_unlock(f);
+        return fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
+    }
+    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high), index = 0;
+    for (; index < high; index++)
+        if (fbx_observe(&f->buffers[index].state) == FBXL_BUFFER_FREE)
+            break;
+    status = fbxi_table_take(f, FBXL_BUFFERS, index);
+    struct fbxl_buffer *b = &f->buffers[index];
+    if (!status) {
+        b->region = region;
+        b->session = f->session;
+        b->session_incarnation = f->session_incarnation;
+        b->bytes = 0;
+        memset(b->name, 0, sizeof b->name);
+        fbx_publish(&b->state, FBXL_BUFFER_RESERVED);
+    }
+    fbxi_control_unlock(f);
+    if (status || (status = region_lock(f, region)))
+        goto give_up;
+
+    uint64_t at = FBX_FIXED_BYTES;
+    fbx_au32 *link = &r->first_buffer;
+    uint32_t bound = 0;
+    for (struct fbxl_buffer *next; (next = buffer_at(f, fbx_peek(link))) && bound++ < 1u << 24; link = &next->next) {
+        uint64_t start = (at + align - 1) & ~(align - 1);
+        if (next->offset >= start && next->offset - start >= span)
+            break;
+        at = next->offset + ((next->bytes + 63) & ~63ull);
+    }
+    at = (at + align - 1) & ~(align - 1);
+    if (at > r->bytes || bytes > r->bytes - at) {
+        status = fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has no %llu bytes in one piece; %llu of %llu are allocated", r->tier,
+                           owner, (unsigned long long)bytes, (unsigned long long)fbx_peek(&r->allocated),
+                           (unsigned long long)r->bytes);
+    } else {
+        b->offset = at;
+        b->bytes = bytes;
+        b->kind = 0;
+        fbx_poke(&b->next, fbx_peek(link));
+        if (name)
+            snprintf(b->name, sizeof b->name, "%s", name);
+        fbx_count(&b->generation, 1);
+        /* Live before it is in the list: dying in between is found by whoever takes the lock over and rebuilds. */
+        fbx_publish(&b->state, FBXL_BUFFER_LIVE);
+        fbx_publish(link, index + 1);
+        fbx_count(&r->allocated, bytes);
+    }
+    fbxi_unlock(f, &r->lock);
+    if (status)
+        goto give_up;
+    describe(f, index, out);
+    status = fbxi_commit(f, region, at, bytes);
+    if (!status && name && name[0]) {
+        status = fbxi_control_lock(f);
+        if (!status) {
+            struct fbxl_name *e = NULL;
+            if (name_find(f, name, FBXL_NAME_BUFFER))
+                status = fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
+            else if (!(status = name_add(f, name, FBXL_NAME_BUFFER, &e))) {
+                fbx_poke(&e->value[0].offset, index);
+                name_publish(f, e);
+            }
+            fbxi_control_unlock(f);
+        }
+    }
+    if (status) {
+        struct fbx_error kept = *fbx_last_error();
+        memset(b->name, 0, sizeof b->name);
+        fbx_free(f, out);
+        return fbxi_fail(status, "%s", kept.text);
+    }
+    names_changed(f);
+    return 0;
+
+give_up:
+    if (index < high || fbx_observe(&f->header->table[FBXL_BUFFERS].high) > index)
+        fbx_publish(&b->state, FBXL_BUFFER_FREE);
+    return status;
+}
+
+static int live(fbx_fabric *f, const struct fbx_buffer *buffer, struct fbxl_buffer **out)
+{
+    if (buffer->instance != f->header->instance)
+        return fbxi_fail(FBX_E_STALE, "the handle is of another fabric, or of an earlier one of the same name");
+    struct fbxl_buffer *b = buffer_at(f, buffer->index + 1);
+    if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || fbx_observe(&b->generation) != buffer->generation)
+        return fbxi_fail(FBX_E_STALE, "buffer %u.%u was freed", buffer->index, buffer->generation);
+    *out = b;
+    return 0;
+}
+
+int fbx_free(fbx_fabric *f, const struct fbx_buffer *buffer)
+{
+    struct fbxl_buffer *b;
+    int status = usable(f);
+    if (!status)
+        status = live(f, buffer, &b);
+    if (status)
+        return status;
+    if (b->name[0] && !(status = fbxi_control_lock(f))) {
+        struct fbxl_name *e = name_find(f, b->name, FBXL_NAME_BUFFER);
+        if (e && fbx_peek(&e->value[0].offset) == buffer->index)
+            name_remove(f, e);
+        fbxi_control_unlock(f);
+    }
+    if (!status)
+        status = region_lock(f, b->region);
+    if (status)
+        return status;
+    struct fbxl_region *r = &f->regions[b->region];
+    if ((status = live(f, buffer, &b))) { /* another was faster */
+        fbxi_unlock(f, &r->lock);
+        return status;
+    }
+    fbx_au32 *link = &r->first_buffer;
+    uint32_t bound = 0;
+    for (struct fbxl_buffer *at; (at = buffer_at(f, fbx_peek(link))) && bound++ < 1u << 24; link = &at->next)
+        if (at == b) {
+            fbx_publish(link, fbx_peek(&b->next));
+            break;
+        }
+    fbx_count(&r->allocated, 0 - b->bytes);
+    fbx_count(&b->generation, 1);
+    fbx_publish(&b->state, FBXL_BUFFER_FREE);
+    fbxi_unlock(f, &r->lock);
+    names_changed(f);
+    return 0;
+}
+
+int fbx_buffer_find(fbx_fabric *f, const char *name, struct fbx_buffer *out)
+{
+    int status = usable(f);
+    if (!status)
+        status = name_check(name);
+    if (!status)
+        status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    struct fbxl_name *e = name_find(f, name, FBXL_NAME_BUFFER);
+    struct fbxl_buffer *b = e ? buffer_at(f, (uint32_t)fbx_peek(&e->value[0].offset) + 1) : NULL;
+    if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || strncmp(b->name, name, FBX_NAME_BYTES)) {
+        if (e)
+            name_remove(f, e); /* its buffer died with its owner between two steps */
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no buffer '%s' in fabric '%s'", name, f->name);
+    } else {
+        describe(f, (uint32_t)(b - f->buffers), out);
+    }
+    fbxi_control_unlock(f);
+    return status;
+}
+
+int fbx_buffer_check(fbx_fabric *f, const struct fbx_buffer *buffer)
+{
+    struct fbxl_buffer *b;
+    int status = usable(f);
+    return status ? status : live(f, buffer, &b);
+}
+
+int fbx_buffer_list(fbx_fabric *f, uint32_t *cursor, struct fbx_buffer *out)
+{
+    int status = usable(f);
+    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
+    for (; !status && *cursor < high; ++*cursor)
+        if (fbx_observe(&f->buffers[*cursor].state) == FBXL_BUFFER_LIVE) {
+            describe(f, (*cursor)++, out);
+            return 0;
+        }
+    return status ? status : FBX_E_NOT_FOUND;
+}

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fabrex: a PCIe NTB memory fabric without the hardware.
+ *
+ * Conventions. Functions return 0 or a negative `enum fbx_code`; fbx_last_error() says more, per thread. Time is
+ * uint64_t picoseconds of fabric time. Sizes are bytes. A global address (`gva`) names a byte of the fabric; with
+ * FBX_BUS set it is instead an address on the calling node's own PCIe bus. Values are little-endian. A failed load also
+ * sets its result to all ones, as hardware does.
+ *
+ * A node handle may be used by several threads. Blocking calls give up after `max_wait_ns` of real time where they
+ * take it and return FBX_E_AGAIN with the operation still under way, so that a binding can look for signals.
+ */
+#ifndef FABREX_H
+#define FABREX_H
+
+#ifndef FBX_CDEF
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+#define FBX_API __attribute__((visibility("default")))
+#define FBX_VERSION "0.1.0"
+#define FBX_BUS (1ull << 63)
+#else
+#define FBX_API
+#endif
+
+#include "pcie.h"
+
+/* The one table of errors: code, name, what to do about it. Python maps each to one exception class. */
+#define FBX_ERRORS(X)                                                                                                  \
+    X(-1, LINK_DOWN, "a link on the way is down; bring it up or wait for the link event")                              \
+    X(-2, PEER_LOST, "the process that was the peer node died; attach it again")                                       \
+    X(-3, COMPLETION_TIMEOUT, "no completion came; the peer is stopped or its link is broken")                         \
+    X(-4, WAIT_TIMEOUT, "what was waited for did not happen in the time given")                                        \
+    X(-5, UNSUPPORTED, "the completer does not support this request")                                                  \
+    X(-6, ABORT, "the window or the completer does not permit this access")                                            \
+    X(-7, POISONED, "the data is marked as damaged; write it anew")                                                    \
+    X(-8, ADDRESS, "the address is in no region of the fabric or leaves its region")                                   \
+    X(-9, TOPOLOGY, "the description of the fabric is wrong")                                                          \
+    X(-10, NOT_FOUND, "no such fabric, node or name here; `fabricctl list` shows the fabrics")                          \
+    X(-11, EXISTS, "the name is taken; choose another, or end the other one first")                                     \
+    X(-12, NO_MEMORY, "too little memory; use a larger /dev/shm, a directory on disk, or smaller buffers")             \
+    X(-13, QUEUE_FULL, "the queue is full and its target does not drain it")                                           \
+    X(-14, LAYOUT, "the fabric was made by another version of fabrex; use the same one in all its processes")          \
+    X(-15, CLOSED, "the handle is closed, or belongs to the process before fork; open it anew here")                   \
+    X(-16, ALIGNMENT, "loads, stores and atomics take 1, 2, 4, 8, 16, 32 or 64 naturally aligned bytes")               \
+    X(-17, VALUE, "the value does not fit the size")                                                                   \
+    X(-18, BUSY, "another process holds on to it or is stopped in the middle of an operation; try again")             \
+    X(-19, DENIED, "the fabric belongs to another user")                                                               \
+    X(-20, WINDOW, "the device profile does not allow this window")                                                    \
+    X(-21, INVALID, "an argument is outside what is allowed")                                                          \
+    X(-22, SYSTEM, "the operating system refused")                                                                     \
+    X(-23, CORRUPT, "the segment is truncated or damaged; `fabricctl prune` removes it")                               \
+    X(-24, NO_WINDOW, "no window of this node reaches the address; program one, or use `windows: auto`")               \
+    X(-25, STALE, "the handle is of a buffer that was freed")                                                          \
+    X(-26, AGAIN, "not yet; call again")                                                                               \
+    X(-27, NAME, "names are 1 to 63 of the characters A-Z a-z 0-9 _ . - and do not begin with a dot or hyphen")
+
+enum fbx_code {
+    FBX_OK = 0,
+#define FBX_X(code, name, hint) FBX_E_##name = code,
+    FBX_ERRORS(FBX_X)
+#undef FBX_X
+};
+
+struct fbx_error {
+    int code, op, node, injected;
+    int system_errno, reserved;
+    uint64_t gva;
+    char text[256];
+};
+/* The calling thread's last failure. */
+FBX_API const struct fbx_error *fbx_last_error(void);
+/* "LINK_DOWN"; NULL for a number that is no code. */
+FBX_API const char *fbx_error_name(int code);
+FBX_API const char *fbx_error_hint(int code);
+
+typedef struct fbx_fabric fbx_fabric;
+typedef struct fbx_node fbx_node;
+
+/* ---- creating and finding fabrics ---------------------------------------------------------------------------- */
+
+enum fbx_kind { FBX_HOST = 1, FBX_ACCELERATOR = 2, FBX_MEMORY = 3, FBX_SWITCH = 4 };
+enum fbx_ordering { FBX_POSTED = 0, FBX_IMMEDIATE = 1, FBX_ADVERSARIAL = 2 };
+enum fbx_clock { FBX_REAL = 0, FBX_VIRTUAL = 1 };
+enum fbx_flags { FBX_PERSISTENT = 1, FBX_TIMING = 2, FBX_AUTO_WINDOWS = 4, FBX_STRICT = 8, FBX_NO_SERVICE = 64 };
+enum fbx_profile_id { FBX_PROFILE_FABREX, FBX_PROFILE_XEON_GEN3, FBX_PROFILE_XEON_GEN4, FBX_PROFILE_AMD,
+                      FBX_PROFILE_IDT, FBX_PROFILE_SWITCHTEC, FBX_PROFILE_EPF, FBX_PROFILES };
+
+struct fbx_config_node {
+    const char *name;
+    uint32_t kind, profile, machine, access_bytes, dma_tags;
+    uint64_t delay_ps, pio_read_ps, pio_write_ps, dma_setup_write_ps, dma_setup_read_ps;
+};
+struct fbx_config_region {
+    uint32_t node; /* regions of one node follow one another, nodes in order */
+    const char *tier;
+    uint64_t bytes, latency_ps, rate_bps;
+};
+struct fbx_config_link {
+    const char *name, *port_a, *port_b;
+    uint32_t node_a, node_b;
+    uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
+    uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
+    uint32_t posted_credits_header, posted_credits_data; /* 0: 64 headers, 1,024 units of 16 bytes */
+    uint64_t rate_bps, delay_ps;
+};
+struct fbx_config {
+    const char *name, *directory; /* directory NULL: /dev/shm */
+    uint32_t flags, ordering, clock, dilation_num, dilation_den, pad;
+    uint64_t seed;
+    uint32_t node_count, region_count, link_count, buffer_limit, name_limit, client_limit;
+    const struct fbx_config_node *nodes;
+    const struct fbx_config_region *regions;
+    const struct fbx_config_link *links;
+    const void *topology; /* kept as it is for those who open the fabric */
+    uint64_t topology_bytes;
+};
+
+FBX_API int fbx_fabric_create(const struct fbx_config *config, fbx_fabric **out);
+FBX_API int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out);
+/* Open by descriptors that another process passed: the control segment's, and one per region (-1: not reachable). */
+FBX_API int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, fbx_fabric **out);
+/* End this session: detach its nodes; an owned fabric ends with its creator's close. Memory stays mapped until free. */
+FBX_API int fbx_fabric_close(fbx_fabric *fabric);
+FBX_API void fbx_fabric_free(fbx_fabric *fabric);
+/* Take a fabric down by name. Without `force`, BUSY while anyone else is attached. */
+FBX_API int fbx_fabric_destroy(const char *directory, const char *name, int force);
+/* Remove the fabric if its life is over (owned without an owner, an earlier boot, half made). 1: removed, 0: it lives. */
+FBX_API int fbx_fabric_reclaim(const char *directory, const char *name);
+
+struct fbx_fabric_info {
+    char name[64], directory[256];
+    uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
+    uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
+    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
+    uint64_t tick_hz, tick_cost_ps, now_ps;
+};
+FBX_API int fbx_fabric_info(fbx_fabric *fabric, struct fbx_fabric_info *out);
+FBX_API int fbx_fabric_probe(const char *directory, const char *name, struct fbx_fabric_info *out);
+FBX_API const void *fbx_fabric_topology(fbx_fabric *fabric, uint64_t *bytes);
+FBX_API uint64_t fbx_fabric_now(fbx_fabric *fabric);
+/* Look for dead sessions now; returns how many were cleaned up. */
+FBX_API int fbx_fabric_reap(fbx_fabric *fabric);
+FBX_API int fbx_session_alive(fbx_fabric *fabric, uint32_t session);
+FBX_API int fbx_virtual_set(fbx_fabric *fabric, uint64_t now_ps);
+
+struct fbx_node_info {
+    char name[64];
+    uint32_t kind, profile, rank, state, incarnation, owner_pid, client_count, first_region, region_count, machine;
+    uint32_t mw_count, lut_count;
+    uint64_t posted_dropped, delivered, aer_correctable, aer_nonfatal, aer_fatal, pending;
+};
+struct fbx_region_info {
+    char tier[32];
+    uint32_t node, index;
+    uint64_t bytes, gva, bus, latency_ps, committed, allocated;
+};
+struct fbx_link_info {
+    char name[192];
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint64_t rate_bps, delay_ps;
+    uint64_t bytes[2], tlps[2], dropped[2];
+};
+FBX_API int fbx_node_find(fbx_fabric *fabric, const char *name);
+FBX_API int fbx_node_info(fbx_fabric *fabric, uint32_t node, struct fbx_node_info *out);
+FBX_API int fbx_region_info(fbx_fabric *fabric, uint32_t region, struct fbx_region_info *out);
+FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
+FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
+/* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
+FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* ---- nodes ------------------------------------------------------------------------------------------------------ */
+
+enum fbx_attach { FBX_OWNER = 0, FBX_CLIENT = 1, FBX_ANY = 2 };
+FBX_API int fbx_node_attach(fbx_fabric *fabric, const char *name, int kind, fbx_node **out);
+FBX_API int fbx_node_detach(fbx_node *node);
+FBX_API void fbx_node_free(fbx_node *node);
+FBX_API uint32_t fbx_node_index(const fbx_node *node);
+FBX_API int fbx_node_is_owner(const fbx_node *node);
+
+/* ---- windows ---------------------------------------------------------------------------------------------------- */
+
+enum fbx_perm { FBX_PERM_NONE = 0, FBX_PERM_READ = 1, FBX_PERM_WRITE = 2, FBX_PERM_RW = 3 };
+enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1 };
+struct fbx_window_info {
+    uint32_t index, peer, perm, mapping, lut, programmed;
+    uint64_t translation, bytes, bus, max_bytes, address_align, size_align, min_bytes;
+};
+FBX_API int fbx_mw_count(fbx_fabric *fabric, uint32_t node);
+FBX_API int fbx_mw_info(fbx_fabric *fabric, uint32_t node, uint32_t widx, struct fbx_window_info *out);
+/* Point outbound window `widx` of `node` at `bytes` from bus address `translation` of `peer`. */
+FBX_API int fbx_mw_set_trans(fbx_fabric *fabric, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation,
+                             uint64_t bytes, int perm, int mapping);
+/* After clear has returned nothing lands through the window any more. */
+FBX_API int fbx_mw_clear_trans(fbx_fabric *fabric, uint32_t node, uint32_t widx);
+
+/* ---- memory ----------------------------------------------------------------------------------------------------- */
+
+struct fbx_buffer {
+    char name[64];
+    uint32_t index, generation, region, node;
+    uint64_t gva, bytes, offset, instance;
+};
+FBX_API int fbx_alloc(fbx_node *node, uint32_t region, uint64_t bytes, uint64_t align, const char *name,
+                      struct fbx_buffer *out);
+FBX_API int fbx_free(fbx_fabric *fabric, const struct fbx_buffer *buffer);
+FBX_API int fbx_buffer_find(fbx_fabric *fabric, const char *name, struct fbx_buffer *out);
+FBX_API int fbx_buffer_check(fbx_fabric *fabric, const struct fbx_buffer *buffer);
+FBX_API int fbx_buffer_list(fbx_fabric *fabric, uint32_t *cursor, struct fbx_buffer *out);
+/* The bytes themselves, functional and untimed: committed, writable unless every window to them is read-only. */
+FBX_API int fbx_map(fbx_node *node, uint64_t gva, uint64_t bytes, void **out, int *writable);
+FBX_API int fbx_commit(fbx_fabric *fabric, uint64_t gva, uint64_t bytes);
+
+/* ---- names ------------------------------------------------------------------------------------------------------ */
+
+FBX_API int fbx_put(fbx_fabric *fabric, const char *key, const void *value, uint64_t bytes);
+/* `*bytes` is the room at `value` and becomes the value's size; NO_MEMORY if it does not fit. */
+FBX_API int fbx_get(fbx_fabric *fabric, const char *key, void *value, uint64_t *bytes);
+FBX_API int fbx_names_wait(fbx_fabric *fabric, uint32_t seen, uint64_t max_wait_ns);
+FBX_API uint32_t fbx_names_seen(fbx_fabric *fabric);
+/* Arrive at barrier `name`; *ticket is 0 at first. AGAIN until all `expected` ranks have arrived. */
+FBX_API int fbx_barrier(fbx_node *node, const char *name, uint32_t expected, uint64_t *ticket, uint64_t max_wait_ns);
+
+/* ---- operations ------------------------------------------------------------------------------------------------- */
+
+enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
+                   FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
+
+/* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
+struct fbx_op {
+    uint64_t gva, bytes;
+    void *buffer; /* read: destination; write, store and load of more than 8 bytes: the bytes */
+    uint64_t operand[4]; /* store: value; atomics: expected and desired, low word first; results come back in [0..1] */
+    uint16_t kind, path;
+    uint8_t tc, attr, state, poison;
+    int32_t status;
+    uint32_t requester, incarnation, injected, target;
+    uint64_t sequence, trace_id, generation;
+    uint64_t issued_ps, departs_ps, arrives_ps, completes_ps, next_ps;
+    uint64_t done; /* bytes that have moved */
+    uint64_t private_[40];
+};
+FBX_API int fbx_op_begin(fbx_node *node, struct fbx_op *op);
+FBX_API int fbx_op_advance(fbx_node *node, struct fbx_op *op);
+FBX_API int fbx_op_wait(fbx_node *node, struct fbx_op *op, uint64_t max_wait_ns);
+
+FBX_API int fbx_load(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t *value);
+FBX_API int fbx_store(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t value);
+FBX_API int fbx_load_wide(fbx_node *node, uint64_t gva, uint32_t bytes, void *out);
+FBX_API int fbx_store_wide(fbx_node *node, uint64_t gva, uint32_t bytes, const void *data);
+FBX_API int fbx_fetch_add(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old);
+FBX_API int fbx_swap_value(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old);
+FBX_API int fbx_compare_swap(fbx_node *node, uint64_t gva, uint32_t bytes, const uint64_t *expected,
+                             const uint64_t *desired, uint64_t *old);
+FBX_API int fbx_read(fbx_node *node, uint64_t gva, void *out, uint64_t bytes);
+FBX_API int fbx_write(fbx_node *node, uint64_t gva, const void *data, uint64_t bytes);
+FBX_API int fbx_gather(fbx_node *node, const uint64_t *gvas, uint64_t count, uint32_t bytes_each, void *out,
+                       uint64_t *done);
+FBX_API int fbx_scatter(fbx_node *node, const uint64_t *gvas, uint64_t count, uint32_t bytes_each, const void *values,
+                        uint64_t *done);
+FBX_API int fbx_drain(fbx_node *node);
+FBX_API int fbx_fence(fbx_node *node);
+/* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */
+FBX_API int fbx_flush(fbx_node *node, uint32_t target, uint32_t attr);
+enum fbx_compare { FBX_EQ, FBX_NE, FBX_LT, FBX_LE, FBX_GT, FBX_GE };
+/* Wait until the unsigned value at `gva` compares so; AGAIN after max_wait_ns or at fabric time deadline_ps. */
+FBX_API int fbx_wait_until(fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
+                           uint64_t deadline_ps, uint64_t max_wait_ns, uint64_t *last);
+/* Deliver what is due at this node; returns the number of writes delivered. */
+FBX_API int fbx_progress(fbx_node *node);
+
+/* What the model says an operation takes on the idle fabric: nothing is moved and nothing reserved. */
+struct fbx_estimate {
+    uint64_t departs_ps, arrives_ps, completes_ps, hops, wire_bytes;
+};
+FBX_API int fbx_estimate(fbx_node *node, int kind, uint64_t gva, uint64_t bytes, struct fbx_estimate *out);
+
+struct fbx_fidelity {
+    uint64_t count, late, failed, preempted, late_ps_total, late_ps_max, bytes;
+    uint64_t late_hist[40]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
+};
+FBX_API int fbx_fidelity(fbx_fabric *fabric, int kind, struct fbx_fidelity *out);
+/* Calibration: what one tick read costs, and what a binding adds to each call; the last wait is shortened by it. */
+FBX_API int fbx_set_binding_cost(fbx_node *node, uint64_t ps);
+
+/* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
+
+/* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */
+FBX_API int fbx_bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes,
+                      uint64_t count, uint64_t *samples_ps, uint64_t *total_ps);
+FBX_API uint64_t fbx_ticks(void);
+/* Static memory of the core: pointers to the functions that the _hot extension calls. */
+FBX_API const void *fbx_hot_table(void);
+FBX_API uint64_t fbx_layout_hash(void);
+
+#ifndef FBX_CDEF
+#ifdef __cplusplus
+}
+#endif
+#endif
+#endif

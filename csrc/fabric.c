@@ -1,0 +1,975 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The life of a fabric: made whole under a temporary name and linked into place when it is complete, so that no process
+ * ever sees half of one; opened after every word of its header has been checked; ended by its creator, by name, or by
+ * whoever finds that its life is over.
+ */
+#include "internal.h"
+#include "pcie.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DEFAULT_DIRECTORY "/dev/shm"
+#define HEAP_BYTES (1ull << 30)
+#define BUCKETS 4096u
+
+/* ---- registry, for fork ------------------------------------------------------------------------------------------- */
+
+static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
+static fbx_fabric *registry;
+
+static void before_fork(void) { pthread_mutex_lock(&registry_mutex); }
+static void after_fork_parent(void) { pthread_mutex_unlock(&registry_mutex); }
+static void after_fork_child(void)
+{
+    /* The child shares our open file description, and with it our liveness: it must not keep us alive after our death,
+     * nor may its marks land in our lanes. Its handles answer CLOSED. */
+    for (fbx_fabric *f = registry; f; f = f->next) {
+        f->forked = 1;
+        if (f->fd >= 0)
+            close(f->fd);
+        f->fd = -1;
+        f->service_running = 0;
+        pthread_mutex_init(&f->mutex, NULL);
+        for (fbx_node *n = f->node_list; n; n = n->next)
+            fbxi_node_forked(n);
+    }
+    registry = NULL;
+    pthread_mutex_init(&registry_mutex, NULL);
+}
+
+static void register_fabric(fbx_fabric *f)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    extern void fbxi_install_fork(void);
+    pthread_once(&once, fbxi_install_fork);
+    pthread_mutex_lock(&registry_mutex);
+    f->next = registry;
+    registry = f;
+    pthread_mutex_unlock(&registry_mutex);
+}
+void fbxi_install_fork(void);
+void fbxi_install_fork(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+
+static void unregister_fabric(fbx_fabric *f)
+{
+    pthread_mutex_lock(&registry_mutex);
+    for (fbx_fabric **at = &registry; *at; at = &(*at)->next)
+        if (*at == f) {
+            *at = f->next;
+            break;
+        }
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+/* ---- paths --------------------------------------------------------------------------------------------------------- */
+
+static const char *directory_or_default(const char *directory)
+{
+    return directory && directory[0] ? directory : DEFAULT_DIRECTORY;
+}
+
+static int control_path(const char *directory, const char *name, char *out, size_t room)
+{
+    if (!fbxi_name_ok(name))
+        return fbxi_fail(FBX_E_NAME, "'%.64s' is no name for a fabric", name ? name : "");
+    if (strlen(directory) > 200)
+        return fbxi_fail(FBX_E_INVALID, "the directory's name is longer than 200 bytes");
+    snprintf(out, room, "%s/fabrex@%u@%s", directory, (unsigned)getuid(), name);
+    return 0;
+}
+
+static void remove_segments(const char *directory, uint32_t uid, const char *name, uint64_t instance)
+{
+    /* By listing and not by count: what a damaged header says is not to be trusted. */
+    char prefix[200], path[PATH_MAX];
+    int length = snprintf(prefix, sizeof prefix, "fabrex@%u@%s@%016llx@r", uid, name, (unsigned long long)instance);
+    DIR *dir = opendir(directory);
+    if (!dir)
+        return;
+    for (struct dirent *entry; (entry = readdir(dir));)
+        if (!strncmp(entry->d_name, prefix, (size_t)length)) {
+            snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+            unlink(path);
+        }
+    closedir(dir);
+}
+
+static void read_id(const char *path, uint8_t out[16])
+{
+    char text[64] = "";
+    memset(out, 0, 16);
+    fbxi_read_file(path, text, sizeof text);
+    for (int i = 0, n = 0; text[i] && n < 32; i++) {
+        int digit = text[i] >= '0' && text[i] <= '9' ? text[i] - '0' : text[i] >= 'a' && text[i] <= 'f' ? text[i] - 'a' + 10 : -1;
+        if (digit >= 0) {
+            out[n / 2] = (uint8_t)(out[n / 2] << 4 | digit);
+            n++;
+        }
+    }
+}
+
+/* ---- opening ------------------------------------------------------------------------------------------------------- */
+
+static int system_code(int code_if_missing)
+{
+    return errno == ENOENT ? code_if_missing : errno == EACCES || errno == EPERM ? FBX_E_DENIED : FBX_E_SYSTEM;
+}
+
+/* Check all that is used as an index or an offset later; a peer of the same user may have scribbled over it. */
+static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
+{
+    if (h->version != FBX_LAYOUT_VERSION || h->layout_hash != fbxi_layout_hash())
+        return fbxi_fail(FBX_E_LAYOUT, "layout %u with hash %016llx here, %u with %016llx in the fabric",
+                         FBX_LAYOUT_VERSION, (unsigned long long)fbxi_layout_hash(), h->version,
+                         (unsigned long long)h->layout_hash);
+    if (h->page_bytes != (uint32_t)sysconf(_SC_PAGESIZE) || h->line_bytes != FBX_LINE)
+        return fbxi_fail(FBX_E_LAYOUT, "pages of %ld bytes here, of %u in the fabric", sysconf(_SC_PAGESIZE),
+                         h->page_bytes);
+    if (h->control_bytes > file_bytes)
+        return fbxi_fail(FBX_E_CORRUPT, "the control segment is %llu bytes long and should be %llu",
+                         (unsigned long long)file_bytes, (unsigned long long)h->control_bytes);
+    static const uint32_t strides[FBXL_TABLES] = {sizeof(struct fbxl_node), sizeof(struct fbxl_region),
+        sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
+        sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name), 4};
+    for (int i = 0; i < FBXL_TABLES; i++) {
+        const struct fbxl_table *t = &h->table[i];
+        if (t->stride != strides[i] || t->offset > h->control_bytes ||
+            (uint64_t)t->capacity * t->stride > h->control_bytes - t->offset || fbx_peek(&t->high) > t->capacity)
+            return fbxi_fail(FBX_E_CORRUPT, "table %d of the fabric is damaged", i);
+    }
+    if (h->heap_offset > h->control_bytes || h->heap_bytes > h->control_bytes - h->heap_offset ||
+        h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
+        !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
+        return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
+    return 0;
+}
+
+static int check_tables(fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < f->node_count; i++) {
+        const struct fbxl_node *n = &f->nodes[i];
+        if (!memchr(n->name, 0, sizeof n->name) || n->first_region > f->region_count ||
+            n->region_count > f->region_count - n->first_region || n->profile >= FBX_PROFILES)
+            return fbxi_fail(FBX_E_CORRUPT, "node %u of the fabric is damaged", i);
+    }
+    for (uint32_t i = 0; i < f->region_count; i++) {
+        const struct fbxl_region *r = &f->regions[i];
+        if (r->node >= f->node_count || r->bytes > 1ull << FBX_SLOT_SHIFT || r->bytes < FBX_FIXED_BYTES)
+            return fbxi_fail(FBX_E_CORRUPT, "region %u of the fabric is damaged", i);
+    }
+    for (uint32_t i = 0; i < f->link_count; i++) {
+        const struct fbxl_link *l = &f->links[i];
+        if (l->node[0] >= f->node_count || l->node[1] >= f->node_count || !memchr(l->name, 0, sizeof l->name))
+            return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
+    }
+    return 0;
+}
+
+static void locate_tables(fbx_fabric *f)
+{
+    const struct fbxl_header *h = f->header;
+    f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
+    f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
+    f->links = fbxi_at(f, h->table[FBXL_LINKS].offset);
+    f->directions = fbxi_at(f, h->table[FBXL_DIRECTIONS].offset);
+    f->sessions = fbxi_at(f, h->table[FBXL_SESSIONS].offset);
+    f->requesters = fbxi_at(f, h->table[FBXL_REQUESTERS].offset);
+    f->lanes = fbxi_at(f, h->table[FBXL_LANES].offset);
+    f->buffers = fbxi_at(f, h->table[FBXL_BUFFERS].offset);
+    f->names = fbxi_at(f, h->table[FBXL_NAMES].offset);
+    f->buckets = fbxi_at(f, h->table[FBXL_BUCKETS].offset);
+    f->node_count = h->table[FBXL_NODES].capacity;
+    f->region_count = h->table[FBXL_REGIONS].capacity;
+    f->link_count = h->table[FBXL_LINKS].capacity;
+    f->flags = h->flags;
+    f->ordering = h->ordering;
+    memcpy(f->name, h->name, sizeof f->name);
+}
+
+static fbx_fabric *fabric_new(const char *directory)
+{
+    fbx_fabric *f = calloc(1, sizeof *f);
+    if (!f)
+        return NULL;
+    f->fd = -1;
+    f->session = UINT32_MAX;
+    snprintf(f->directory, sizeof f->directory, "%s", directory);
+    pthread_mutex_init(&f->mutex, NULL);
+    return f;
+}
+
+static int fabric_ready(fbx_fabric *f)
+{
+    f->maps = calloc(f->region_count ? f->region_count : 1, sizeof *f->maps);
+    f->trees = calloc(f->node_count, sizeof *f->trees);
+    f->calendars = calloc((size_t)f->link_count * 2 + 1, sizeof *f->calendars);
+    if (!f->maps || !f->trees || !f->calendars)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    for (uint32_t i = 0; i < f->region_count; i++)
+        f->maps[i].fd = -1;
+    fbxi_clock_load(&f->clock, f->header);
+    if (!(f->flags & FBXL_EXPLICIT_FENCE) && fbxi_membarrier_register())
+        return fbxi_fail_system(FBX_E_SYSTEM, "this process may not use membarrier(2), which the fabric's creator could; "
+                                              "create the fabric with FABREX_EXPLICIT_FENCE=1");
+    return fbxi_routes_init(f);
+}
+
+void fbx_fabric_free(fbx_fabric *f)
+{
+    if (!f)
+        return;
+    if (!f->closed && !f->forked)
+        fbx_fabric_close(f);
+    unregister_fabric(f);
+    for (uint32_t i = 0; f->maps && i < f->region_count; i++) {
+        uint64_t bytes = f->regions[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
+        bits = (bits + 4095) & ~4095ull;
+        if (f->maps[i].rw)
+            munmap(f->maps[i].rw, bytes + bits);
+        if (f->maps[i].ro)
+            munmap(f->maps[i].ro, bytes + bits);
+        if (f->maps[i].fd >= 0)
+            close(f->maps[i].fd);
+    }
+    for (uint32_t i = 0; f->trees && i < f->node_count; i++)
+        free(f->trees[i]);
+    if (f->base)
+        munmap(f->base, f->mapped_bytes);
+    if (f->fd >= 0)
+        close(f->fd);
+    free(f->maps);
+    free(f->trees);
+    free(f->calendars);
+    free(f->adjacent);
+    free(f->adjacent_first);
+    pthread_mutex_destroy(&f->mutex);
+    free(f);
+}
+
+/* Map the control segment of `fd` (which f then owns) and check it. */
+static int map_control(fbx_fabric *f)
+{
+    struct stat found;
+    if (fstat(f->fd, &found))
+        return fbxi_fail_system(FBX_E_SYSTEM, "cannot look at the control segment");
+    if (found.st_uid != geteuid() && geteuid() != 0)
+        return fbxi_fail(FBX_E_DENIED, "the fabric belongs to user %u, this process to user %u", found.st_uid, geteuid());
+    if ((uint64_t)found.st_size < sizeof(struct fbxl_header))
+        return fbxi_fail(FBX_E_CORRUPT, "the control segment is %llu bytes long: no fabric", (unsigned long long)found.st_size);
+    struct fbxl_header copy;
+    if (pread(f->fd, &copy, sizeof copy, 0) != (ssize_t)sizeof copy)
+        return fbxi_fail_system(FBX_E_CORRUPT, "cannot read the control segment");
+    if (fbx_peek(&copy.magic) != FBX_MAGIC)
+        return fbxi_fail(FBX_E_CORRUPT, "the control segment does not begin like a fabric");
+    int status = check_header(&copy, (uint64_t)found.st_size);
+    if (status)
+        return status;
+    f->mapped_bytes = copy.control_bytes;
+    void *at = mmap(NULL, f->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
+    if (at == MAP_FAILED)
+        return fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map the control segment");
+    f->base = at;
+    f->header = at;
+    /* Pairs with: the publish of the magic by the creator. Breaks: a header that is not filled in. */
+    if (fbx_observe(&f->header->magic) != FBX_MAGIC || check_header(f->header, f->mapped_bytes))
+        return fbxi_fail(FBX_E_CORRUPT, "the control segment changed while it was opened");
+    locate_tables(f);
+    return check_tables(f);
+}
+
+static int open_control(const char *directory, const char *name, fbx_fabric **out)
+{
+    directory = directory_or_default(directory);
+    char path[400];
+    int status = control_path(directory, name, path, sizeof path);
+    if (status)
+        return status;
+    fbx_fabric *f = fabric_new(directory);
+    if (!f)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    f->fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (f->fd < 0)
+        status = fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "no fabric '%s' in %s", name, directory);
+    else
+        status = map_control(f);
+    if (status) {
+        f->closed = 1;
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
+static int earlier_boot(const fbx_fabric *f)
+{
+    uint8_t boot[16];
+    read_id("/proc/sys/kernel/random/boot_id", boot);
+    return memcmp(boot, f->header->boot_id, 16) != 0;
+}
+
+static int owner_alive(fbx_fabric *f)
+{
+    return fbx_observe(&f->sessions[0].incarnation) == 1 && !fbxi_session_dead(f, 0, 1);
+}
+
+static int start(fbx_fabric *f)
+{
+    int status = fabric_ready(f);
+    if (!status && f->session == UINT32_MAX)
+        status = fbxi_session_open(f);
+    if (status)
+        return status;
+    register_fabric(f);
+    return f->flags & FBX_NO_SERVICE ? 0 : fbxi_service_start(f);
+}
+
+int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    if (earlier_boot(f))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "'%s' is left from before the machine's last start", name);
+    else if (fbx_observe(&f->header->state) & FBXL_CLOSED)
+        status = fbxi_fail(FBX_E_NOT_FOUND, "'%s' is being taken down", name);
+    else if ((f->flags & FBXL_OWNED) && !owner_alive(f))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "the process that owned '%s' is gone, and the fabric with it", name);
+    else
+        status = start(f);
+    if (status) {
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
+int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, fbx_fabric **out)
+{
+    fbx_fabric *f = fabric_new("(descriptors)");
+    if (!f)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    /* A lock belongs to an open file description: ours must not be the one that the sender still uses. */
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", control_fd);
+    f->fd = open(path, O_RDWR | O_CLOEXEC);
+    int status = f->fd < 0 ? fbxi_fail_system(FBX_E_SYSTEM, "cannot open descriptor %d anew", control_fd) : map_control(f);
+    if (!status)
+        status = start(f);
+    for (uint32_t i = 0; !status && i < count && i < f->region_count; i++)
+        if (region_fds[i] >= 0)
+            f->maps[i].fd = fcntl(region_fds[i], F_DUPFD_CLOEXEC, 3);
+    if (status) {
+        if (!f->header)
+            f->closed = 1;
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
+/* ---- ending --------------------------------------------------------------------------------------------------------- */
+
+static void end_fabric(fbx_fabric *f)
+{
+    fbx_or(&f->header->state, FBXL_CLOSED);
+    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
+    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++)
+        fbx_add(&f->requesters[i].generation, 1);
+    char path[400];
+    snprintf(path, sizeof path, "%s/fabrex@%u@%s", f->directory, f->header->uid, f->name);
+    /* Only if the name still means this fabric: another may have been made since. */
+    struct stat named, ours;
+    if (!stat(path, &named) && !fstat(f->fd, &ours) && named.st_ino == ours.st_ino && named.st_dev == ours.st_dev)
+        unlink(path);
+    remove_segments(f->directory, f->header->uid, f->name, f->header->instance);
+    fbx_add(&f->header->names_changed, 1);
+    fbxi_futex_wake(&f->header->names_changed);
+}
+
+int fbxi_end_if_orphan(fbx_fabric *f);
+int fbxi_end_if_orphan(fbx_fabric *f)
+{
+    if (!(f->flags & FBXL_OWNED) || (fbx_peek(&f->header->state) & FBXL_CLOSED) || f->creator || owner_alive(f))
+        return 0;
+    end_fabric(f);
+    return 1;
+}
+
+int fbx_fabric_close(fbx_fabric *f)
+{
+    if (f->closed)
+        return 0;
+    f->closed = 1;
+    if (f->forked || !f->header)
+        return 0;
+    fbxi_service_stop(f);
+    for (fbx_node *n = f->node_list; n; n = n->next)
+        fbx_node_detach(n);
+    if (f->creator && (f->flags & FBXL_OWNED))
+        end_fabric(f);
+    fbxi_session_close(f);
+    unregister_fabric(f);
+    /* The descriptor goes now, so that a closed fabric costs none; the mappings stay for views. */
+    close(f->fd);
+    f->fd = -1;
+    return 0;
+}
+
+static int others_attached(fbx_fabric *f)
+{
+    int count = 0;
+    uint32_t high = fbx_observe(&f->header->table[FBXL_SESSIONS].high);
+    for (uint32_t i = 0; i < high; i++)
+        if (i != f->session && fbx_observe(&f->sessions[i].state) == FBXL_LIVE &&
+            !fbxi_session_dead(f, i, fbx_observe(&f->sessions[i].incarnation)))
+            count++;
+    return count;
+}
+
+int fbx_fabric_destroy(const char *directory, const char *name, int force)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    int others = others_attached(f);
+    if (others && !force && !earlier_boot(f))
+        status = fbxi_fail(FBX_E_BUSY, "%d process%s attached to '%s'", others, others == 1 ? " is" : "es are", name);
+    else
+        end_fabric(f);
+    f->closed = 1;
+    fbx_fabric_free(f);
+    return status;
+}
+
+int fbx_fabric_reclaim(const char *directory, const char *name)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status == FBX_E_CORRUPT || status == FBX_E_LAYOUT) {
+        /* Damaged: over if no living process holds any session of it. Another version's: leave it alone. */
+        char path[400];
+        directory = directory_or_default(directory);
+        if (status == FBX_E_LAYOUT || control_path(directory, name, path, sizeof path))
+            return 0;
+        int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0)
+            return 0;
+        struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1ll << 50, .l_len = 65536};
+        int held = fcntl(fd, F_OFD_GETLK, &range) || range.l_type != F_UNLCK;
+        struct fbxl_header h;
+        memset(&h, 0, sizeof h);
+        if (!held && pread(fd, &h, sizeof h, 0) >= 0) {
+            unlink(path);
+            if (fbx_peek(&h.magic) == FBX_MAGIC)
+                remove_segments(directory, (uint32_t)getuid(), name, h.instance);
+        }
+        close(fd);
+        return !held;
+    }
+    if (status)
+        return status == FBX_E_NOT_FOUND ? 0 : status;
+    int over = earlier_boot(f) || ((f->flags & FBXL_OWNED) && !owner_alive(f)) ||
+               (fbx_observe(&f->header->state) & FBXL_CLOSED);
+    if (over)
+        end_fabric(f);
+    f->closed = 1;
+    fbx_fabric_free(f);
+    return over;
+}
+
+/* ---- creating ------------------------------------------------------------------------------------------------------- */
+
+static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
+
+static int check_config(const struct fbx_config *c)
+{
+    if (!c->node_count || c->node_count > 4096 || c->region_count > 65536 || c->link_count > 16384)
+        return fbxi_fail(FBX_E_TOPOLOGY, "%u nodes, %u regions, %u links: a fabric has 1 to 4096, 0 to 65536, 0 to 16384",
+                         c->node_count, c->region_count, c->link_count);
+    for (uint32_t i = 0; i < c->node_count; i++)
+        if (!fbxi_name_ok(c->nodes[i].name) || c->nodes[i].kind < FBX_HOST || c->nodes[i].kind > FBX_SWITCH ||
+            c->nodes[i].profile >= FBX_PROFILES)
+            return fbxi_fail(FBX_E_TOPOLOGY, "node %u ('%.64s') has a bad name, kind or profile", i,
+                             c->nodes[i].name ? c->nodes[i].name : "");
+    for (uint32_t i = 0; i < c->region_count; i++) {
+        const struct fbx_config_region *r = &c->regions[i];
+        if (r->node >= c->node_count || (i && r->node < c->regions[i - 1].node) || !r->tier ||
+            strlen(r->tier) >= FBX_TIER_BYTES)
+            return fbxi_fail(FBX_E_TOPOLOGY, "region %u has a bad node or tier", i);
+        if (r->bytes < 2 * FBX_FIXED_BYTES || r->bytes > 1ull << FBX_SLOT_SHIFT || r->bytes % 4096)
+            return fbxi_fail(FBX_E_TOPOLOGY, "%s of %s has %llu bytes; allowed are multiples of 4 KiB from 128 KiB to 1 TiB",
+                             r->tier, c->nodes[r->node].name, (unsigned long long)r->bytes);
+    }
+    for (uint32_t i = 0; i < c->link_count; i++) {
+        const struct fbx_config_link *l = &c->links[i];
+        struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
+        if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
+            strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
+            return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
+        if (l->kind == 0 ? fbx_pcie_check(&p) : (l->kind != 1 || !l->rate_bps || l->mtu < 64))
+            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has parameters that no link has", l->name);
+        if (l->delay_ps > 1000000000000ull)
+            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has a delay above one second", l->name);
+    }
+    return 0;
+}
+
+static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c, const struct fbx_config_link *l,
+                           uint32_t to)
+{
+    struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
+    d->ps_per_byte_q24 = l->kind ? fbx_ethernet_ps_per_byte(l->rate_bps) : fbx_pcie_ps_per_byte(&p);
+    d->mps = l->kind ? l->mtu : l->mps;
+    d->to_node = to;
+    d->delay_ps = l->delay_ps + (c->nodes[to].kind == FBX_SWITCH ? c->nodes[to].delay_ps : 0);
+    d->tlp_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, d->mps + 24u);
+    /* A slot holds some full packets: see timing.c. */
+    d->slot_shift = 14;
+    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 4 * d->tlp_ps)
+        d->slot_shift++;
+    uint64_t headers = l->posted_credits_header ? l->posted_credits_header : 64;
+    uint64_t data = l->posted_credits_data ? l->posted_credits_data : 1024;
+    uint64_t bytes = headers * (d->mps + 24u) < data * 16 ? headers * (d->mps + 24u) : data * 16;
+    d->credit_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
+}
+
+static int fill(fbx_fabric *f, const struct fbx_config *c)
+{
+    uint32_t region = 0, rank = 0;
+    for (uint32_t i = 0; i < c->node_count; i++) {
+        const struct fbx_config_node *from = &c->nodes[i];
+        struct fbxl_node *n = &f->nodes[i];
+        snprintf(n->name, sizeof n->name, "%s", from->name);
+        n->kind = from->kind;
+        n->profile = from->profile;
+        n->machine = from->machine;
+        n->rank = from->kind == FBX_HOST || from->kind == FBX_ACCELERATOR ? rank++ : UINT32_MAX;
+        n->delay_ps = from->delay_ps;
+        n->access_bytes = from->access_bytes ? from->access_bytes : 8;
+        n->tags = from->dma_tags ? from->dma_tags : 32;
+        n->pio_read_ps = from->pio_read_ps;
+        n->pio_write_ps = from->pio_write_ps;
+        n->dma_setup_read_ps = from->dma_setup_read_ps;
+        n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->first_region = region;
+        for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
+            const struct fbx_config_region *r = &c->regions[region];
+            struct fbxl_region *to = &f->regions[region];
+            snprintf(to->tier, sizeof to->tier, "%s", r->tier);
+            to->node = i;
+            to->index = index;
+            to->bytes = r->bytes;
+            to->bus = (uint64_t)index << FBX_SLOT_SHIFT;
+            to->latency_ps = r->latency_ps;
+            to->ps_per_byte_q24 = r->rate_bps ? fbx_ethernet_ps_per_byte(r->rate_bps) : 0;
+        }
+        n->region_count = region - n->first_region;
+        int status = fbxi_profile_windows(c, i, c->region_count, &n->mw_count, &n->lut_count, &n->mw_max_bytes);
+        if (status)
+            return status;
+    }
+    for (uint32_t i = 0; i < c->link_count; i++) {
+        const struct fbx_config_link *from = &c->links[i];
+        struct fbxl_link *l = &f->links[i];
+        struct fbx_pcie_link p = {from->gen, from->lanes, from->mps, from->mrrs, from->rcb};
+        snprintf(l->name, sizeof l->name, "%s", from->name);
+        l->node[0] = from->node_a;
+        l->node[1] = from->node_b;
+        snprintf(l->port[0], FBX_PORT_BYTES, "%s", from->port_a ? from->port_a : "");
+        snprintf(l->port[1], FBX_PORT_BYTES, "%s", from->port_b ? from->port_b : "");
+        l->kind = from->kind;
+        l->gen = from->gen;
+        l->lanes = from->lanes;
+        l->mps = from->mps;
+        l->mrrs = from->mrrs;
+        l->rcb = from->rcb;
+        l->mtu = from->mtu;
+        l->overhead_bytes = from->overhead_bytes;
+        l->rate_bps = from->kind ? from->rate_bps : fbx_pcie_tlp_bps(&p);
+        l->delay_ps = from->delay_ps;
+        l->home = from->home;
+        fill_direction(&f->directions[2 * i], c, from, from->node_b);
+        fill_direction(&f->directions[2 * i + 1], c, from, from->node_a);
+    }
+    return 0;
+}
+
+static int make_regions(fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < f->region_count; i++) {
+        char path[400];
+        uint64_t bytes = f->regions[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
+        snprintf(path, sizeof path, "%s/fabrex@%u@%s@%016llx@r%u", f->directory, f->header->uid, f->name,
+                 (unsigned long long)f->header->instance, i);
+        int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0)
+            return fbxi_fail_system(FBX_E_SYSTEM, "cannot make a region's file in %s", f->directory);
+        int failed = ftruncate(fd, (off_t)(bytes + align_up(bits, 4096)));
+        int system = errno;
+        close(fd);
+        errno = system;
+        if (failed)
+            return fbxi_fail_system(FBX_E_NO_MEMORY, "%s does not hold sparse files of %llu bytes", f->directory,
+                                    (unsigned long long)bytes);
+    }
+    return 0;
+}
+
+int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
+{
+    const char *directory = directory_or_default(c->directory);
+    char path[400], temporary[480];
+    int status = control_path(directory, c->name, path, sizeof path);
+    if (!status)
+        status = check_config(c);
+    if (status)
+        return status;
+    struct stat there;
+    if (!stat(path, &there) && fbx_fabric_reclaim(directory, c->name) == 0 && !stat(path, &there))
+        return fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name);
+    uint64_t instance = 0;
+    while (!instance)
+        if (getrandom(&instance, sizeof instance, 0) != sizeof instance)
+            return fbxi_fail_system(FBX_E_SYSTEM, "no random numbers");
+
+    fbx_fabric *f = fabric_new(directory);
+    if (!f)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    f->creator = 1;
+    snprintf(temporary, sizeof temporary, "%s/fabrex@%u@%s@%016llx@new", directory, (unsigned)getuid(), c->name,
+             (unsigned long long)instance);
+    f->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (f->fd < 0) {
+        status = fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "cannot make a file in %s", directory);
+        f->closed = 1;
+        fbx_fabric_free(f);
+        return status;
+    }
+
+    /* Where everything goes. */
+    struct fbxl_header layout;
+    memset(&layout, 0, sizeof layout);
+    const uint32_t clients = c->client_limit ? c->client_limit : 1024, sessions = c->node_count + clients;
+    const struct { uint32_t stride, capacity, eager; } tables[FBXL_TABLES] = {
+        [FBXL_NODES] = {sizeof(struct fbxl_node), c->node_count, 1},
+        [FBXL_REGIONS] = {sizeof(struct fbxl_region), c->region_count, 1},
+        [FBXL_LINKS] = {sizeof(struct fbxl_link), c->link_count, 1},
+        [FBXL_DIRECTIONS] = {sizeof(struct fbxl_direction), c->link_count * 2, 1},
+        [FBXL_BUCKETS] = {4, BUCKETS, 1},
+        [FBXL_SESSIONS] = {sizeof(struct fbxl_session), sessions < 65000 ? sessions : 65000, 0},
+        [FBXL_REQUESTERS] = {sizeof(struct fbxl_requester), sessions < 65000 ? sessions : 65000, 0},
+        [FBXL_LANES] = {sizeof(struct fbxl_lane), sessions * 4, 0},
+        [FBXL_BUFFERS] = {sizeof(struct fbxl_buffer), c->buffer_limit ? c->buffer_limit : 1u << 18, 0},
+        [FBXL_NAMES] = {sizeof(struct fbxl_name), c->name_limit ? c->name_limit : 1u << 17, 0},
+    };
+    static const int order[FBXL_TABLES] = {FBXL_NODES, FBXL_REGIONS, FBXL_LINKS, FBXL_DIRECTIONS, FBXL_BUCKETS,
+        FBXL_SESSIONS, FBXL_REQUESTERS, FBXL_LANES, FBXL_BUFFERS, FBXL_NAMES};
+    uint64_t at = 4096, eager_end = 0;
+    for (int k = 0; k < FBXL_TABLES; k++) {
+        int i = order[k];
+        layout.table[i].offset = at;
+        layout.table[i].stride = tables[i].stride;
+        layout.table[i].capacity = tables[i].capacity;
+        fbx_poke(&layout.table[i].high, tables[i].eager ? tables[i].capacity : 0);
+        at += (uint64_t)tables[i].stride * tables[i].capacity;
+        if (i == FBXL_BUCKETS) {
+            layout.topology_offset = align_up(at, 64);
+            layout.topology_bytes = c->topology_bytes;
+            at = layout.topology_offset + c->topology_bytes;
+            eager_end = at;
+        }
+        at = align_up(at, i == FBXL_NODES ? 64 : 4096);
+    }
+    layout.heap_offset = align_up(at, 4096);
+    layout.heap_bytes = HEAP_BYTES;
+    layout.control_bytes = layout.heap_offset + layout.heap_bytes;
+
+    layout.version = FBX_LAYOUT_VERSION;
+    layout.header_bytes = sizeof layout;
+    layout.layout_hash = fbxi_layout_hash();
+    layout.page_bytes = (uint32_t)sysconf(_SC_PAGESIZE);
+    layout.line_bytes = FBX_LINE;
+    layout.instance = instance;
+    layout.uid = (uint32_t)getuid();
+    layout.creator_pid = (uint32_t)getpid();
+    layout.creator_start = fbxi_process_start(layout.creator_pid);
+    read_id("/proc/sys/kernel/random/boot_id", layout.boot_id);
+    read_id("/etc/machine-id", layout.machine_id);
+    layout.flags = (c->flags & FBX_PERSISTENT ? 0 : FBXL_OWNED) | (c->flags & FBX_TIMING ? FBXL_TIMING : 0) |
+                   (c->flags & FBX_AUTO_WINDOWS ? FBXL_AUTO_WINDOWS : 0) | (c->flags & FBX_STRICT ? FBXL_STRICT : 0) |
+                   (c->flags & FBX_NO_SERVICE);
+    const char *fence = getenv("FABREX_EXPLICIT_FENCE");
+    if ((fence && fence[0] == '1') || fbxi_membarrier_register())
+        layout.flags |= FBXL_EXPLICIT_FENCE;
+    layout.ordering = c->ordering;
+    layout.seed = c->seed;
+    struct timespec wall;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    layout.created_unix_ns = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec;
+    snprintf(layout.name, sizeof layout.name, "%s", c->name);
+    status = fbxi_clock_measure(&layout, c->clock, c->dilation_num ? c->dilation_num : 1,
+                                c->dilation_den ? c->dilation_den : 1);
+    if (status)
+        goto fail;
+
+    f->mapped_bytes = layout.control_bytes;
+    if (ftruncate(f->fd, (off_t)layout.control_bytes)) {
+        status = fbxi_fail_system(FBX_E_NO_MEMORY, "%s does not hold sparse files of %llu bytes", directory,
+                                  (unsigned long long)layout.control_bytes);
+        goto fail;
+    }
+    if ((status = fbxi_commit_control(f, 0, eager_end)))
+        goto fail;
+    void *map = mmap(NULL, f->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
+    if (map == MAP_FAILED) {
+        status = fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map the control segment");
+        goto fail;
+    }
+    f->base = map;
+    f->header = map;
+    memcpy(map, &layout, sizeof layout);
+    if (c->topology_bytes)
+        memcpy(fbxi_at(f, layout.topology_offset), c->topology, c->topology_bytes);
+    locate_tables(f);
+    if ((status = fill(f, c)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
+        goto fail;
+    /* Everything is there. Pairs with: the first look at the magic in map_control(). */
+    fbx_publish(&f->header->magic, FBX_MAGIC);
+    if (link(temporary, path)) {
+        status = errno == EEXIST ? fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name)
+                                 : fbxi_fail_system(FBX_E_SYSTEM, "cannot name the fabric '%s'", c->name);
+        goto fail;
+    }
+    unlink(temporary);
+    if ((status = start(f)))
+        goto fail_named;
+    *out = f;
+    return 0;
+
+fail_named:
+    unlink(path);
+fail:
+    unlink(temporary);
+    remove_segments(directory, (uint32_t)getuid(), c->name, instance);
+    f->closed = 1;
+    fbx_fabric_free(f);
+    return status;
+}
+
+/* ---- looking -------------------------------------------------------------------------------------------------------- */
+
+static void info(fbx_fabric *f, struct fbx_fabric_info *out)
+{
+    struct fbxl_header *h = f->header;
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, h->name, sizeof out->name);
+    snprintf(out->directory, sizeof out->directory, "%s", f->directory);
+    out->instance = h->instance;
+    out->control_bytes = h->control_bytes;
+    for (uint32_t i = 0; i < f->region_count; i++) {
+        out->memory_bytes += f->regions[i].bytes;
+        out->committed_bytes += fbx_peek(&f->regions[i].committed);
+    }
+    out->created_unix_ns = h->created_unix_ns;
+    out->seed = h->seed;
+    out->node_count = f->node_count;
+    out->region_count = f->region_count;
+    out->link_count = f->link_count;
+    for (uint32_t i = 0; i < fbx_observe(&h->table[FBXL_SESSIONS].high) && i < h->table[FBXL_SESSIONS].capacity; i++)
+        out->session_count += fbx_observe(&f->sessions[i].state) == FBXL_LIVE && fbx_session_alive(f, i);
+    for (uint32_t i = 0; i < fbx_observe(&h->table[FBXL_REQUESTERS].high) && i < h->table[FBXL_REQUESTERS].capacity; i++)
+        out->requester_count += fbx_observe(&f->requesters[i].state) == FBXL_LIVE;
+    for (uint32_t i = 0; i < f->node_count; i++)
+        out->queue_count += fbx_peek(&f->nodes[i].queue_count);
+    out->uid = h->uid;
+    out->creator_pid = h->creator_pid;
+    out->flags = (h->flags & FBXL_OWNED ? 0 : FBX_PERSISTENT) | (h->flags & FBXL_TIMING ? FBX_TIMING : 0) |
+                 (h->flags & FBXL_AUTO_WINDOWS ? FBX_AUTO_WINDOWS : 0) | (h->flags & FBXL_STRICT ? FBX_STRICT : 0);
+    out->ordering = h->ordering;
+    out->clock = h->clock_kind;
+    out->owner_alive = (uint32_t)owner_alive(f);
+    out->closed = (fbx_observe(&h->state) & FBXL_CLOSED) != 0 || earlier_boot(f);
+    out->corrupt_resets = fbx_peek(&h->corrupt_resets);
+    out->takeovers = fbx_peek(&h->takeovers);
+    out->reservations_clamped = fbx_peek(&h->reservations_clamped);
+    out->sessions_reaped = fbx_peek(&h->sessions_reaped);
+    out->control_epoch = fbx_peek(&h->control_epoch);
+    out->tick_hz = h->tick_hz;
+    out->tick_cost_ps = h->tick_cost_ps;
+    out->now_ps = f->clock.ps_per_tick_q32 ? fbxi_now(&f->clock) : 0;
+}
+
+int fbx_fabric_info(fbx_fabric *f, struct fbx_fabric_info *out)
+{
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    info(f, out);
+    return 0;
+}
+
+int fbx_fabric_probe(const char *directory, const char *name, struct fbx_fabric_info *out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    fbxi_clock_load(&f->clock, f->header);
+    info(f, out);
+    f->closed = 1;
+    fbx_fabric_free(f);
+    return 0;
+}
+
+const void *fbx_fabric_topology(fbx_fabric *f, uint64_t *bytes)
+{
+    *bytes = f->header->topology_bytes;
+    return fbxi_at(f, f->header->topology_offset);
+}
+
+uint64_t fbx_fabric_now(fbx_fabric *f) { return fbxi_now(&f->clock); }
+
+int fbx_virtual_set(fbx_fabric *f, uint64_t now_ps)
+{
+    if (f->clock.kind != FBX_VIRTUAL)
+        return fbxi_fail(FBX_E_INVALID, "the fabric's clock is not virtual");
+    f->clock.virtual_ps = now_ps;
+    return 0;
+}
+
+uint64_t fbx_layout_hash(void) { return fbxi_layout_hash(); }
+
+int fbx_node_find(fbx_fabric *f, const char *name)
+{
+    for (uint32_t i = 0; i < f->node_count; i++)
+        if (!strcmp(f->nodes[i].name, name))
+            return (int)i;
+    return fbxi_fail(FBX_E_NOT_FOUND, "no node '%.64s' in fabric '%s'", name, f->name);
+}
+
+int fbx_link_find(fbx_fabric *f, const char *name)
+{
+    for (uint32_t i = 0; i < f->link_count; i++)
+        if (!strcmp(f->links[i].name, name))
+            return (int)i;
+    return fbxi_fail(FBX_E_NOT_FOUND, "no link '%.160s' in fabric '%s'", name, f->name);
+}
+
+int fbx_node_info(fbx_fabric *f, uint32_t node, struct fbx_node_info *out)
+{
+    if (node >= f->node_count)
+        return fbxi_fail(FBX_E_NOT_FOUND, "no node %u", node);
+    struct fbxl_node *n = &f->nodes[node];
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, n->name, sizeof out->name);
+    out->kind = n->kind;
+    out->profile = n->profile;
+    out->rank = n->rank;
+    out->state = fbx_observe(&n->state);
+    out->incarnation = fbx_peek(&n->incarnation);
+    out->machine = n->machine;
+    out->first_region = n->first_region;
+    out->region_count = n->region_count;
+    out->mw_count = n->mw_count;
+    out->lut_count = n->lut_count;
+    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high), owner = fbx_observe(&n->owner);
+    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++) {
+        if (fbx_observe(&f->requesters[i].state) != FBXL_LIVE || f->requesters[i].node != node)
+            continue;
+        uint32_t session = fbx_observe(&f->requesters[i].session) - 1;
+        if (i + 1 == owner && session < f->header->table[FBXL_SESSIONS].capacity)
+            out->owner_pid = f->sessions[session].pid;
+        else
+            out->client_count++;
+    }
+    out->posted_dropped = fbx_peek(&n->posted_dropped);
+    out->delivered = fbx_peek(&n->delivered);
+    out->aer_correctable = fbx_peek(&n->aer_correctable);
+    out->aer_nonfatal = fbx_peek(&n->aer_nonfatal);
+    out->aer_fatal = fbx_peek(&n->aer_fatal);
+    out->pending = fbx_peek(&n->pending);
+    return 0;
+}
+
+int fbx_region_info(fbx_fabric *f, uint32_t region, struct fbx_region_info *out)
+{
+    if (region >= f->region_count)
+        return fbxi_fail(FBX_E_NOT_FOUND, "no region %u", region);
+    struct fbxl_region *r = &f->regions[region];
+    memset(out, 0, sizeof *out);
+    memcpy(out->tier, r->tier, sizeof out->tier);
+    out->node = r->node;
+    out->index = r->index;
+    out->bytes = r->bytes;
+    out->gva = (uint64_t)(region + 1) << FBX_SLOT_SHIFT;
+    out->bus = r->bus;
+    out->latency_ps = r->latency_ps;
+    out->committed = fbx_peek(&r->committed);
+    out->allocated = fbx_peek(&r->allocated);
+    return 0;
+}
+
+int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
+{
+    if (link >= f->link_count)
+        return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
+    struct fbxl_link *l = &f->links[link];
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, l->name, sizeof out->name);
+    memcpy(out->node, l->node, sizeof out->node);
+    out->kind = l->kind;
+    out->gen = l->gen;
+    out->lanes = l->lanes;
+    out->mps = l->mps;
+    out->mrrs = l->mrrs;
+    out->rcb = l->rcb;
+    out->up = fbx_observe(&l->state) == 0;
+    out->rate_bps = l->rate_bps;
+    out->delay_ps = l->delay_ps;
+    for (int d = 0; d < 2; d++) {
+        out->bytes[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].bytes);
+        out->tlps[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].tlps);
+        out->dropped[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].dropped);
+    }
+    return 0;
+}
+
+int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
+{
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (link >= f->link_count)
+        return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
+    struct fbxl_link *l = &f->links[link];
+    int status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    if ((fbx_observe(&l->state) == 0) != !!up) {
+        if (!up)
+            fbx_poke(&l->down_at_ps, fbxi_now(&f->clock));
+        /* Pairs with: fbx_observe(&link->state) in resolve(). Breaks: a route over a dead link. */
+        fbx_publish(&l->state, up ? 0 : 1);
+        fbx_add(&l->generation, 1);
+        status = fbxi_invalidate_dependents(f, link);
+        if (!up)
+            fbxi_drop_undelivered(f, link);
+    }
+    fbxi_control_unlock(f);
+    return status;
+}

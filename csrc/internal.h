@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What one process keeps of a fabric: mappings, caches, handles. Shared words are in layout.h; this is private memory.
+ */
+#ifndef FBX_INTERNAL_H
+#define FBX_INTERNAL_H
+
+#include "error.h"
+#include "fabrex.h"
+#include "layout.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+#define FBX_MAX_HOPS 24u
+#define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
+#define FBX_STALL_NS 1000000000ull /* how long to wait for another process that holds something we need */
+
+struct fbxi_clock {
+    uint32_t kind, source;
+    uint64_t epoch, ps_per_tick_q32, ticks_per_ps_q64, tick_cost_ps;
+    uint64_t virtual_ps;
+};
+
+struct fbxi_region_map { /* mapped on first use; both views of the same pages */
+    uint8_t *rw, *ro;
+    uint8_t *bits; /* commit bitmap, behind the data */
+    int fd; /* -1, or passed by another process */
+};
+
+struct fbxi_route {
+    uint32_t target, hops, mps, mrrs, rcb;
+    uint64_t fixed_ps; /* delays of the way, one direction */
+    struct fbxl_queue *queue; /* towards the target; NULL until the first posted write */
+    struct fbxi_hop {
+        struct fbxl_direction *out, *back;
+        fbx_au64 *out_calendar, *back_calendar;
+        uint32_t ethernet, mtu, overhead, direction;
+    } hop[FBX_MAX_HOPS];
+};
+
+/* What a requester may do with one region, resolved. Only the handle's home thread keeps these; other threads resolve
+ * each time, so that nobody reads a half-filled one. */
+struct fbxi_xl {
+    uint64_t generation; /* of the requester when it was resolved; 0: never */
+    uint64_t lo, hi; /* offsets of the region that the window reaches */
+    uint32_t perm, mapping, target, region;
+    int32_t status; /* 0, or why nothing passes: LINK_DOWN, PEER_LOST */
+    uint32_t pad;
+    uint64_t shortened; /* how far the short way reaches */
+    uint8_t *base; /* the region's first byte */
+    struct fbxi_route *route; /* NULL: local */
+};
+
+/* The hot part of it: 32 bytes, two a line. A span of 0 sends the access down the long way. */
+struct fbxi_tlb {
+    uint8_t *base;
+    uint64_t lo, load_span, store_span;
+};
+
+struct fbx_node {
+    /* what the fast path reads, in two lines */
+    const void *home; /* thread whose lane this is */
+    fbx_au32 *lane;
+    fbx_au64 *generation;
+    uint64_t generation_seen;
+    struct fbxi_tlb *tlb;
+    uint64_t tlb_count;
+    fbx_au64 *pending;
+    uint32_t explicit_fence, closed;
+    /* May accesses take the short way: 0 no, 1 all, 2 those to our own memory. Without injected time all; with time and
+     * immediate visibility local ones; with posted writes under way each access delivers first. */
+    uint32_t may_shorten;
+
+    fbx_fabric *fabric;
+    uint32_t index, requester, kind, incarnation;
+    struct fbxl_node *shared;
+    struct fbxl_requester *slot;
+    struct fbxl_stats *stats;
+    struct fbxi_xl *xl;
+    struct fbxi_route **routes; /* by target node */
+    fbx_au64 *dependencies;
+    uint64_t sequence, fence_floor, binding_ps;
+    uint64_t dropped, dropped_checked; /* posted writes of this handle that vanished */
+    uint32_t used_targets_count;
+    uint32_t *used_targets; /* nodes that this handle wrote to since it was opened */
+    uint8_t *used_target;
+    pthread_mutex_t mutex; /* long way: translation, routes, extra lanes */
+    struct fbxi_extra_lane {
+        struct fbxi_extra_lane *next;
+        const void *thread;
+        fbx_au32 *lane;
+    } *extra;
+    struct fbx_node *next;
+    fbx_au32 forked_lane; /* where marks go in a child that inherited the handle */
+};
+
+struct fbx_fabric {
+    uint8_t *base;
+    struct fbxl_header *header;
+    struct fbxl_node *nodes;
+    struct fbxl_region *regions;
+    struct fbxl_link *links;
+    struct fbxl_direction *directions;
+    struct fbxl_session *sessions;
+    struct fbxl_requester *requesters;
+    struct fbxl_lane *lanes;
+    struct fbxl_buffer *buffers;
+    struct fbxl_name *names;
+    fbx_au32 *buckets;
+    uint64_t mapped_bytes;
+    int fd;
+    uint32_t session, session_incarnation;
+    uint64_t identity; /* our name in locks */
+    uint32_t node_count, region_count, link_count;
+    uint32_t flags, ordering, closed, creator, forked;
+    struct fbxi_clock clock;
+    struct fbxi_region_map *maps;
+    uint32_t **trees; /* by source node: the direction by which each node is reached */
+    uint32_t *adjacent_first, *adjacent;
+    fbx_au64 **calendars; /* by direction */
+    fbx_node *node_list;
+    pthread_mutex_t mutex; /* everything above that is filled on first use */
+    pthread_t service;
+    uint32_t service_running;
+    fbx_au32 service_stop, service_wake;
+    uint32_t *node_sessions; /* scratch of the reaper */
+    char directory[256], name[FBX_NAME_BYTES];
+    struct fbx_fabric *next; /* registry of the process, for fork */
+};
+
+static inline void *fbxi_at(const fbx_fabric *f, uint64_t offset) { return f->base + offset; }
+
+/* ---- clock.c ---------------------------------------------------------------------------------------------------- */
+int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, uint32_t den);
+void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header);
+uint64_t fbxi_ticks(uint32_t source);
+uint64_t fbxi_monotonic_ns(void);
+static inline uint64_t fbxi_ticks_now(const struct fbxi_clock *clock)
+{
+#if defined(__x86_64__)
+    if (__builtin_expect(clock->source == 1, 1))
+        return __builtin_ia32_rdtsc();
+#endif
+    return fbxi_ticks(clock->source);
+}
+static inline uint64_t fbxi_now(const struct fbxi_clock *clock)
+{
+    if (__builtin_expect(clock->kind != FBX_REAL, 0))
+        return clock->virtual_ps;
+    return (uint64_t)(((unsigned __int128)(fbxi_ticks_now(clock) - clock->epoch) * clock->ps_per_tick_q32) >> 32);
+}
+static inline uint64_t fbxi_ticks_to_ps(const struct fbxi_clock *clock, uint64_t ticks)
+{
+    return (uint64_t)(((unsigned __int128)(ticks - clock->epoch) * clock->ps_per_tick_q32) >> 32);
+}
+/* Wait for fabric time `deadline_ps`, but at most max_wait_ns of real time: 0 reached, AGAIN not. `*jumped` counts
+ * gaps in the spin that show that the processor was taken away; `*reached_ticks` is the counter at the end. */
+int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t *jumped,
+              uint64_t *reached_ticks);
+
+/* ---- segment.c: files, mappings, commitment ------------------------------------------------------------------- */
+int fbxi_commit_control(fbx_fabric *f, uint64_t offset, uint64_t bytes);
+int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset); /* control lock held; zeroed; by power of two */
+void fbxi_heap_free(fbx_fabric *f, uint64_t offset, uint64_t bytes);
+int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out);
+int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
+/* First uncommitted or committed boundary: true if [offset, offset+bytes) is committed whole. */
+int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
+int fbxi_table_take(fbx_fabric *f, int table, uint32_t index); /* commit an entry before its first use */
+int fbxi_name_ok(const char *name);
+int fbxi_read_file(const char *path, char *out, size_t room);
+uint64_t fbxi_process_start(uint32_t pid);
+
+/* ---- lock.c ------------------------------------------------------------------------------------------------------ */
+int fbxi_session_dead(fbx_fabric *f, uint32_t session, uint32_t incarnation);
+int fbxi_session_open(fbx_fabric *f);
+void fbxi_session_close(fbx_fabric *f);
+/* 0 taken, 1 taken from a dead holder (repair what it was at), BUSY after timeout_ns. */
+int fbxi_lock(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns);
+int fbxi_trylock(fbx_fabric *f, struct fbxl_lock *lock);
+void fbxi_unlock(fbx_fabric *f, struct fbxl_lock *lock);
+int fbxi_control_lock(fbx_fabric *f);
+void fbxi_control_unlock(fbx_fabric *f);
+int fbxi_reap(fbx_fabric *f);
+int fbxi_membarrier_register(void);
+void fbxi_membarrier(const fbx_fabric *f);
+void fbxi_futex_wait(fbx_au32 *word, uint32_t seen, uint64_t ns);
+void fbxi_futex_wake(fbx_au32 *word);
+
+/* ---- generations (lock.c): who changes something that routes were cached from ---------------------------------- */
+/* Bump the requesters whose cached routes depend on it, wait until older marks have cleared. BUSY: one is stopped. */
+int fbxi_invalidate_node_routes(fbx_fabric *f, uint32_t node); /* requesters of that node */
+int fbxi_invalidate_dependents(fbx_fabric *f, uint32_t bit); /* requesters with that dependency bit */
+
+/* ---- window.c ---------------------------------------------------------------------------------------------------- */
+struct fbxi_target {
+    uint32_t region, target, perm, mapping, window;
+    uint64_t offset, lo, hi;
+};
+int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out);
+int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_t regions, uint32_t *direct,
+                         uint32_t *lut, uint64_t *max_bytes);
+
+/* ---- route.c ------------------------------------------------------------------------------------------------------ */
+int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
+int fbxi_routes_init(fbx_fabric *f);
+
+/* ---- posted.c ----------------------------------------------------------------------------------------------------- */
+int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc, struct fbxl_queue **out);
+struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc);
+struct fbxi_post {
+    uint32_t region, bytes, kind, flags, requester;
+    uint64_t offset, arrives_ps, sequence;
+    const void *payload;
+};
+int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
+/* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
+int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
+void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes, uint8_t *out, uint64_t until_ps);
+uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
+/* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
+void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);
+
+/* ---- node.c -------------------------------------------------------------------------------------------------------- */
+fbx_au32 *fbxi_lane(fbx_node *n);
+void fbxi_node_forked(fbx_node *n);
+uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs beside its wait, ps */
+
+/* ---- service.c ----------------------------------------------------------------------------------------------------- */
+int fbxi_service_start(fbx_fabric *f);
+void fbxi_service_stop(fbx_fabric *f);
+
+static inline const void *fbxi_thread(void)
+{
+    return __builtin_thread_pointer();
+}
+
+#endif

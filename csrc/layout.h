@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The bytes of a fabric's control segment. Every process of the fabric, whatever it was compiled with, agrees on them
+ * or refuses to attach (layout hash). Fixed-width integers and offsets from the segment's base only; no pointers.
+ * Who writes a line stands beside it. Nothing here has behaviour.
+ *
+ *   header | node[] | region[] | link[] | direction[] | session[] | requester[] | lane[] | buffer[] | name[] | heap
+ *
+ * Tables are sparse. An entry is committed (fallocate) before its first use, and `high` says below which index entries
+ * may be touched; so a full /dev/shm is an error code and not a bus error.
+ */
+#ifndef FBX_LAYOUT_H
+#define FBX_LAYOUT_H
+
+#include "atomics.h"
+
+#define FBX_MAGIC 0x3142465845524246ull /* "FBREXFB1" */
+#define FBX_LAYOUT_VERSION 1u
+#define FBX_LINE 64u
+#define FBX_NAME_BYTES 64u /* with the terminating NUL */
+#define FBX_TIER_BYTES 32u
+#define FBX_PORT_BYTES 32u
+
+#define FBX_SLOT_SHIFT 40u /* a region's range of global addresses: one slot of 1 TiB, slot 0 stays empty */
+#define FBX_SLOT_MASK ((1ull << FBX_SLOT_SHIFT) - 1)
+#define FBX_COMMIT_SHIFT 16u /* memory is committed in pieces of 64 KiB */
+#define FBX_COMMIT_BYTES (1ull << FBX_COMMIT_SHIFT)
+#define FBX_FIXED_BYTES 65536u /* start of each region that alloc never hands out */
+#define FBX_BITS_PAGE (1ull << 31) /* region bytes that one 4 KiB page of its commit bitmap covers */
+#define FBX_TOP_WORDS 8u /* 512 bitmap pages: regions of up to 1 TiB */
+#define FBX_BAR_BASE (1ull << 62) /* bus address of the first window of a node */
+
+#define FBX_CAL_SLOTS 1024u /* slots in a link's calendar of reservations */
+
+/* A lock that names its holder: session index + 1 in the low 16 bits, that session's incarnation above. See lock.c. */
+struct fbxl_lock {
+    fbx_au64 holder;
+    fbx_au32 waiters; /* futex word of those who sleep */
+    fbx_au32 takeovers; /* times the lock was taken from a dead holder */
+};
+
+struct fbxl_table {
+    uint64_t offset;
+    uint32_t stride, capacity;
+    fbx_au32 high; /* entries below may be touched; grows under the control lock */
+    uint32_t pad;
+};
+
+enum { /* indices of header.table */
+    FBXL_NODES, FBXL_REGIONS, FBXL_LINKS, FBXL_DIRECTIONS, FBXL_SESSIONS, FBXL_REQUESTERS, FBXL_LANES, FBXL_BUFFERS,
+    FBXL_NAMES, FBXL_BUCKETS, FBXL_TABLES
+};
+
+struct fbxl_extension { /* what later versions add without moving anything */
+    uint32_t id, version;
+    uint64_t offset, bytes;
+};
+
+enum { FBXL_OWNED = 1, FBXL_TIMING = 2, FBXL_AUTO_WINDOWS = 4, FBXL_STRICT = 8, FBXL_EXPLICIT_FENCE = 16,
+       FBXL_CLOSED = 32 /* in state: the fabric was taken down */ };
+
+struct fbxl_header {
+    /* line 0: written once, by the creator; the magic last */
+    fbx_au64 magic;
+    uint32_t version, header_bytes;
+    uint64_t layout_hash;
+    uint32_t page_bytes, line_bytes;
+    uint64_t instance; /* random; region segments carry it in their names */
+    uint64_t control_bytes;
+    uint32_t uid, creator_pid;
+    uint64_t creator_start; /* ticks since boot, field 22 of /proc/PID/stat */
+    /* line 1 */
+    uint8_t boot_id[16], machine_id[16];
+    uint32_t flags, ordering;
+    uint64_t seed;
+    uint64_t created_unix_ns;
+    uint64_t pad1;
+    /* line 2: the clock (clock.c) */
+    uint32_t clock_kind, tick_source;
+    uint64_t epoch_ticks;
+    uint64_t ps_per_tick_q32; /* 32 fractional bits, dilation included */
+    uint64_t tick_hz;
+    uint32_t dilation_num, dilation_den;
+    uint32_t tick_cost_ps, pad2;
+    uint64_t pad3[2];
+    /* line 3 */
+    char name[FBX_NAME_BYTES];
+    /* tables and extensions: offsets written once */
+    struct fbxl_table table[FBXL_TABLES];
+    struct fbxl_extension extension[16];
+    uint64_t topology_offset, topology_bytes;
+    uint64_t heap_offset, heap_bytes;
+    fbx_au64 heap_free[24]; /* freed blocks by power of two, under the control lock */
+    uint64_t pad4[4];
+    /* a line of its own: the control lock; its holder writes the two words behind it */
+    _Alignas(64) struct fbxl_lock control;
+    fbx_au64 heap_used;
+    fbx_au64 control_epoch; /* counts control changes */
+    uint64_t pad5[4];
+    /* waiter words (futex): names and buffers came or went; barriers; any */
+    _Alignas(64) fbx_au32 names_changed;
+    fbx_au32 names_waiters;
+    fbx_au32 state; /* FBXL_CLOSED */
+    uint32_t pad6[13];
+    /* the fault plan's slot and the trace's switch, for those who bring them */
+    _Alignas(64) fbx_au64 fault_plan;
+    fbx_au64 fault_generation;
+    fbx_au64 trace_rings;
+    fbx_au32 trace_on;
+    uint32_t pad7;
+    uint64_t pad8[4];
+    /* counters of what should never happen; anyone adds */
+    _Alignas(64) fbx_au64 corrupt_resets;
+    fbx_au64 takeovers;
+    fbx_au64 reservations_clamped;
+    fbx_au64 sessions_reaped;
+    uint64_t pad9[4];
+};
+
+enum { FBXL_HOST = 1, FBXL_ACCELERATOR, FBXL_MEMORY, FBXL_SWITCH };
+enum { FBXL_POWERED = 0, FBXL_LOST = 1, FBXL_OFF = 2 };
+
+struct fbxl_node {
+    /* written once */
+    char name[FBX_NAME_BYTES];
+    uint32_t kind, profile;
+    uint32_t first_region, region_count;
+    uint32_t rank, machine; /* rank among hosts and accelerators; ~0 for others. Machine: where its memory lives */
+    uint64_t delay_ps; /* cut-through delay of a switch */
+    uint32_t access_bytes, tags; /* CPU access width of one PIO request; DMA read tags */
+    uint64_t pio_read_ps, pio_write_ps;
+    uint64_t dma_setup_write_ps, dma_setup_read_ps;
+    uint32_t mw_count, lut_count; /* direct windows first, then LUT windows */
+    uint64_t mw_max_bytes;
+    /* state line: written under the control lock or by a reaper */
+    _Alignas(64) fbx_au32 state;
+    fbx_au32 incarnation; /* of the owner; rises by one each time one attaches */
+    fbx_au32 owner; /* requester index + 1, 0 for none */
+    fbx_au32 mw_next; /* next window that multiplexing takes */
+    fbx_au64 mw_table; /* heap offset of the window table, 0 while all are as the manager left them */
+    struct fbxl_lock mw_lock; /* who changes a window; with mw_journal it makes changes crash-consistent */
+    fbx_au64 lost_at_ps;
+    uint64_t pad0[2];
+    /* delivery line: producers set marks, deliverers clear them */
+    _Alignas(64) fbx_au64 pending; /* bit (queue ordinal & 63): something is queued towards this node */
+    fbx_au64 queues; /* heap offset of the first queue that ends here */
+    fbx_au32 queue_count;
+    fbx_au32 raw_views; /* somebody looks at memory here without the API: its owner's thread delivers */
+    uint64_t pad1[5];
+    _Alignas(64) struct fbxl_lock delivery;
+    fbx_au64 delivering_queue, delivering_seq; /* what the holder is at, for the curious */
+    uint64_t pad2[4];
+    /* counters: anyone adds */
+    _Alignas(64) fbx_au64 posted_dropped; /* posted writes that vanished: link, node, window */
+    fbx_au64 delivered;
+    fbx_au64 aer_correctable, aer_nonfatal, aer_fatal;
+    fbx_au64 events;
+    uint64_t pad3[2];
+};
+
+struct fbxl_window { /* 64 bytes, two snapshots and a switch */
+    fbx_au64 which; /* bit 0: the snapshot in force; the rest counts changes */
+    struct fbxl_window_snapshot {
+        fbx_au64 translation; /* bus address at the peer */
+        fbx_au64 bytes; /* 0: nothing is programmed */
+        fbx_au32 peer_perm; /* peer node | permission << 24 | type << 28 | state << 30 */
+        uint32_t pad;
+    } snapshot[2];
+    uint64_t pad;
+};
+enum { FBXL_MW_DEFAULT = 0, FBXL_MW_SET = 1, FBXL_MW_CLEARED = 2 };
+
+struct fbxl_region {
+    char tier[FBX_TIER_BYTES];
+    uint32_t node, index; /* index within the node */
+    uint64_t bytes;
+    uint64_t bus; /* address on the node's own bus */
+    uint64_t latency_ps, ps_per_byte_q24;
+    uint64_t flags, pad0[2];
+    _Alignas(64) struct fbxl_lock lock; /* allocator and commit map */
+    fbx_au64 prefix; /* bytes committed from the start, no holes */
+    fbx_au64 committed; /* bytes in all */
+    fbx_au64 allocated;
+    fbx_au32 first_buffer; /* index + 1 of the lowest live buffer: a list by address, rebuilt from the table if broken */
+    fbx_au32 list_broken;
+    _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
+};
+
+struct fbxl_link {
+    char name[FBX_NAME_BYTES * 3];
+    uint32_t node[2];
+    char port[2][FBX_PORT_BYTES];
+    uint32_t kind; /* 0 PCIe, 1 Ethernet */
+    uint32_t gen, lanes, mps, mrrs, rcb;
+    uint32_t mtu, overhead_bytes;
+    uint64_t rate_bps; /* of TLPs or of Ethernet payload and framing */
+    uint64_t delay_ps;
+    uint32_t home; /* machine on which it is reserved */
+    uint32_t posted_credits_header, posted_credits_data, pad0;
+    _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
+    fbx_au32 generation;
+    fbx_au64 down_at_ps;
+    uint64_t pad1[6];
+};
+
+struct fbxl_direction { /* index 2*link + (0: from node[0] to node[1], 1: back) */
+    /* written once */
+    uint64_t ps_per_byte_q24;
+    uint64_t delay_ps; /* propagation and, where it ends on a switch, that switch's delay */
+    uint32_t slot_shift; /* a slot of the calendar lasts 2^slot_shift ps */
+    uint32_t mps, to_node, credits_ps_pad;
+    uint64_t credit_ps; /* how far a posted write may be ahead of its departure before its issuer stalls */
+    uint64_t tlp_ps; /* one full TLP */
+    uint64_t pad0[2];
+    /* reservations: all requesters */
+    _Alignas(64) fbx_au64 calendar; /* heap offset, 0 until first used */
+    fbx_au64 debt; /* units of bulk that small traffic displaced and later bulk must pay */
+    fbx_au64 bytes, tlps; /* counters */
+    fbx_au64 dropped;
+    uint64_t pad1[3];
+};
+
+enum { FBXL_FREE = 0, FBXL_TAKEN = 1, FBXL_LIVE = 2, FBXL_DYING = 3 };
+
+struct fbxl_session { /* one opened fabric of one process; alive while it holds the lock on its byte of the file */
+    fbx_au32 state;
+    fbx_au32 incarnation;
+    uint32_t pid, pad0;
+    uint64_t start;
+    fbx_au64 heartbeat_ps; /* its service thread was here */
+    fbx_au32 leader; /* it watches the others */
+    uint32_t pad1[7];
+};
+
+struct fbxl_requester {
+    fbx_au32 state;
+    fbx_au32 incarnation;
+    fbx_au32 session; /* index + 1 */
+    uint32_t node;
+    uint32_t kind; /* 0 owner, 1 client */
+    uint32_t function; /* requester function number on its node */
+    uint32_t session_incarnation, pad0;
+    fbx_au64 stats; /* heap offset of struct fbxl_stats */
+    fbx_au64 dependencies; /* heap offset of a bitmap of links, then of nodes, that cached routes depend on */
+    uint64_t pad1[2];
+    _Alignas(64) fbx_au64 generation; /* changes whenever a cached route may be wrong: written by whoever changes */
+    uint64_t pad2[7];
+};
+
+struct fbxl_lane { /* one thread's in-operation mark */
+    fbx_au32 in_operation;
+    fbx_au32 requester; /* index + 1, 0 for free */
+    uint32_t pad[14];
+};
+
+enum { FBXL_BUFFER_FREE = 0, FBXL_BUFFER_RESERVED, FBXL_BUFFER_LIVE, FBXL_BUFFER_QUARANTINED };
+struct fbxl_buffer {
+    char name[FBX_NAME_BYTES];
+    fbx_au32 state, generation;
+    uint32_t region, session, session_incarnation;
+    fbx_au32 next; /* index + 1 of the next higher buffer of the region */
+    uint64_t offset, bytes;
+    uint64_t kind; /* 0 region memory; 1 registered memory */
+    uint64_t reserved[10];
+};
+
+struct fbxl_name { /* put/get values, barriers, names of buffers: chained in hash buckets, all under the control lock */
+    char name[FBX_NAME_BYTES];
+    fbx_au32 state; /* FBXL_NAME_* */
+    fbx_au32 next; /* index + 1 of the next entry of the bucket */
+    fbx_au64 which; /* low bit: the value in force; the rest counts changes */
+    struct {
+        fbx_au64 offset; /* heap */
+        fbx_au32 bytes, capacity;
+    } value[2];
+    fbx_au32 arrived, round; /* barrier; value[0] is then a bitmap of requesters that arrived */
+    fbx_au32 expected, broken;
+};
+enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER };
+
+/* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
+ * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
+struct fbxl_queue {
+    uint32_t source, target, traffic_class, ordinal;
+    uint32_t cells, pad0;
+    fbx_au64 next; /* heap offset of the next queue of the same target */
+    uint64_t cells_offset;
+    uint64_t pad1[3];
+    _Alignas(64) struct fbxl_lock producer;
+    fbx_au64 tail; /* cells ever produced */
+    fbx_au64 last_arrives; /* FIFO: nothing behind arrives before this */
+    fbx_au64 sequence;
+    uint64_t pad2[3];
+    _Alignas(64) fbx_au64 head; /* cells ever delivered */
+    uint64_t pad3[7];
+};
+enum { FBXL_ENTRY_SKIP = 0, FBXL_ENTRY_WRITE = 1, FBXL_ENTRY_DOORBELL, FBXL_ENTRY_SPAD, FBXL_ENTRY_MESSAGE, FBXL_ENTRY_MSI };
+enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16 };
+struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header's own cell */
+    uint64_t arrives_ps;
+    uint64_t sequence;
+    uint32_t region;
+    uint32_t bytes;
+    uint64_t offset;
+    uint16_t cells;
+    uint8_t kind, flags;
+    uint16_t requester;
+    uint16_t poison;
+    uint64_t trace_id;
+    uint8_t inline_payload[16];
+};
+
+#define FBX_OP_KINDS 12u
+#define FBX_HIST_BINS 40u
+struct fbxl_stats { /* of one requester; its own threads add */
+    struct {
+        fbx_au64 count, late, failed, preempted;
+        fbx_au64 late_ps_total, late_ps_max;
+        fbx_au64 bytes, pad;
+        fbx_au64 late_hist[FBX_HIST_BINS]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
+    } kind[FBX_OP_KINDS];
+};
+
+_Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two cores program neighbours");
+_Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
+_Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
+_Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
+_Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
+_Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
+_Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
+
+/* Identifies the layout: version, sizes of everything above, constants. Checked at attach. */
+#define FBX_HASH_(h, v) (((h) ^ (uint64_t)(v)) * 0x9E3779B97F4A7C15ull + ((h) >> 29))
+static inline uint64_t fbxi_layout_hash(void)
+{
+    uint64_t h = FBX_LAYOUT_VERSION;
+    const uint64_t of[] = {sizeof(struct fbxl_header), sizeof(struct fbxl_node), sizeof(struct fbxl_region),
+        sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
+        sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
+        sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
+        FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
+    for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
+        h = FBX_HASH_(h, of[i]);
+    return h;
+}
+
+#endif

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Being a node: taking its owner slot or a client slot, lanes for threads, and giving all of it back.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
+{
+    struct fbxl_table *table = &f->header->table[FBXL_LANES];
+    int status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    uint32_t high = fbx_observe(&table->high), i = 0;
+    while (i < high && fbx_observe(&f->lanes[i].requester))
+        i++;
+    status = fbxi_table_take(f, FBXL_LANES, i);
+    if (!status) {
+        fbx_poke(&f->lanes[i].in_operation, 0);
+        fbx_publish(&f->lanes[i].requester, requester + 1);
+        *out = &f->lanes[i].in_operation;
+    }
+    fbxi_control_unlock(f);
+    return status;
+}
+
+static void release_lane(fbx_au32 *in_operation)
+{
+    struct fbxl_lane *lane = (struct fbxl_lane *)((uint8_t *)in_operation - offsetof(struct fbxl_lane, in_operation));
+    fbx_publish(&lane->requester, 0);
+}
+
+fbx_au32 *fbxi_lane(fbx_node *n)
+{
+    const void *me = fbxi_thread();
+    if (n->home == me || n->fabric->forked)
+        return n->lane;
+    fbx_au32 *found = NULL;
+    pthread_mutex_lock(&n->mutex);
+    for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
+        if (e->thread == me)
+            found = e->lane;
+    if (!found && !n->closed) {
+        struct fbxi_extra_lane *e = malloc(sizeof *e);
+        if (e && !take_lane(n->fabric, n->requester, &e->lane)) {
+            e->thread = me;
+            e->next = n->extra;
+            n->extra = e;
+            found = e->lane;
+        } else {
+            free(e);
+        }
+    }
+    pthread_mutex_unlock(&n->mutex);
+    return found;
+}
+
+void fbxi_node_forked(fbx_node *n)
+{
+    n->lane = &n->forked_lane;
+    n->generation_seen = UINT64_MAX;
+    n->closed = 1;
+    pthread_mutex_init(&n->mutex, NULL);
+}
+
+static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
+{
+    struct fbxl_node *shared = &f->nodes[node];
+    struct fbxl_table *table = &f->header->table[FBXL_REQUESTERS];
+    uint32_t owner = fbx_observe(&shared->owner);
+    if (kind == FBX_OWNER && owner) {
+        struct fbxl_requester *r = owner <= fbx_observe(&table->high) ? &f->requesters[owner - 1] : NULL;
+        uint32_t session = r ? fbx_observe(&r->session) - 1 : 0;
+        if (r && !fbxi_session_dead(f, session, r->session_incarnation))
+            return fbxi_fail(FBX_E_EXISTS, "%s is attached already, by process %u", shared->name, f->sessions[session].pid);
+    }
+    uint32_t high = fbx_observe(&table->high), i = 0, function = 0;
+    while (i < high && fbx_observe(&f->requesters[i].state) != FBXL_FREE)
+        i++;
+    for (uint32_t k = 0; k < high; k++)
+        if (fbx_observe(&f->requesters[k].state) != FBXL_FREE && f->requesters[k].node == node)
+            function++;
+    int status = fbxi_table_take(f, FBXL_REQUESTERS, i);
+    if (status)
+        return status;
+    struct fbxl_requester *r = &f->requesters[i];
+    r->node = node;
+    r->kind = kind;
+    r->function = function;
+    r->session_incarnation = f->session_incarnation;
+    fbx_poke(&r->session, f->session + 1);
+    fbx_add(&r->incarnation, 1);
+    fbx_add(&r->generation, 1);
+    if (!fbx_peek(&r->dependencies)) {
+        uint64_t offset;
+        if ((status = fbxi_heap(f, (f->link_count + f->node_count + 63u) / 64u * 8u, &offset)))
+            return status;
+        fbx_publish(&r->dependencies, offset);
+    }
+    if ((f->flags & FBXL_TIMING) && !fbx_peek(&r->stats)) {
+        uint64_t offset;
+        if ((status = fbxi_heap(f, sizeof(struct fbxl_stats), &offset)))
+            return status;
+        fbx_publish(&r->stats, offset);
+    }
+    fbx_publish(&r->state, FBXL_LIVE);
+    *out = i;
+    return 0;
+}
+
+/* What the last owner left is gone with its power: its buffers are free again and handles to them stale. */
+static void power_on(fbx_fabric *f, uint32_t node)
+{
+    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
+    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_BUFFERS].capacity; i++) {
+        struct fbxl_buffer *b = &f->buffers[i];
+        if (fbx_observe(&b->state) == FBXL_BUFFER_LIVE && b->region < f->region_count &&
+            f->regions[b->region].node == node) {
+            fbx_poke(&f->regions[b->region].list_broken, 1);
+            fbx_count(&b->generation, 1);
+            fbx_publish(&b->state, FBXL_BUFFER_FREE);
+        }
+    }
+}
+
+int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
+{
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric's handle is closed");
+    if (fbx_peek(&f->header->state) & FBXL_CLOSED)
+        return fbxi_fail(FBX_E_CLOSED, "fabric '%s' has been taken down", f->name);
+    int index = fbx_node_find(f, name);
+    if (index < 0)
+        return index;
+    struct fbxl_node *shared = &f->nodes[index];
+    if (shared->kind == FBXL_SWITCH)
+        return fbxi_fail(FBX_E_INVALID, "%s is a switch: no process can be it", name);
+    fbx_node *n = calloc(1, sizeof *n);
+    if (!n)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    /* Two lines of 32-byte entries must not straddle. */
+    n->tlb = aligned_alloc(64, ((f->region_count + 1) * sizeof *n->tlb + 63) & ~63ull);
+    n->xl = calloc(f->region_count + 1, sizeof *n->xl);
+    n->routes = calloc(f->node_count, sizeof *n->routes);
+    n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
+    n->used_target = calloc(f->node_count, 1);
+    int status = 0;
+    if (!n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
+        status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    if (!status && (status = fbxi_control_lock(f)) == 0) {
+        if (kind == FBX_ANY)
+            kind = fbx_observe(&shared->owner) ? FBX_CLIENT : FBX_OWNER;
+        status = take_slot(f, (uint32_t)index, (uint32_t)kind, &n->requester);
+        if (!status && kind == FBX_OWNER) {
+            if (fbx_observe(&shared->state) == FBXL_LOST)
+                power_on(f, (uint32_t)index);
+            fbx_add(&shared->incarnation, 1);
+            fbx_publish(&shared->owner, n->requester + 1);
+            if (fbx_observe(&shared->state) != FBXL_POWERED) {
+                fbx_publish(&shared->state, FBXL_POWERED);
+                fbxi_invalidate_dependents(f, f->link_count + (uint32_t)index);
+            }
+        }
+        fbxi_control_unlock(f);
+        if (!status && (status = take_lane(f, n->requester, &n->lane)))
+            fbx_publish(&f->requesters[n->requester].state, FBXL_FREE);
+    }
+    if (status) {
+        free(n->tlb);
+        free(n->xl);
+        free(n->routes);
+        free(n->used_targets);
+        free(n->used_target);
+        free(n);
+        return status;
+    }
+    memset(n->tlb, 0, (f->region_count + 1) * sizeof *n->tlb);
+    n->tlb_count = f->region_count + 1;
+    n->fabric = f;
+    n->index = (uint32_t)index;
+    n->kind = (uint32_t)kind;
+    n->shared = shared;
+    n->slot = &f->requesters[n->requester];
+    n->incarnation = fbx_peek(&n->slot->incarnation);
+    n->generation = &n->slot->generation;
+    n->dependencies = fbxi_at(f, fbx_peek(&n->slot->dependencies));
+    n->stats = fbx_peek(&n->slot->stats) ? fbxi_at(f, fbx_peek(&n->slot->stats)) : NULL;
+    n->home = fbxi_thread();
+    n->pending = &shared->pending;
+    n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;
+    if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
+        n->may_shorten = !(f->flags & FBXL_TIMING) ? 1 : f->ordering == FBX_IMMEDIATE ? 2 : 0;
+    if (f->flags & FBXL_TIMING)
+        n->binding_ps = fbxi_calibrate(n);
+    pthread_mutex_init(&n->mutex, NULL);
+    pthread_mutex_lock(&f->mutex);
+    n->next = f->node_list;
+    f->node_list = n;
+    pthread_mutex_unlock(&f->mutex);
+    *out = n;
+    return 0;
+}
+
+int fbx_node_detach(fbx_node *n)
+{
+    fbx_fabric *f = n->fabric;
+    if (n->closed)
+        return 0;
+    pthread_mutex_lock(&n->mutex);
+    n->closed = 1;
+    pthread_mutex_unlock(&n->mutex);
+    if (f->forked)
+        return 0;
+    /* Another thread may be in the middle of an operation: its next look at the generation sends it to `closed`. */
+    fbx_add(n->generation, 1);
+    fbxi_membarrier(f);
+    for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
+        while (fbx_observe(e->lane))
+            fbx_relax();
+    if (n->home != fbxi_thread())
+        for (int i = 0; fbx_observe(n->lane) && i < 100000000; i++)
+            fbx_relax();
+    if (n->kind == FBX_OWNER && fbx_observe(&n->shared->owner) == n->requester + 1)
+        fbx_publish(&n->shared->owner, 0); /* switched off in order: its memory stays powered */
+    fbx_publish(&n->slot->state, FBXL_FREE);
+    release_lane(n->lane);
+    for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
+        release_lane(e->lane);
+    n->lane = &n->forked_lane;
+    return 0;
+}
+
+void fbx_node_free(fbx_node *n)
+{
+    if (!n)
+        return;
+    fbx_node_detach(n);
+    fbx_fabric *f = n->fabric;
+    pthread_mutex_lock(&f->mutex);
+    for (fbx_node **at = &f->node_list; *at; at = &(*at)->next)
+        if (*at == n) {
+            *at = n->next;
+            break;
+        }
+    pthread_mutex_unlock(&f->mutex);
+    for (uint32_t i = 0; i < f->node_count; i++)
+        free(n->routes[i]);
+    while (n->extra) {
+        struct fbxi_extra_lane *e = n->extra;
+        n->extra = e->next;
+        free(e);
+    }
+    free(n->tlb);
+    free(n->xl);
+    free(n->routes);
+    free(n->used_targets);
+    free(n->used_target);
+    pthread_mutex_destroy(&n->mutex);
+    free(n);
+}
+
+uint32_t fbx_node_index(const fbx_node *n) { return n->index; }
+int fbx_node_is_owner(const fbx_node *n) { return n->kind == FBX_OWNER; }
+
+int fbx_set_binding_cost(fbx_node *n, uint64_t ps)
+{
+    if (ps > 1000000)
+        return fbxi_fail(FBX_E_INVALID, "a binding that costs more than a microsecond was measured wrongly");
+    n->binding_ps = ps;
+    return 0;
+}

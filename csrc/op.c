@@ -1,0 +1,1512 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The journey of an operation: translate, admit, time, move, complete; in this order and only here.
+ *
+ * The short way: without injected time an aligned load, store or atomic by the thread that opened the handle is a
+ * look at the generation, one table entry, one access. Everything else takes the long way, which is the same journey as a
+ * resumable record (struct fbx_op).
+ *
+ * In-operation marks. A requester marks its lane before it looks at its generation and clears it after the bytes have
+ * moved. Whoever changes a window, a link or a node bumps the generation, runs a barrier in every process, and waits
+ * until marks that may be older have cleared. So what moves, moves before the change returned, or not at all.
+ */
+#include "hot.h"
+#include "internal.h"
+#include "timing.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define MWR_HEADER 24u /* with framing, sequence and LCRC: see pcie.h */
+#define MRD_HEADER 24u
+#define CPLD_HEADER 20u
+#define PIECE 4096u /* no request crosses 4 KiB */
+
+static inline void mark(const fbx_node *n, fbx_au32 *lane)
+{
+    fbx_poke(lane, 1);
+    /* Pairs with: fbxi_membarrier() in clear_marks(). Breaks: a changer that sees no mark while we still use the old
+     * generation. */
+    if (UNLIKELY(n->explicit_fence))
+        fbx_fence_sleep();
+    else
+        fbx_compiler_fence();
+}
+
+/* Pairs with: fbx_observe(&lane->in_operation) in clear_marks(). Breaks: our bytes land after the change returned. */
+static inline void unmark(fbx_au32 *lane) { fbx_publish(lane, 0); }
+
+/* The short way to `gva`: its address, or NULL. Marked on success. */
+static inline uint8_t *short_way(fbx_node *n, uint64_t gva, uint32_t bytes, int store)
+{
+    uint64_t slot = gva >> FBX_SLOT_SHIFT, offset = gva & FBX_SLOT_MASK;
+    if (UNLIKELY(n->home != fbxi_thread() || (gva & (bytes - 1))))
+        return NULL;
+    mark(n, n->lane);
+    if (LIKELY(fbx_observe(n->generation) == n->generation_seen && slot < n->tlb_count)) {
+        const struct fbxi_tlb *t = &n->tlb[slot];
+        uint64_t inside = offset - t->lo, span = store ? t->store_span : t->load_span;
+        if (LIKELY(inside < span && span - inside >= bytes))
+            return t->base + offset;
+    }
+    unmark(n->lane);
+    return NULL;
+}
+
+/* ---- translate and admit ------------------------------------------------------------------------------------------ */
+
+static int usable(fbx_node *n, int op, uint64_t gva)
+{
+    fbx_fabric *f = n->fabric;
+    if (n->closed || f->closed || f->forked)
+        return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "the handle of %s is closed%s", n->shared->name,
+                            f->forked ? ": it was made before fork" : "");
+    if (fbx_peek(&f->header->state) & FBXL_CLOSED)
+        return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "fabric '%s' has been taken down", f->name);
+    return 0;
+}
+
+static int route_to(fbx_node *n, uint32_t target, struct fbxi_route **out)
+{
+    *out = __atomic_load_n(&n->routes[target], __ATOMIC_ACQUIRE);
+    if (LIKELY(*out))
+        return 0;
+    struct fbxi_route *route = malloc(sizeof *route);
+    int status = route ? fbxi_route_build(n->fabric, n->index, target, route) : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    if (status) {
+        free(route);
+        return status;
+    }
+    pthread_mutex_lock(&n->mutex);
+    if (n->routes[target])
+        free(route);
+    else
+        __atomic_store_n(&n->routes[target], route, __ATOMIC_RELEASE);
+    *out = n->routes[target];
+    pthread_mutex_unlock(&n->mutex);
+    return 0;
+}
+
+static void depend(fbx_node *n, uint32_t bit)
+{
+    if (!(fbx_peek(&n->dependencies[bit / 64]) >> (bit % 64) & 1))
+        fbx_or(&n->dependencies[bit / 64], 1ull << (bit % 64));
+}
+
+/* Is the way to `target` open? Sets the dependency bits first, so that whoever closes it later finds us. */
+static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route)
+{
+    fbx_fabric *f = n->fabric;
+    depend(n, f->link_count + target);
+    for (uint32_t i = 0; route && i < route->hops; i++)
+        depend(n, route->hop[i].direction / 2);
+    /* Pairs with: the fence in invalidate(). Breaks: a closed link that our cached route still calls open. */
+    fbx_fence_sleep();
+    if (fbx_observe(&f->nodes[target].state) == FBXL_LOST && target != n->index)
+        return FBX_E_PEER_LOST;
+    for (uint32_t i = 0; route && i < route->hops; i++)
+        if (fbx_observe(&f->links[route->hop[i].direction / 2].state))
+            return FBX_E_LINK_DOWN;
+    return 0;
+}
+
+static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation, struct fbxi_xl *x, uint64_t *offset)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_target t;
+    struct fbxi_region_map *map;
+    int status = fbxi_translate(f, n->index, gva, bytes, &t);
+    if (!status)
+        status = fbxi_map_region(f, t.region, &map);
+    if (status)
+        return status;
+    x->lo = t.lo;
+    x->hi = t.hi;
+    x->perm = t.perm;
+    x->mapping = t.mapping;
+    x->target = t.target;
+    x->region = t.region;
+    x->base = map->rw;
+    x->route = NULL;
+    if (t.target != n->index && (status = route_to(n, t.target, &x->route)))
+        return status;
+    x->status = way_status(n, t.target, x->route);
+    x->generation = generation;
+    *offset = t.offset;
+    return 0;
+}
+
+/* Without injected time and held-back writes the short way may be taken: publish this region to it. */
+static void shorten(fbx_node *n, struct fbxi_xl *x)
+{
+    struct fbxi_tlb *t = &n->tlb[x->region + 1];
+    uint64_t committed = fbx_observe(&n->fabric->regions[x->region].prefix), end = x->hi < committed ? x->hi : committed;
+    uint64_t span = end > x->lo && !x->status && (n->may_shorten == 1 || !x->route) ? end - x->lo : 0;
+    t->base = x->base;
+    t->lo = x->lo;
+    t->load_span = x->perm & FBX_PERM_READ ? span : 0;
+    t->store_span = x->perm & FBX_PERM_WRITE ? span : 0;
+    x->shortened = end;
+}
+
+/* Find what `gva` means to this handle now: in the cache of the home thread, or anew into `scratch`. */
+static int find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out,
+                uint64_t *offset)
+{
+    uint64_t slot = gva >> FBX_SLOT_SHIFT, generation = fbx_observe(n->generation);
+    int home = n->home == fbxi_thread();
+    if (home && n->generation_seen != generation) {
+        memset(n->tlb, 0, n->tlb_count * sizeof *n->tlb);
+        n->generation_seen = generation;
+    }
+    if (LIKELY(home && slot && slot < n->tlb_count)) {
+        struct fbxi_xl *x = &n->xl[slot - 1];
+        *offset = gva & FBX_SLOT_MASK;
+        if (LIKELY(x->generation == generation && *offset >= x->lo && *offset < x->hi && bytes <= x->hi - *offset)) {
+            if (UNLIKELY(n->may_shorten && *offset + bytes > x->shortened && x->shortened < x->hi))
+                shorten(n, x); /* more has been committed since */
+            *out = x;
+            return 0;
+        }
+    }
+    int status = resolve(n, gva, bytes, generation, scratch, offset);
+    if (status)
+        return status;
+    *out = scratch;
+    if (home && slot && slot < n->tlb_count) {
+        *out = &n->xl[scratch->region];
+        **out = *scratch;
+        shorten(n, *out);
+    }
+    return 0;
+}
+
+static int refuse(fbx_node *n, const struct fbx_op *op, int code, uint32_t target)
+{
+    static const char *const what[] = {"load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush",
+                                       "wait", "dma_read", "dma_write", "operation"};
+    const char *name = op->kind < FBX_OP_KINDS ? what[op->kind] : "operation";
+    return fbxi_fail_at(code, op->kind, (int)n->index, op->gva, "%s of %s at 0x%llx (%s): %s", name, n->shared->name,
+                        (unsigned long long)op->gva, n->fabric->nodes[target].name,
+                        code == FBX_E_LINK_DOWN   ? "link down"
+                        : code == FBX_E_PEER_LOST ? "the peer died"
+                        : code == FBX_E_ABORT     ? "the window does not permit it"
+                                                  : fbx_error_name(code));
+}
+
+static int is_posted(const struct fbx_op *op) { return op->kind == FBX_STORE || op->kind == FBX_WRITE; }
+
+/* A posted write that the fabric lost: nobody is told at once, counters and flush(check) say it. */
+static void vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route)
+{
+    n->dropped++;
+    fbx_count(&n->fabric->nodes[target].posted_dropped, 1);
+    fbx_count(&n->shared->aer_nonfatal, 1);
+    if (route && route->hops)
+        fbx_count(&route->hop[0].out->dropped, 1);
+}
+
+static void use_target(fbx_node *n, uint32_t target)
+{
+    if (LIKELY(n->used_target[target]))
+        return;
+    pthread_mutex_lock(&n->mutex);
+    if (!n->used_target[target]) {
+        n->used_targets[n->used_targets_count++] = target;
+        n->used_target[target] = 1;
+    }
+    pthread_mutex_unlock(&n->mutex);
+}
+
+static int posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out)
+{
+    *out = __atomic_load_n(&route->queue, __ATOMIC_ACQUIRE);
+    if (LIKELY(*out))
+        return 0;
+    int status = fbxi_queue_get(n->fabric, n->index, route->target, 0, out);
+    if (!status)
+        __atomic_store_n(&route->queue, *out, __ATOMIC_RELEASE);
+    return status;
+}
+
+static struct fbxl_queue *own_queue(fbx_node *n, struct fbxi_route *route)
+{
+    if (!route)
+        return NULL;
+    struct fbxl_queue *q = __atomic_load_n(&route->queue, __ATOMIC_ACQUIRE);
+    if (!q && fbx_observe(&n->fabric->nodes[route->target].queues)) {
+        q = fbxi_queue_find(n->fabric, n->index, route->target, 0);
+        if (q)
+            __atomic_store_n(&route->queue, q, __ATOMIC_RELEASE);
+    }
+    return q;
+}
+
+/* ---- move ------------------------------------------------------------------------------------------------------------- */
+
+static int deliver_due(fbx_node *n, uint32_t target, uint64_t now)
+{
+    if (LIKELY(!fbx_observe(&n->fabric->nodes[target].pending)))
+        return 0;
+    return fbxi_deliver(n->fabric, target, now);
+}
+
+/* Touch memory once. Marked; what is due is delivered; a write's memory is committed. */
+static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes)
+{
+    uint8_t *at = x->base + offset;
+    switch (op->kind) {
+    case FBX_LOAD:
+    case FBX_READ:
+    case FBX_WAIT: {
+        if (UNLIKELY(!fbxi_committed(n->fabric, x->region, offset, bytes))) {
+            /* Never written, at least in part: piece by piece, zeros without touching where nothing is. */
+            uint8_t zeros[64] = {0}, *out = op->buffer ? (uint8_t *)op->buffer + op->done : zeros;
+            for (uint64_t done = 0, step; done < bytes; done += step) {
+                step = FBX_COMMIT_BYTES - ((offset + done) & (FBX_COMMIT_BYTES - 1));
+                if (step > bytes - done)
+                    step = bytes - done;
+                if (fbxi_committed(n->fabric, x->region, offset + done, step))
+                    fbx_mem_copy(out + done, at + done, step);
+                else
+                    memset(out + done, 0, step);
+            }
+            if (!op->buffer)
+                memcpy(op->operand, zeros, 8);
+        } else if (!op->buffer) {
+            op->operand[0] = fbx_mem_load(at, (uint32_t)bytes);
+        } else {
+            fbx_mem_copy((uint8_t *)op->buffer + op->done, at, bytes);
+            fbx_fence_load();
+        }
+        break;
+    }
+    case FBX_STORE:
+        if (!op->buffer) {
+            fbx_mem_store(at, op->operand[0], (uint32_t)bytes);
+            break;
+        } /* fall through */
+    case FBX_WRITE:
+        fbx_mem_copy(at, (const uint8_t *)op->buffer + op->done, bytes);
+        fbx_fence_store();
+        break;
+    case FBX_FETCH_ADD: op->operand[0] = fbx_mem_fetch_add(at, op->operand[0], (uint32_t)bytes); break;
+    case FBX_SWAP: op->operand[0] = fbx_mem_swap(at, op->operand[0], (uint32_t)bytes); break;
+    case FBX_CAS:
+        if (bytes == 16)
+            fbx_mem_cas16(at, &op->operand[0], &op->operand[2], &op->operand[0]);
+        else
+            op->operand[0] = fbx_mem_cas(at, op->operand[0], op->operand[2], (uint32_t)bytes);
+        break;
+    default: break;
+    }
+}
+
+static int writes(const struct fbx_op *op)
+{
+    return is_posted(op) || op->kind == FBX_FETCH_ADD || op->kind == FBX_SWAP || op->kind == FBX_CAS;
+}
+
+static int permitted(const struct fbx_op *op, const struct fbxi_xl *x)
+{
+    if (op->kind == FBX_FLUSH)
+        return 1;
+    if (is_posted(op))
+        return (x->perm & FBX_PERM_WRITE) != 0;
+    if (writes(op))
+        return x->perm == FBX_PERM_RW;
+    return (x->perm & FBX_PERM_READ) != 0;
+}
+
+/* Mark, check that what was resolved still holds, move `bytes`, unmark. `*x` is refreshed where it was stale. Returns
+ * AGAIN if delivery is in a stopped process's hands and the operation must not pass it. */
+static int move(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl **x, struct fbxi_xl *scratch,
+                uint64_t bytes, uint64_t now)
+{
+    int status = 0;
+    uint64_t offset = 0;
+    const uint64_t gva = op->gva + op->done;
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        if ((status = find(n, gva, bytes, scratch, x, &offset)))
+            return status;
+        if (!permitted(op, *x))
+            return refuse(n, op, FBX_E_ABORT, (*x)->target);
+        if ((*x)->status)
+            return (*x)->status;
+        if (writes(op) && UNLIKELY(offset + bytes > fbx_observe(&n->fabric->regions[(*x)->region].prefix)) &&
+            (status = fbxi_commit(n->fabric, (*x)->region, offset, bytes)))
+            return status;
+        mark(n, lane);
+        if (LIKELY(fbx_observe(n->generation) == (*x)->generation))
+            goto current;
+        unmark(lane);
+        if ((status = usable(n, op->kind, gva)))
+            return status;
+    }
+    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->shared->name);
+current:
+    if (UNLIKELY(deliver_due(n, (*x)->target, now) < 0) && op->kind != FBX_LOAD && op->kind != FBX_READ &&
+        op->kind != FBX_WAIT) {
+        unmark(lane);
+        return FBX_E_AGAIN;
+    }
+    touch(n, op, *x, offset, bytes);
+    unmark(lane);
+    return 0;
+}
+
+/* ---- complete -------------------------------------------------------------------------------------------------------- */
+
+/* Counted while the operation still waits, so that counting costs no time that would have to be explained. */
+static void count(fbx_node *n, struct fbx_op *op)
+{
+    if (!n->stats || op->kind >= FBX_OP_KINDS || op->private_[5])
+        return;
+    op->private_[5] = 1;
+    __typeof__(n->stats->kind[0]) *k = &n->stats->kind[op->kind];
+    fbx_count(&k->count, 1);
+    if (op->bytes > 64)
+        fbx_count(&k->bytes, op->bytes);
+}
+
+static void count_end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
+{
+    if (!n->stats || op->kind >= FBX_OP_KINDS)
+        return;
+    __typeof__(n->stats->kind[0]) *k = &n->stats->kind[op->kind];
+    if (UNLIKELY(status))
+        fbx_count(&k->failed, 1);
+    /* Two looks at the counter are not lateness: they are the resolution of the floor. */
+    if (LIKELY(now <= op->completes_ps + 2 * n->fabric->clock.tick_cost_ps) || !op->completes_ps)
+        return;
+    uint64_t late = now - op->completes_ps;
+    uint32_t bin = 63u - (uint32_t)__builtin_clzll(late);
+    fbx_count(&k->late_hist[bin < FBX_HIST_BINS ? bin : FBX_HIST_BINS - 1], 1);
+    if (late <= n->fabric->clock.tick_cost_ps + 20000u)
+        return;
+    fbx_count(&k->late, 1);
+    fbx_count(&k->late_ps_total, late);
+    if (op->private_[0])
+        fbx_count(&k->preempted, 1);
+    uint64_t most = fbx_peek(&k->late_ps_max);
+    while (late > most && !fbx_claim(&k->late_ps_max, most, late))
+        most = fbx_peek(&k->late_ps_max);
+}
+
+static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
+{
+    op->status = status;
+    op->state = FBX_DONE;
+    if (status && !is_posted(op) && op->kind != FBX_FLUSH && !op->buffer)
+        op->operand[0] = op->operand[1] = UINT64_MAX; /* what a CPU reads when nobody answers */
+    else if (status && op->buffer && !is_posted(op))
+        memset((uint8_t *)op->buffer + op->done, 0xff, op->bytes - op->done);
+    if (n->fabric->flags & FBXL_TIMING) {
+        count(n, op);
+        count_end(n, op, status, now);
+    }
+    if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT)
+        refuse(n, op, status, op->target);
+    return status;
+}
+
+/* ---- begin and advance ------------------------------------------------------------------------------------------------ */
+
+/* One round trip of a non-posted request, reserved on the links both ways. */
+static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *route, uint32_t region, uint64_t at_ps,
+                         uint64_t request_bytes, uint64_t answer_bytes)
+{
+    struct fbxi_flight out, back;
+    fbx_fabric *f = n->fabric;
+    uint64_t latency = region < f->region_count ? f->regions[region].latency_ps : 0;
+    if (fbxi_send(route, 0, at_ps + n->shared->pio_read_ps, request_bytes, 1, MRD_HEADER, 0, 1, &out))
+        fbx_count(&f->header->reservations_clamped, 1);
+    /* A request pushes the posted writes before it on its way: it is not there before they are. */
+    struct fbxl_queue *q = own_queue(n, route);
+    if (q && fbx_observe(&q->last_arrives) > out.arrives_ps)
+        out.arrives_ps = fbx_peek(&q->last_arrives);
+    op->departs_ps = out.departs_ps;
+    op->arrives_ps = out.arrives_ps + latency;
+    if (fbxi_send(route, 1, op->arrives_ps, answer_bytes, 1, CPLD_HEADER, 0, 1, &back))
+        fbx_count(&f->header->reservations_clamped, 1);
+    op->completes_ps = back.arrives_ps;
+}
+
+/* A completion does not pass posted writes that travel the same way: what the target sent us before it answered is here
+ * first. */
+static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps)
+{
+    if (!fbx_observe(n->pending))
+        return completes_ps;
+    struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, 0);
+    if (q && fbx_observe(&q->head) != fbx_observe(&q->tail) && fbx_observe(&q->last_arrives) > completes_ps)
+        return fbx_peek(&q->last_arrives);
+    return completes_ps;
+}
+
+static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
+{
+    struct fbxi_xl scratch, *x;
+    uint64_t offset, now = fbx_observe(n->pending) || n->fabric->clock.kind ? fbxi_now(&n->fabric->clock) : UINT64_MAX;
+    uint64_t begin = 0;
+    for (;;) {
+        uint64_t left = op->bytes - op->done, step = min64(left, FBX_HOLD_BYTES);
+        if (op->bytes > 64) {
+            int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+            if (status)
+                return status;
+            step = min64(step, x->hi - offset);
+        }
+        if (now == UINT64_MAX && (n->fabric->flags & FBXL_TIMING))
+            now = fbxi_now(&n->fabric->clock);
+        int status = move(n, op, lane, &x, &scratch, step, now);
+        if (status == FBX_E_AGAIN) {
+            uint64_t ns = fbxi_monotonic_ns();
+            if (!begin)
+                begin = ns;
+            if (ns - begin > FBX_STALL_NS)
+                return FBX_E_COMPLETION_TIMEOUT;
+            sched_yield();
+            continue;
+        }
+        if (status) {
+            op->target = x ? x->target : n->index;
+            if (is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) &&
+                !(n->fabric->flags & FBXL_STRICT)) {
+                vanish(n, x->target, x->route);
+                return 0;
+            }
+            return status;
+        }
+        op->done += step;
+        if (op->done >= op->bytes)
+            break;
+    }
+    if (is_posted(op))
+        use_target(n, x->target);
+    return 0;
+}
+
+/* Timed bulk write: pieces are reserved as they depart, copied when they arrive; what is still under way when the last
+ * byte has departed stays in the queue. private_: 1 reserved bytes, 2 cursor (when the next piece may start), 3 head and
+ * 4 tail of the ring of pieces in flight, 6 piece size, 8.. pairs (end, arrives). */
+#define RING 16u
+static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl scratch, *x = NULL;
+    uint64_t *p = op->private_, offset;
+    for (;;) {
+        int status;
+        while (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] <= now) {
+            uint64_t end = p[8 + p[3] % RING * 2], step;
+            for (; op->done < end; op->done += step) {
+                if ((status = find(n, op->gva + op->done, 1, &scratch, &x, &offset)))
+                    return finish(n, op, status, now);
+                step = min64(end - op->done, x->hi - offset);
+                status = move(n, op, lane, &x, &scratch, step, now);
+                if (status == FBX_E_AGAIN) {
+                    op->next_ps = now + 1000000u;
+                    return FBX_E_AGAIN;
+                }
+                if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) {
+                    vanish(n, x->target, x->route);
+                    if (f->flags & FBXL_STRICT)
+                        return finish(n, op, status, now);
+                } else if (status) {
+                    return finish(n, op, status, now);
+                }
+            }
+            p[3]++;
+        }
+        if (p[1] < op->bytes && p[4] - p[3] < RING && p[2] <= now + 2 * 1000000u) {
+            if ((status = find(n, op->gva + p[1], 1, &scratch, &x, &offset)))
+                return finish(n, op, status, now);
+            uint64_t step = min64(op->bytes - p[1], min64(p[6] - (offset & (p[6] - 1)), x->hi - offset));
+            /* The CPU's write buffers make packets of 64 bytes, uncached stores packets of its access width. */
+            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->shared->access_bytes;
+            uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
+            struct fbxi_flight flight;
+            if (fbxi_send(x->route, 0, p[2], step, tlps, MWR_HEADER, 1, 1, &flight))
+                fbx_count(&f->header->reservations_clamped, 1);
+            struct fbxl_queue *q = own_queue(n, x->route);
+            uint64_t floor = n->fence_floor;
+            if (q && fbx_observe(&q->last_arrives) > floor)
+                floor = fbx_peek(&q->last_arrives);
+            if (p[4] != p[3] && p[8 + (p[4] - 1) % RING * 2 + 1] > floor)
+                floor = p[8 + (p[4] - 1) % RING * 2 + 1];
+            if (flight.arrives_ps < floor)
+                flight.arrives_ps = floor;
+            p[1] += step;
+            p[2] = flight.departs_ps;
+            p[8 + p[4] % RING * 2] = p[1];
+            p[8 + p[4] % RING * 2 + 1] = flight.arrives_ps;
+            p[4]++;
+            op->arrives_ps = flight.arrives_ps;
+            continue;
+        }
+        if (p[1] >= op->bytes) {
+            op->completes_ps = p[2];
+            if (now >= p[2]) {
+                /* The last byte has departed. The rest travels on its own. */
+                struct fbxl_queue *q;
+                while (op->done < op->bytes) {
+                    if ((status = find(n, op->gva + op->done, 1, &scratch, &x, &offset)) ||
+                        (status = posted_queue(n, x->route, &q)))
+                        return finish(n, op, status, now);
+                    while (p[3] != p[4] && p[8 + p[3] % RING * 2] <= op->done)
+                        p[3]++;
+                    uint64_t end = p[3] != p[4] ? p[8 + p[3] % RING * 2] : op->bytes;
+                    uint64_t step = min64(min64(end - op->done, x->hi - offset), PIECE);
+                    struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
+                                             .requester = n->requester, .offset = offset,
+                                             .arrives_ps = p[3] != p[4] ? p[8 + p[3] % RING * 2 + 1] : op->arrives_ps,
+                                             .payload = (const uint8_t *)op->buffer + op->done};
+                    if (x->status) {
+                        vanish(n, x->target, x->route);
+                    } else {
+                        if ((status = fbxi_commit(f, x->region, offset, step)))
+                            return finish(n, op, status, now);
+                        mark(n, lane);
+                        bool current = fbx_observe(n->generation) == x->generation;
+                        if (current)
+                            status = fbxi_post(f, q, &post);
+                        unmark(lane);
+                        if (!current)
+                            continue;
+                        if (status)
+                            return finish(n, op, status, now);
+                    }
+                    op->done += step;
+                }
+                return finish(n, op, 0, now);
+            }
+        }
+        op->next_ps = p[1] >= op->bytes ? p[2] : p[4] - p[3] < RING ? p[2] - 2 * 1000000u : UINT64_MAX;
+        if (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] < op->next_ps)
+            op->next_ps = p[8 + p[3] % RING * 2 + 1];
+        if (op->next_ps <= now) {
+            now = fbxi_now(&f->clock);
+            if (op->next_ps <= now)
+                continue;
+        }
+        return FBX_E_AGAIN;
+    }
+}
+
+static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl *x, uint64_t now)
+{
+    uint64_t *p = op->private_;
+    use_target(n, x->target);
+    p[1] = p[3] = p[4] = 0;
+    p[2] = now + n->shared->pio_write_ps;
+    /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
+    p[6] = PIECE;
+    const struct fbxl_direction *d = x->route->hop[0].out;
+    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
+        p[6] <<= 1;
+    op->state = FBX_TRAVELS;
+    return write_step(n, op, lane, now);
+}
+
+static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl scratch, *x;
+    struct fbxl_queue *q;
+    uint64_t offset;
+    for (;;) {
+        int status = find(n, op->gva, op->bytes, &scratch, &x, &offset);
+        if (status)
+            return finish(n, op, status, now);
+        op->target = x->target;
+        if (!(x->perm & FBX_PERM_WRITE))
+            return finish(n, op, refuse(n, op, FBX_E_ABORT, x->target), now);
+        if (UNLIKELY(x->status)) {
+            vanish(n, x->target, x->route);
+            return finish(n, op, f->flags & FBXL_STRICT ? x->status : 0, now);
+        }
+        if (UNLIKELY(offset + op->bytes > fbx_observe(&f->regions[x->region].prefix)) &&
+            (status = fbxi_commit(f, x->region, offset, op->bytes)))
+            return finish(n, op, status, now);
+        if ((status = posted_queue(n, x->route, &q)))
+            return finish(n, op, status, now);
+        mark(n, lane);
+        if (LIKELY(fbx_observe(n->generation) == x->generation))
+            break;
+        unmark(lane);
+        if ((status = usable(n, op->kind, op->gva)))
+            return finish(n, op, status, now);
+    }
+    use_target(n, x->target);
+    struct fbxi_flight flight;
+    if (fbxi_send(x->route, 0, now + n->shared->pio_write_ps, op->bytes, 1, MWR_HEADER, 0, 1, &flight))
+        fbx_count(&f->header->reservations_clamped, 1);
+    uint64_t payload = op->operand[0];
+    struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
+                             .flags = op->attr & (FBX_RO | FBX_IDO), .requester = n->requester, .offset = offset,
+                             .arrives_ps = flight.arrives_ps > n->fence_floor ? flight.arrives_ps : n->fence_floor,
+                             .payload = op->buffer ? op->buffer : &payload};
+    int status;
+    if (f->ordering == FBX_IMMEDIATE) {
+        touch(n, op, x, offset, op->bytes);
+        status = 0;
+    } else {
+        status = fbxi_post(f, q, &post);
+    }
+    unmark(lane);
+    op->departs_ps = flight.departs_ps;
+    op->arrives_ps = post.arrives_ps;
+    op->sequence = post.sequence;
+    op->completes_ps = now + n->shared->pio_write_ps;
+    if (UNLIKELY(status))
+        return finish(n, op, status, now);
+    uint64_t credit = x->route->hop[0].out->credit_ps;
+    if (flight.departs_ps > now + credit) {
+        /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
+        op->completes_ps = op->next_ps = flight.departs_ps - credit;
+        op->state = FBX_RETURNS;
+        return FBX_E_AGAIN;
+    }
+    op->status = 0;
+    op->state = FBX_DONE;
+    if (n->stats)
+        fbx_count(&n->stats->kind[op->kind].count, 1);
+    return 0;
+}
+
+static int scalar_ok(fbx_node *n, struct fbx_op *op)
+{
+    static const uint16_t allowed[FBX_OP_KINDS] = {
+        [FBX_LOAD] = 1 | 2 | 4 | 8 | 16 | 32 | 64, [FBX_STORE] = 1 | 2 | 4 | 8 | 16 | 32 | 64,
+        [FBX_FETCH_ADD] = 4 | 8, [FBX_SWAP] = 4 | 8, [FBX_CAS] = 4 | 8 | 16, [FBX_WAIT] = 1 | 2 | 4 | 8};
+    uint64_t b = op->bytes;
+    if (b > 64 || (b & (b - 1)) || !(b & allowed[op->kind])) {
+        if (allowed[op->kind] == (4 | 8) || allowed[op->kind] == (4 | 8 | 16))
+            return fbxi_fail_at(FBX_E_ALIGNMENT, op->kind, (int)n->index, op->gva, "an atomic of %llu bytes: they are "
+                                "4 or 8%s", (unsigned long long)b, op->kind == FBX_CAS ? " or 16" : "");
+        return fbxi_fail_at(FBX_E_ALIGNMENT, op->kind, (int)n->index, op->gva, "an access of %llu bytes",
+                            (unsigned long long)b);
+    }
+    if (op->gva & (b - 1))
+        return fbxi_fail_at(FBX_E_ALIGNMENT, op->kind, (int)n->index, op->gva, "0x%llx is not aligned to %llu bytes",
+                            (unsigned long long)op->gva, (unsigned long long)b);
+    return 0;
+}
+
+int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl scratch, *x = NULL;
+    uint64_t offset = 0;
+    op->done = 0;
+    op->state = FBX_ISSUED;
+    op->status = FBX_E_AGAIN;
+    op->private_[0] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
+    op->requester = n->requester;
+    op->target = n->index;
+    op->poison = 0;
+    op->injected = 0;
+    op->completes_ps = 0;
+    int status = usable(n, op->kind, op->gva);
+    if (!status && op->kind >= FBX_FLUSH && op->kind != FBX_WAIT)
+        status = op->kind == FBX_FLUSH ? 0 : fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);
+    const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
+    if (!status && scalar)
+        status = scalar_ok(n, op);
+    fbx_au32 *lane = status ? NULL : fbxi_lane(n);
+    if (!status && !lane)
+        status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->shared->name);
+    if (status)
+        return finish(n, op, status, 0);
+    if (!scalar && !op->bytes && op->kind != FBX_FLUSH)
+        return finish(n, op, 0, 0);
+
+    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+    op->issued_ps = now;
+    if (op->kind == FBX_FLUSH) {
+        op->target = (uint32_t)op->operand[0];
+        struct fbxi_route *route = NULL;
+        if (op->target != n->index && (status = route_to(n, op->target, &route)))
+            return finish(n, op, status, now);
+        if (route && (status = way_status(n, op->target, route)))
+            return finish(n, op, status, now);
+        struct fbxl_queue *q = own_queue(n, route);
+        op->private_[6] = q ? fbx_observe(&q->tail) : 0;
+        op->arrives_ps = op->completes_ps = now;
+        if ((f->flags & FBXL_TIMING) && route)
+            time_request(n, op, route, UINT32_MAX, now, 0, 4);
+        op->state = FBX_TRAVELS;
+        op->next_ps = op->arrives_ps;
+        return fbx_op_advance(n, op);
+    }
+    if (!(f->flags & FBXL_TIMING)) {
+        if (!scalar) { /* all of it must be reachable before any of it moves */
+            for (uint64_t at = 0; at < op->bytes; at += x->hi - offset) {
+                if ((status = find(n, op->gva + at, 1, &scratch, &x, &offset)))
+                    return finish(n, op, status, now);
+                if ((x->hi - offset) < op->bytes - at && x->hi == f->regions[x->region].bytes)
+                    return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
+                                  "%llu bytes from 0x%llx leave %s of %s", (unsigned long long)op->bytes,
+                                  (unsigned long long)op->gva, f->regions[x->region].tier, f->nodes[x->target].name), now);
+            }
+        }
+        return finish(n, op, untimed(n, op, lane), now);
+    }
+    if (op->kind == FBX_STORE) {
+        /* Look first whether it is our own memory: that takes no time here. */
+        if ((status = find(n, op->gva, op->bytes, &scratch, &x, &offset)))
+            return finish(n, op, status, now);
+        if (x->route)
+            return begin_store(n, op, lane, now);
+    } else {
+        if ((status = find(n, op->gva, scalar ? op->bytes : 1, &scratch, &x, &offset)))
+            return finish(n, op, status, now);
+        for (uint64_t at = 0, o = offset; !scalar && at < op->bytes; at += x->hi - o) {
+            if ((status = find(n, op->gva + at, 1, &scratch, &x, &o)))
+                return finish(n, op, status, now);
+            if (x->hi - o < op->bytes - at && x->hi == f->regions[x->region].bytes)
+                return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
+                              "%llu bytes from 0x%llx leave %s of %s", (unsigned long long)op->bytes,
+                              (unsigned long long)op->gva, f->regions[x->region].tier, f->nodes[x->target].name), now);
+        }
+    }
+    op->target = x->target;
+    if (!permitted(op, x))
+        return finish(n, op, refuse(n, op, FBX_E_ABORT, x->target), now);
+    if (!x->route) { /* local: no fabric in between */
+        op->completes_ps = now;
+        return finish(n, op, untimed(n, op, lane), now);
+    }
+    if (x->status) {
+        if (is_posted(op)) {
+            vanish(n, x->target, x->route);
+            return finish(n, op, f->flags & FBXL_STRICT ? x->status : 0, now);
+        }
+        return finish(n, op, x->status, now);
+    }
+    if (op->kind == FBX_WRITE) {
+        if (f->ordering == FBX_IMMEDIATE) {
+            /* Visible at once, yet it takes its time on the link. */
+            uint64_t bytes = op->bytes;
+            status = untimed(n, op, lane);
+            op->done = 0;
+            op->bytes = bytes;
+            if (status)
+                return finish(n, op, status, now);
+            struct fbxi_flight flight;
+            for (uint64_t at = 0, t = now; at < bytes; at += PIECE, t = flight.departs_ps)
+                fbxi_send(x->route, 0, t, min64(PIECE, bytes - at), (min64(PIECE, bytes - at) + 63) / 64, MWR_HEADER, 1, 1,
+                          &flight);
+            op->done = bytes;
+            op->completes_ps = op->next_ps = flight.departs_ps;
+            op->state = FBX_RETURNS;
+            return fbx_op_advance(n, op);
+        }
+        if ((status = fbxi_commit(f, x->region, offset, min64(op->bytes, x->hi - offset))))
+            return finish(n, op, status, now);
+        return begin_write(n, op, lane, x, now);
+    }
+    if (op->kind == FBX_READ) {
+        op->state = FBX_ISSUED;
+        op->completes_ps = now;
+        op->next_ps = now;
+        return fbx_op_advance(n, op);
+    }
+    time_request(n, op, x->route, x->region, now,
+                 op->kind == FBX_LOAD || op->kind == FBX_WAIT ? 0 : op->kind == FBX_CAS ? 2 * op->bytes : op->bytes,
+                 op->bytes);
+    op->next_ps = op->arrives_ps;
+    op->state = FBX_TRAVELS;
+    return FBX_E_AGAIN;
+}
+
+/* Bulk PIO read: one request of the CPU's access width at a time, so a piece costs as many round trips. */
+static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    struct fbxi_xl scratch, *x = NULL;
+    uint64_t offset;
+    for (;;) {
+        int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+        if (status)
+            return finish(n, op, status, now);
+        if (x->status)
+            return finish(n, op, x->status, now);
+        if (op->state == FBX_ISSUED) {
+            uint64_t step = min64(min64(op->bytes - op->done, x->hi - offset), PIECE - (offset & (PIECE - 1)));
+            uint32_t width = n->shared->access_bytes;
+            uint64_t accesses = ((offset & (width - 1)) + step + width - 1) / width, start = op->completes_ps;
+            time_request(n, op, x->route, x->region, start, 0, width);
+            uint64_t trip = op->completes_ps - start;
+            op->arrives_ps += (accesses - 1) * trip;
+            op->completes_ps += (accesses - 1) * trip;
+            op->private_[1] = step;
+            op->state = FBX_TRAVELS;
+        }
+        if (op->state == FBX_TRAVELS) {
+            if (now < op->arrives_ps) {
+                op->next_ps = op->arrives_ps;
+                return FBX_E_AGAIN;
+            }
+            uint64_t step = op->private_[1];
+            status = move(n, op, lane, &x, &scratch, min64(step, op->bytes - op->done), now);
+            if (status)
+                return finish(n, op, status, now);
+            op->done += step;
+            op->completes_ps = pushed_by_completion(n, x->target, op->completes_ps);
+            op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
+        }
+        if (op->state == FBX_RETURNS) {
+            if (now < op->completes_ps) {
+                op->next_ps = op->completes_ps;
+                return FBX_E_AGAIN;
+            }
+            deliver_due(n, n->index, now);
+            return finish(n, op, 0, now);
+        }
+    }
+}
+
+int fbx_op_advance(fbx_node *n, struct fbx_op *op)
+{
+    if (op->state == FBX_DONE)
+        return op->status;
+    fbx_fabric *f = n->fabric;
+    int status = usable(n, op->kind, op->gva);
+    fbx_au32 *lane = status ? NULL : fbxi_lane(n);
+    if (!lane)
+        return finish(n, op, status ? status : FBX_E_CLOSED, 0);
+    uint64_t now = f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX;
+    if (op->kind == FBX_WRITE && op->state == FBX_TRAVELS)
+        return write_step(n, op, lane, now);
+    if (op->kind == FBX_READ)
+        return read_step(n, op, lane, now);
+    if (op->state == FBX_TRAVELS) {
+        if (now < op->arrives_ps) {
+            op->next_ps = op->arrives_ps;
+            return FBX_E_AGAIN;
+        }
+        if (op->kind == FBX_FLUSH) {
+            struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
+            struct fbxl_queue *q = own_queue(n, route);
+            if (route && (status = way_status(n, op->target, route)))
+                return finish(n, op, status, now);
+            fbxi_deliver(f, op->target, now);
+            if (q && fbx_observe(&q->head) < op->private_[6]) {
+                /* A stopped process holds the delivery: that is what a completion timeout is for. */
+                uint64_t ns = fbxi_monotonic_ns();
+                if (!op->private_[7])
+                    op->private_[7] = ns;
+                if (ns - op->private_[7] > FBX_STALL_NS)
+                    return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
+                op->next_ps = now == UINT64_MAX ? 0 : now + 100000u;
+                return FBX_E_AGAIN;
+            }
+        } else {
+            struct fbxi_xl scratch, *x = NULL;
+            op->state = FBX_MOVES;
+            status = move(n, op, lane, &x, &scratch, op->bytes, now);
+            if (status == FBX_E_AGAIN) {
+                uint64_t ns = fbxi_monotonic_ns();
+                if (!op->private_[7])
+                    op->private_[7] = ns;
+                if (ns - op->private_[7] > FBX_STALL_NS)
+                    return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
+                op->state = FBX_TRAVELS;
+                op->next_ps = now + 1000000u;
+                return FBX_E_AGAIN;
+            }
+            if (status)
+                return finish(n, op, status, now);
+            op->done = op->bytes;
+        }
+        op->completes_ps = pushed_by_completion(n, op->target, op->completes_ps);
+        op->state = FBX_RETURNS;
+    }
+    if (now < op->completes_ps) {
+        op->next_ps = op->completes_ps;
+        return FBX_E_AGAIN;
+    }
+    if (!is_posted(op))
+        deliver_due(n, n->index, now);
+    return finish(n, op, 0, now);
+}
+
+int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
+{
+    uint64_t begin = 0;
+    for (;;) {
+        int status = op->state == FBX_DONE ? op->status : FBX_E_AGAIN;
+        if (status != FBX_E_AGAIN)
+            return status;
+        if (n->fabric->clock.kind != FBX_REAL)
+            return fbx_op_advance(n, op);
+        uint32_t jumped = 0;
+        uint64_t until = op->next_ps, limit = max_wait_ns, ticks;
+        if (op->state == FBX_RETURNS) {
+            /* The last wait ends early by what it takes to get into the call and from here back to the caller. */
+            until = until > n->binding_ps ? until - n->binding_ps : 0;
+            if (n->stats)
+                count(n, op);
+        }
+        if (begin) {
+            uint64_t used = fbxi_monotonic_ns() - begin;
+            limit = used < max_wait_ns ? max_wait_ns - used : 0;
+        } else if (until > fbxi_now(&n->fabric->clock) + 2000000u) {
+            begin = fbxi_monotonic_ns();
+        }
+        if (fbxi_wait(&n->fabric->clock, until, limit, &jumped, &ticks) == FBX_E_AGAIN)
+            return FBX_E_AGAIN;
+        op->private_[0] += jumped;
+        if (op->state == FBX_RETURNS) {
+            uint64_t now = fbxi_ticks_to_ps(&n->fabric->clock, ticks);
+            deliver_due(n, n->index, op->completes_ps);
+            return finish(n, op, 0, now);
+        }
+        status = fbx_op_advance(n, op);
+        if (status != FBX_E_AGAIN)
+            return status;
+    }
+}
+
+/* ---- blocking calls ---------------------------------------------------------------------------------------------------- */
+
+#define FOREVER UINT64_MAX
+
+static int run(fbx_node *n, struct fbx_op *op)
+{
+    int status = fbx_op_begin(n, op);
+    while (status == FBX_E_AGAIN)
+        status = fbx_op_wait(n, op, FOREVER);
+    return status;
+}
+
+/* Initialised field by field: private_ is large and mostly unused. */
+#define OP(name, kind_, gva_, bytes_)                                                                                  \
+    struct fbx_op name;                                                                                                \
+    name.kind = (kind_);                                                                                               \
+    name.gva = (gva_);                                                                                                 \
+    name.bytes = (bytes_);                                                                                             \
+    name.buffer = NULL;                                                                                                \
+    name.tc = name.attr = 0;                                                                                           \
+    name.path = 0;                                                                                                     \
+    name.trace_id = 0;                                                                                                 \
+    name.private_[7] = 0
+
+static __attribute__((noinline)) int load_long(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
+{
+    OP(op, FBX_LOAD, gva, bytes);
+    *value = UINT64_MAX;
+    if (bytes > 8)
+        return fbxi_fail_at(FBX_E_ALIGNMENT, FBX_LOAD, (int)n->index, gva, "a value has at most 8 bytes, not %u", bytes);
+    int status = run(n, &op);
+    if (!status)
+        *value = op.operand[0];
+    return status;
+}
+
+int fbx_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
+{
+    if (LIKELY(bytes == 8)) {
+        uint8_t *at = short_way(n, gva, 8, 0);
+        if (LIKELY(at != NULL)) {
+            *value = fbx_mem_load(at, 8);
+            unmark(n->lane);
+            return 0;
+        }
+    } else if (bytes == 4 || bytes == 2 || bytes == 1) {
+        uint8_t *at = short_way(n, gva, bytes, 0);
+        if (LIKELY(at != NULL)) {
+            *value = fbx_mem_load(at, bytes);
+            unmark(n->lane);
+            return 0;
+        }
+    }
+    return load_long(n, gva, bytes, value);
+}
+
+static __attribute__((noinline)) int store_long(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
+{
+    OP(op, FBX_STORE, gva, bytes);
+    op.operand[0] = value;
+    if (bytes > 8 || (bytes < 8 && value >> (bytes * 8)))
+        return bytes > 8 ? fbxi_fail_at(FBX_E_ALIGNMENT, FBX_STORE, (int)n->index, gva,
+                                        "a value has at most 8 bytes, not %u", bytes)
+                         : fbxi_fail_at(FBX_E_VALUE, FBX_STORE, (int)n->index, gva, "0x%llx does not fit %u bytes",
+                                        (unsigned long long)value, bytes);
+    return run(n, &op);
+}
+
+int fbx_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
+{
+    if (LIKELY(bytes == 8 || ((bytes == 4 || bytes == 2 || bytes == 1) && !(value >> (bytes * 8))))) {
+        uint8_t *at = short_way(n, gva, bytes, 1);
+        if (LIKELY(at != NULL)) {
+            if (LIKELY(bytes == 8))
+                fbx_mem_store(at, value, 8);
+            else
+                fbx_mem_store(at, value, bytes);
+            unmark(n->lane);
+            return 0;
+        }
+    }
+    return store_long(n, gva, bytes, value);
+}
+
+int fbx_load_wide(fbx_node *n, uint64_t gva, uint32_t bytes, void *out)
+{
+    OP(op, FBX_LOAD, gva, bytes);
+    op.buffer = out;
+    memset(out, 0xff, bytes <= 64 ? bytes : 64);
+    return run(n, &op);
+}
+
+int fbx_store_wide(fbx_node *n, uint64_t gva, uint32_t bytes, const void *data)
+{
+    OP(op, FBX_STORE, gva, bytes);
+    op.buffer = (void *)(uintptr_t)data;
+    return run(n, &op);
+}
+
+int fbx_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+{
+    if (LIKELY(bytes == 8 || (bytes == 4 && !(value >> 32)))) {
+        uint8_t *at = short_way(n, gva, bytes, 1);
+        if (LIKELY(at != NULL && n->tlb[gva >> FBX_SLOT_SHIFT].load_span)) {
+            *old = fbx_mem_fetch_add(at, value, bytes);
+            unmark(n->lane);
+            return 0;
+        }
+        if (at)
+            unmark(n->lane);
+    }
+    OP(op, FBX_FETCH_ADD, gva, bytes);
+    op.operand[0] = value;
+    *old = UINT64_MAX;
+    if (bytes == 4 && value >> 32)
+        return fbxi_fail_at(FBX_E_VALUE, FBX_FETCH_ADD, (int)n->index, gva, "0x%llx does not fit 4 bytes",
+                            (unsigned long long)value);
+    int status = run(n, &op);
+    if (!status)
+        *old = op.operand[0];
+    return status;
+}
+
+int fbx_swap_value(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+{
+    if (LIKELY(bytes == 8)) {
+        uint8_t *at = short_way(n, gva, bytes, 1);
+        if (LIKELY(at != NULL && n->tlb[gva >> FBX_SLOT_SHIFT].load_span)) {
+            *old = fbx_mem_swap(at, value, bytes);
+            unmark(n->lane);
+            return 0;
+        }
+        if (at)
+            unmark(n->lane);
+    }
+    OP(op, FBX_SWAP, gva, bytes);
+    op.operand[0] = value;
+    *old = UINT64_MAX;
+    if (bytes == 4 && value >> 32)
+        return fbxi_fail_at(FBX_E_VALUE, FBX_SWAP, (int)n->index, gva, "0x%llx does not fit 4 bytes",
+                            (unsigned long long)value);
+    int status = run(n, &op);
+    if (!status)
+        *old = op.operand[0];
+    return status;
+}
+
+int fbx_compare_swap(fbx_node *n, uint64_t gva, uint32_t bytes, const uint64_t *expected, const uint64_t *desired,
+                     uint64_t *old)
+{
+    OP(op, FBX_CAS, gva, bytes);
+    op.operand[0] = expected[0];
+    op.operand[2] = desired[0];
+    op.operand[1] = bytes == 16 ? expected[1] : 0;
+    op.operand[3] = bytes == 16 ? desired[1] : 0;
+    old[0] = UINT64_MAX;
+    if (bytes == 16)
+        old[1] = UINT64_MAX;
+    if (bytes == 4 && (expected[0] >> 32 || desired[0] >> 32))
+        return fbxi_fail_at(FBX_E_VALUE, FBX_CAS, (int)n->index, gva, "a value does not fit 4 bytes");
+    int status = run(n, &op);
+    if (!status) {
+        old[0] = op.operand[0];
+        if (bytes == 16)
+            old[1] = op.operand[1];
+    }
+    return status;
+}
+
+int fbx_read(fbx_node *n, uint64_t gva, void *out, uint64_t bytes)
+{
+    OP(op, FBX_READ, gva, bytes);
+    op.buffer = out;
+    return run(n, &op);
+}
+
+int fbx_write(fbx_node *n, uint64_t gva, const void *data, uint64_t bytes)
+{
+    OP(op, FBX_WRITE, gva, bytes);
+    op.buffer = (void *)(uintptr_t)data;
+    return run(n, &op);
+}
+
+int fbx_gather(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out, uint64_t *done)
+{
+    uint8_t *to = out;
+    for (uint64_t i = 0; i < count; i++, to += bytes) {
+        int status;
+        *done = i;
+        if (bytes <= 8) {
+            uint64_t value;
+            status = fbx_load(n, gvas[i], bytes, &value);
+            switch (bytes) {
+            case 8: memcpy(to, &value, 8); break;
+            case 4: memcpy(to, &value, 4); break;
+            case 2: memcpy(to, &value, 2); break;
+            default: memcpy(to, &value, 1); break;
+            }
+        } else {
+            status = fbx_load_wide(n, gvas[i], bytes, to);
+        }
+        if (UNLIKELY(status))
+            return status;
+    }
+    *done = count;
+    return 0;
+}
+
+int fbx_scatter(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, const void *values, uint64_t *done)
+{
+    const uint8_t *from = values;
+    for (uint64_t i = 0; i < count; i++, from += bytes) {
+        int status;
+        *done = i;
+        if (bytes == 8 || bytes == 4 || bytes == 2 || bytes == 1) {
+            uint64_t value = 0;
+            memcpy(&value, from, bytes);
+            status = fbx_store(n, gvas[i], bytes, value);
+        } else {
+            status = fbx_store_wide(n, gvas[i], bytes, from);
+        }
+        if (UNLIKELY(status))
+            return status;
+    }
+    *done = count;
+    return 0;
+}
+
+int fbx_drain(fbx_node *n)
+{
+    int status = usable(n, FBX_OTHER, 0);
+    if (!status)
+        fbx_fence_sleep();
+    return status;
+}
+
+int fbx_fence(fbx_node *n)
+{
+    int status = usable(n, FBX_OTHER, 0);
+    for (uint32_t i = 0; !status && i < n->used_targets_count; i++) {
+        struct fbxi_route *route = n->routes[n->used_targets[i]];
+        struct fbxl_queue *q = own_queue(n, route);
+        uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+        if (last > n->fence_floor)
+            n->fence_floor = last;
+    }
+    fbx_fence_sleep();
+    return status;
+}
+
+static int flush_one(fbx_node *n, uint32_t target)
+{
+    OP(op, FBX_FLUSH, 0, 0);
+    op.operand[0] = target;
+    return run(n, &op);
+}
+
+int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
+{
+    int status = usable(n, FBX_FLUSH, 0);
+    if (!status && target != UINT32_MAX && target >= n->fabric->node_count)
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no node %u", target);
+    if (status)
+        return status;
+    if (target != UINT32_MAX)
+        status = flush_one(n, target);
+    else
+        for (uint32_t i = 0; !status && i < n->used_targets_count; i++)
+            status = flush_one(n, n->used_targets[i]);
+    uint64_t lost = n->dropped - n->dropped_checked;
+    if (attr & FBX_CHECK)
+        n->dropped_checked = n->dropped;
+    if (!status && (attr & FBX_CHECK) && lost)
+        status = fbxi_fail_at(FBX_E_LINK_DOWN, FBX_FLUSH, (int)n->index, 0, "%llu posted writes of %s were lost",
+                              (unsigned long long)lost, n->shared->name);
+    return status;
+}
+
+static int compare(uint64_t a, int how, uint64_t b)
+{
+    switch (how) {
+    case FBX_EQ: return a == b;
+    case FBX_NE: return a != b;
+    case FBX_LT: return a < b;
+    case FBX_LE: return a <= b;
+    case FBX_GT: return a > b;
+    default: return a >= b;
+    }
+}
+
+int fbx_wait_until(fbx_node *n, uint64_t gva, uint32_t bytes, int how, uint64_t value, uint64_t deadline_ps,
+                   uint64_t max_wait_ns, uint64_t *last)
+{
+    fbx_fabric *f = n->fabric;
+    static _Thread_local int processors;
+    if (how < FBX_EQ || how > FBX_GE)
+        return fbxi_fail(FBX_E_INVALID, "comparison %d is none", how);
+    if (!processors) {
+        cpu_set_t set;
+        processors = sched_getaffinity(0, sizeof set, &set) ? 2 : CPU_COUNT(&set);
+    }
+    uint64_t begin = 0;
+    for (uint32_t round = 0;; round++) {
+        int status = fbx_load(n, gva, bytes, last);
+        if (status)
+            return status;
+        if (compare(*last, how, value))
+            return 0;
+        if (f->clock.kind != FBX_REAL)
+            return FBX_E_AGAIN;
+        if ((round & 31) != 31)
+            continue;
+        uint64_t ns = fbxi_monotonic_ns();
+        if (!begin)
+            begin = ns;
+        if (ns - begin >= max_wait_ns || fbxi_now(&f->clock) >= deadline_ps)
+            return FBX_E_AGAIN;
+        /* Spin while it may be a matter of microseconds, then let others have the processor. */
+        if (ns - begin > 50000u || processors == 1)
+            sched_yield();
+        if (ns - begin > 2000000u) {
+            struct timespec nap = {0, 50000};
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+        }
+    }
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Operations that ask for nothing but 300 ns: what the median takes longer than that is our own way in and out. */
+static __attribute__((noinline)) int ask_for_nothing(fbx_node *n, uint64_t ps)
+{
+    OP(op, FBX_OTHER, 0, 0);
+    op.private_[0] = 0;
+    op.private_[5] = 1;
+    if (usable(n, FBX_OTHER, 0) || !fbxi_lane(n))
+        return FBX_E_CLOSED;
+    op.issued_ps = fbxi_now(&n->fabric->clock);
+    op.completes_ps = op.next_ps = op.issued_ps + ps;
+    op.state = FBX_RETURNS;
+    op.target = n->index;
+    return fbx_op_wait(n, &op, FOREVER);
+}
+
+uint64_t fbxi_calibrate(fbx_node *n)
+{
+    enum { ROUNDS = 201 };
+    const struct fbxi_clock *clock = &n->fabric->clock;
+    if (clock->kind != FBX_REAL)
+        return 0;
+    uint64_t samples[ROUNDS], empty[ROUNDS], ask = 300000;
+    struct fbxl_stats *stats = n->stats;
+    n->stats = NULL;
+    for (int i = 0; i < ROUNDS; i++) {
+        uint64_t a = fbxi_now(clock), b = fbxi_now(clock);
+        empty[i] = b - a;
+        a = fbxi_now(clock);
+        ask_for_nothing(n, ask);
+        samples[i] = fbxi_now(clock) - a;
+    }
+    n->stats = stats;
+    qsort(samples, ROUNDS, sizeof samples[0], by_value);
+    qsort(empty, ROUNDS, sizeof empty[0], by_value);
+    uint64_t took = samples[ROUNDS / 2] - empty[ROUNDS / 2];
+    return took > ask && took - ask < 100000u ? took - ask : 0;
+}
+
+/* ---- raw views ---------------------------------------------------------------------------------------------------------- */
+
+int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl x;
+    uint64_t offset;
+    int status = usable(n, FBX_OTHER, gva);
+    if (!status && !bytes)
+        status = fbxi_fail(FBX_E_INVALID, "a view of no bytes");
+    if (!status)
+        status = resolve(n, gva, bytes, 0, &x, &offset);
+    if (!status && x.status)
+        status = fbxi_fail_at(x.status, FBX_OTHER, (int)n->index, gva, "%s: %s", f->nodes[x.target].name,
+                              fbx_error_hint(x.status));
+    if (!status && !(x.perm & FBX_PERM_READ))
+        status = fbxi_fail_at(FBX_E_ABORT, FBX_OTHER, (int)n->index, gva, "the window of %s does not permit to look",
+                              n->shared->name);
+    if (!status)
+        status = fbxi_commit(f, x.region, offset, bytes);
+    if (status)
+        return status;
+    uint8_t *base = x.base;
+    *writable = (x.perm & FBX_PERM_WRITE) != 0;
+    if (!*writable) {
+        struct fbxi_region_map *map = &f->maps[x.region];
+        pthread_mutex_lock(&f->mutex);
+        if (!map->ro) {
+            /* The same pages again, protected: a store through this view faults as the hardware's page table would. */
+            uint64_t size = f->regions[x.region].bytes;
+            void *again = mremap(map->rw, 0, size, MREMAP_MAYMOVE);
+            if (again != MAP_FAILED && mprotect(again, size, PROT_READ)) {
+                munmap(again, size);
+                again = MAP_FAILED;
+            }
+            if (again != MAP_FAILED)
+                map->ro = again;
+            else
+                status = fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map a second view");
+        }
+        base = map->ro;
+        pthread_mutex_unlock(&f->mutex);
+        if (status)
+            return status;
+    }
+    fbx_count(&f->nodes[x.target].raw_views, 1);
+    *out = base + offset;
+    return 0;
+}
+
+/* ---- asking the model ------------------------------------------------------------------------------------------------- */
+
+int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx_estimate *out)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl x;
+    uint64_t offset;
+    memset(out, 0, sizeof *out);
+    int status = usable(n, kind, gva);
+    if (!status && (kind < 0 || kind > FBX_CAS || !bytes))
+        status = fbxi_fail(FBX_E_INVALID, "no estimate for operation %d of %llu bytes", kind, (unsigned long long)bytes);
+    if (!status)
+        status = resolve(n, gva, 1, 0, &x, &offset);
+    if (status || !x.route)
+        return status;
+    struct fbxi_flight there, back;
+    uint64_t latency = f->regions[x.region].latency_ps;
+    uint32_t width = kind == FBX_READ ? n->shared->access_bytes : (uint32_t)bytes;
+    uint32_t packet = x.mapping == FBX_WRITE_COMBINING ? 64 : n->shared->access_bytes;
+    out->hops = x.route->hops;
+    if (kind == FBX_STORE || kind == FBX_WRITE) {
+        uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
+        fbxi_send(x.route, 0, n->shared->pio_write_ps, bytes, tlps, MWR_HEADER, tlps > 1, 0, &there);
+        out->wire_bytes = bytes + tlps * MWR_HEADER;
+        out->departs_ps = there.departs_ps;
+        out->arrives_ps = there.arrives_ps;
+        out->completes_ps = kind == FBX_STORE ? n->shared->pio_write_ps : there.departs_ps;
+        return 0;
+    }
+    uint64_t accesses = kind == FBX_READ ? ((offset & (width - 1)) + bytes + width - 1) / width : 1;
+    uint64_t request = kind == FBX_LOAD || kind == FBX_READ ? 0 : kind == FBX_CAS ? 2 * bytes : bytes;
+    fbxi_send(x.route, 0, n->shared->pio_read_ps, request, 1, MRD_HEADER, 0, 0, &there);
+    fbxi_send(x.route, 1, there.arrives_ps + latency, width, 1, CPLD_HEADER, 0, 0, &back);
+    out->departs_ps = there.departs_ps;
+    out->arrives_ps = there.arrives_ps + latency + (accesses - 1) * back.arrives_ps;
+    out->completes_ps = accesses * back.arrives_ps;
+    out->wire_bytes = accesses * (MRD_HEADER + request + width + CPLD_HEADER);
+    return 0;
+}
+
+int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
+{
+    memset(out, 0, sizeof *out);
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (kind < 0 || kind >= (int)FBX_OP_KINDS)
+        return fbxi_fail(FBX_E_INVALID, "operation %d is none", kind);
+    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
+    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++) {
+        uint64_t offset = fbx_observe(&f->requesters[i].stats);
+        if (!offset || offset > f->mapped_bytes - sizeof(struct fbxl_stats))
+            continue;
+        struct fbxl_stats *s = fbxi_at(f, offset);
+        out->count += fbx_peek(&s->kind[kind].count);
+        out->late += fbx_peek(&s->kind[kind].late);
+        out->failed += fbx_peek(&s->kind[kind].failed);
+        out->preempted += fbx_peek(&s->kind[kind].preempted);
+        out->late_ps_total += fbx_peek(&s->kind[kind].late_ps_total);
+        out->bytes += fbx_peek(&s->kind[kind].bytes);
+        uint64_t most = fbx_peek(&s->kind[kind].late_ps_max);
+        if (most > out->late_ps_max)
+            out->late_ps_max = most;
+        for (uint32_t b = 0; b < FBX_HIST_BINS; b++)
+            out->late_hist[b] += fbx_peek(&s->kind[kind].late_hist[b]);
+    }
+    return 0;
+}
+
+/* ---- for the _hot extension ------------------------------------------------------------------------------------------- */
+
+static int try_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
+{
+    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 0) : bytes == 4 || bytes == 2 || bytes == 1 ? short_way(n, gva, bytes, 0) : NULL;
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    *value = fbx_mem_load(at, bytes);
+    unmark(n->lane);
+    return 0;
+}
+
+static int try_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
+{
+    if (bytes != 8 && ((bytes != 4 && bytes != 2 && bytes != 1) || value >> (bytes * 8)))
+        return FBX_E_AGAIN;
+    uint8_t *at = short_way(n, gva, bytes, 1);
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    fbx_mem_store(at, value, bytes);
+    unmark(n->lane);
+    return 0;
+}
+
+static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+{
+    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 1) : NULL;
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    int whole = n->tlb[gva >> FBX_SLOT_SHIFT].load_span != 0;
+    if (whole)
+        *old = fbx_mem_fetch_add(at, value, 8);
+    unmark(n->lane);
+    return whole ? 0 : FBX_E_AGAIN;
+}
+
+static uint64_t node_now(fbx_node *n) { return fbxi_now(&n->fabric->clock); }
+static int node_virtual(fbx_node *n) { return n->fabric->clock.kind != FBX_REAL; }
+
+const void *fbx_hot_table(void)
+{
+    static const struct fbx_hot table = {FBX_HOT_VERSION, sizeof(struct fbx_op), try_load, try_store, try_fetch_add,
+                                         fbx_op_begin, fbx_op_wait, node_now, node_virtual};
+    return &table;
+}

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Posted writes on their way. One queue per (source node, target node, traffic class) in shared memory: a ring of
+ * 64-byte cells. Producers append under the queue's lock in the order in which the link carries them, so arrival times
+ * never decrease along a queue. Whoever comes by delivers what is due: the source, the target at each of its accesses,
+ * its service thread. Delivery to one target is under that target's lock, earliest arrival first.
+ *
+ * Death. A producer that dies before it publishes the tail leaves nothing. A deliverer that dies leaves its lock with its
+ * name in it and the head where it was; the next one takes the lock over and does that one entry again, which for a
+ * write of memory is the same as doing it once. A stopped holder is left alone: the rest counts as not yet arrived.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+
+#define CELLS 1024u
+
+static struct fbxl_queue *queue_at(fbx_fabric *f, uint64_t offset)
+{
+    if (offset < f->header->heap_offset || offset > f->mapped_bytes - sizeof(struct fbxl_queue))
+        return NULL;
+    struct fbxl_queue *q = fbxi_at(f, offset);
+    if (q->cells != CELLS || q->cells_offset < f->header->heap_offset ||
+        q->cells_offset > f->mapped_bytes - CELLS * 64ull || q->target >= f->node_count || q->source >= f->node_count) {
+        fbx_count(&f->header->corrupt_resets, 1);
+        return NULL;
+    }
+    return q;
+}
+
+struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc)
+{
+    uint32_t bound = 0;
+    for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
+        struct fbxl_queue *q = queue_at(f, at);
+        if (!q)
+            return NULL;
+        if (q->source == source && q->traffic_class == tc)
+            return q;
+        at = fbx_observe(&q->next);
+    }
+    return NULL;
+}
+
+int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc, struct fbxl_queue **out)
+{
+    *out = fbxi_queue_find(f, source, target, tc);
+    if (*out)
+        return 0;
+    int status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    struct fbxl_queue *q = fbxi_queue_find(f, source, target, tc);
+    if (!q) {
+        uint64_t offset, cells;
+        status = fbxi_heap(f, sizeof *q, &offset);
+        if (!status)
+            status = fbxi_heap(f, CELLS * 64ull, &cells);
+        if (!status) {
+            struct fbxl_node *node = &f->nodes[target];
+            q = fbxi_at(f, offset);
+            q->source = source;
+            q->target = target;
+            q->traffic_class = tc;
+            q->ordinal = fbx_add(&node->queue_count, 1);
+            q->cells = CELLS;
+            q->cells_offset = cells;
+            fbx_poke(&q->next, fbx_peek(&node->queues));
+            /* Pairs with: fbx_observe(&node->queues) of deliverers. Breaks: a queue with garbage in it. */
+            fbx_publish(&node->queues, offset);
+        }
+    }
+    fbxi_control_unlock(f);
+    *out = q;
+    return status;
+}
+
+static struct fbxl_entry *cell(fbx_fabric *f, const struct fbxl_queue *q, uint64_t position)
+{
+    return (struct fbxl_entry *)fbxi_at(f, q->cells_offset) + position % CELLS;
+}
+
+static uint32_t cells_for(uint32_t bytes) { return bytes <= 16 ? 1 : 1 + (bytes + 63) / 64; }
+
+int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
+{
+    const uint32_t need = cells_for(post->bytes);
+    uint64_t begin = 0;
+    for (;;) {
+        if (fbxi_lock(f, &q->producer, FBX_STALL_NS) < 0)
+            return fbxi_fail(FBX_E_QUEUE_FULL, "a stopped process holds the queue from %s to %s",
+                             f->nodes[q->source].name, f->nodes[q->target].name);
+        uint64_t tail = fbx_peek(&q->tail), head = fbx_observe(&q->head);
+        uint32_t skip = tail % CELLS + need > CELLS ? CELLS - (uint32_t)(tail % CELLS) : 0;
+        if (head > tail || tail - head > CELLS) { /* scribbled over: empty it */
+            fbx_count(&f->header->corrupt_resets, 1);
+            fbx_publish(&q->head, tail);
+            head = tail;
+        }
+        if (tail + skip + need - head <= CELLS) {
+            if (skip) {
+                struct fbxl_entry *e = cell(f, q, tail);
+                memset(e, 0, sizeof *e);
+                e->kind = FBXL_ENTRY_SKIP;
+                e->cells = (uint16_t)skip;
+                tail += skip;
+            }
+            uint64_t last = fbx_peek(&q->last_arrives);
+            if (post->arrives_ps < last)
+                post->arrives_ps = last; /* FIFO, whatever jitter and calendars say */
+            struct fbxl_entry *e = cell(f, q, tail);
+            e->arrives_ps = post->arrives_ps;
+            e->sequence = post->sequence = fbx_peek(&q->sequence) + 1;
+            e->region = post->region;
+            e->bytes = post->bytes;
+            e->offset = post->offset;
+            e->cells = (uint16_t)need;
+            e->kind = (uint8_t)post->kind;
+            e->flags = (uint8_t)post->flags;
+            e->requester = (uint16_t)post->requester;
+            e->poison = 0;
+            e->trace_id = 0;
+            if (post->bytes <= 8 && post->bytes)
+                memcpy(e->inline_payload, post->payload, post->bytes);
+            else
+                fbx_mem_copy(need == 1 ? (void *)e->inline_payload : (void *)(e + 1), post->payload, post->bytes);
+            fbx_poke(&q->sequence, post->sequence);
+            fbx_poke(&q->last_arrives, post->arrives_ps);
+            /* Pairs with: fbx_observe(&q->tail) in deliver. Breaks: an entry delivered before it is written. */
+            fbx_publish(&q->tail, tail + need);
+            /* A full exchange, so that a deliverer that clears the mark either sees this tail or leaves the mark.
+             * Pairs with: the and + observe at the end of fbxi_deliver(). Breaks: an entry that nobody finds. */
+            fbx_or(&f->nodes[q->target].pending, 1ull << (q->ordinal & 63));
+            fbxi_unlock(f, &q->producer);
+            return 0;
+        }
+        uint64_t due = cell(f, q, head)->arrives_ps;
+        fbxi_unlock(f, &q->producer);
+        /* Full: credits are exhausted. The producer waits for its own head and delivers it. */
+        uint64_t now = fbxi_monotonic_ns();
+        if (!begin)
+            begin = now;
+        if (f->clock.kind != FBX_REAL) {
+            fbxi_deliver(f, q->target, due);
+            continue;
+        }
+        uint64_t ticks;
+        fbxi_wait(&f->clock, due, 20000000u, NULL, &ticks);
+        if (fbxi_deliver(f, q->target, fbxi_now(&f->clock)) < 0 && now - begin > FBX_STALL_NS)
+            return fbxi_fail(FBX_E_QUEUE_FULL, "the queue from %s to %s is full and a stopped process holds its delivery",
+                             f->nodes[q->source].name, f->nodes[q->target].name);
+    }
+}
+
+static void apply(fbx_fabric *f, const struct fbxl_entry *e, struct fbxl_node *node)
+{
+    const uint32_t region = e->region, bytes = e->bytes;
+    const uint64_t offset = e->offset;
+    struct fbxi_region_map *map;
+    if (e->flags & FBXL_ENTRY_DROPPED || e->kind != FBXL_ENTRY_WRITE || region >= f->region_count ||
+        bytes > (CELLS - 1) * 64 || offset > f->regions[region].bytes || bytes > f->regions[region].bytes - offset ||
+        e->cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
+        (!fbxi_committed(f, region, offset, bytes ? bytes : 1) && fbxi_commit(f, region, offset, bytes))) {
+        if (e->kind != FBXL_ENTRY_SKIP)
+            fbx_count(&node->posted_dropped, 1);
+        return;
+    }
+    const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
+    if (bytes <= 8 && (bytes & (bytes - 1)) == 0 && bytes && !(offset & (bytes - 1))) {
+        uint64_t value = 0;
+        memcpy(&value, payload, bytes);
+        fbx_mem_store(map->rw + offset, value, bytes);
+    } else {
+        fbx_mem_copy(map->rw + offset, payload, bytes);
+    }
+    fbx_count(&node->delivered, 1);
+}
+
+/* The head entry of `q` if there is one: its arrival, or UINT64_MAX. */
+static uint64_t head_due(fbx_fabric *f, struct fbxl_queue *q)
+{
+    uint64_t head = fbx_observe(&q->head), tail = fbx_observe(&q->tail);
+    if (head == tail)
+        return UINT64_MAX;
+    return cell(f, q, head)->arrives_ps;
+}
+
+uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target)
+{
+    uint64_t due = UINT64_MAX;
+    uint32_t bound = 0;
+    if (!fbx_observe(&f->nodes[target].pending))
+        return due;
+    for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
+        struct fbxl_queue *q = queue_at(f, at);
+        if (!q)
+            break;
+        uint64_t d = head_due(f, q);
+        if (d < due)
+            due = d;
+        at = fbx_observe(&q->next);
+    }
+    return due;
+}
+
+int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
+{
+    struct fbxl_node *node = &f->nodes[target];
+    if (!fbx_observe(&node->pending) || fbxi_next_due(f, target) > until_ps)
+        return 0;
+    /* The lock is held for some tens of nanoseconds by the living; try that long before calling it stuck. */
+    int status = FBX_E_BUSY;
+    for (int i = 0; i < 64 && status < 0; i++) {
+        status = fbxi_trylock(f, &node->delivery);
+        if (status < 0)
+            fbx_relax();
+    }
+    if (status < 0)
+        return FBX_E_BUSY;
+    int delivered = 0;
+    for (;;) {
+        struct fbxl_queue *best = NULL;
+        uint64_t best_due = UINT64_MAX;
+        uint32_t bound = 0;
+        uint64_t idle = 0, busy = 0;
+        for (uint64_t at = fbx_observe(&node->queues); at && bound++ < 1u << 20;) {
+            struct fbxl_queue *q = queue_at(f, at);
+            if (!q)
+                break;
+            uint64_t due = head_due(f, q);
+            *(due == UINT64_MAX ? &idle : &busy) |= 1ull << (q->ordinal & 63);
+            if (due < best_due) {
+                best = q;
+                best_due = due;
+            }
+            at = fbx_observe(&q->next);
+        }
+        idle &= ~busy & fbx_peek(&node->pending);
+        if (idle) {
+            fbx_and(&node->pending, ~idle);
+            /* Somebody may have appended between our look and the clearing: look again, give the mark back. */
+            bound = 0;
+            for (uint64_t at = fbx_observe(&node->queues); at && bound++ < 1u << 20;) {
+                struct fbxl_queue *q = queue_at(f, at);
+                if (!q)
+                    break;
+                if (idle >> (q->ordinal & 63) & 1 && head_due(f, q) != UINT64_MAX)
+                    fbx_or(&node->pending, 1ull << (q->ordinal & 63));
+                at = fbx_observe(&q->next);
+            }
+        }
+        if (!best || best_due > until_ps)
+            break;
+        uint64_t head = fbx_peek(&best->head), tail = fbx_observe(&best->tail);
+        struct fbxl_entry *e = cell(f, best, head);
+        uint32_t cells = e->cells;
+        if (!cells || cells > CELLS || head + cells > tail || head % CELLS + cells > CELLS) {
+            /* Not what a producer writes: empty the queue rather than walk through garbage. */
+            fbx_count(&f->header->corrupt_resets, 1);
+            fbx_publish(&best->head, tail);
+            continue;
+        }
+        fbx_poke(&node->delivering_queue, (uint64_t)((uint8_t *)best - f->base));
+        fbx_poke(&node->delivering_seq, e->sequence);
+        apply(f, e, node);
+        /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
+        fbx_publish(&best->head, head + cells);
+        delivered++;
+    }
+    fbxi_unlock(f, &node->delivery);
+    return delivered;
+}
+
+void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes, uint8_t *out, uint64_t until_ps)
+{
+    uint32_t target = f->regions[region].node, bound = 0;
+    for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
+        struct fbxl_queue *q = queue_at(f, at);
+        if (!q)
+            return;
+        for (uint64_t p = fbx_observe(&q->head), tail = fbx_observe(&q->tail); p < tail;) {
+            const struct fbxl_entry *e = cell(f, q, p);
+            if (!e->cells || e->cells > CELLS || e->arrives_ps > until_ps || cells_for(e->bytes) > CELLS)
+                break;
+            if (e->kind == FBXL_ENTRY_WRITE && e->region == region && !(e->flags & FBXL_ENTRY_DROPPED) &&
+                e->offset < offset + bytes && offset < e->offset + e->bytes && e->bytes <= (CELLS - 1) * 64) {
+                const uint8_t *payload = e->bytes <= 16 ? e->inline_payload : (const uint8_t *)(e + 1);
+                uint64_t from = e->offset > offset ? e->offset : offset;
+                uint64_t to = e->offset + e->bytes < offset + bytes ? e->offset + e->bytes : offset + bytes;
+                memcpy(out + (from - offset), payload + (from - e->offset), to - from);
+            }
+            p += e->cells;
+        }
+        at = fbx_observe(&q->next);
+    }
+}
+
+int fbx_progress(fbx_node *n)
+{
+    if (n->closed || n->fabric->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
+    int delivered = fbxi_deliver(n->fabric, n->index, fbxi_now(&n->fabric->clock));
+    return delivered < 0 ? 0 : delivered;
+}
+
+void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
+{
+    uint64_t now = fbxi_now(&f->clock);
+    struct fbxi_route *route = malloc(sizeof *route);
+    for (uint32_t target = 0; route && target < f->node_count; target++) {
+        struct fbxl_node *node = &f->nodes[target];
+        if (!fbx_observe(&node->pending))
+            continue;
+        fbxi_deliver(f, target, now);
+        if (fbxi_lock(f, &node->delivery, FBX_STALL_NS) < 0)
+            continue;
+        uint32_t bound = 0;
+        for (uint64_t at = fbx_observe(&node->queues); at && bound++ < 1u << 20;) {
+            struct fbxl_queue *q = queue_at(f, at);
+            if (!q)
+                break;
+            at = fbx_observe(&q->next);
+            bool crosses = false;
+            if (!fbxi_route_build(f, q->source, q->target, route))
+                for (uint32_t i = 0; i < route->hops; i++)
+                    crosses |= route->hop[i].direction / 2 == link;
+            if (!crosses)
+                continue;
+            for (uint64_t p = fbx_observe(&q->head), tail = fbx_observe(&q->tail); p < tail;) {
+                struct fbxl_entry *e = cell(f, q, p);
+                if (!e->cells || e->cells > CELLS)
+                    break;
+                e->flags |= FBXL_ENTRY_DROPPED; /* counted when its turn comes */
+                e->arrives_ps = now;
+                p += e->cells;
+            }
+            fbx_count(&f->directions[2 * link].dropped, 1);
+        }
+        fbxi_unlock(f, &node->delivery);
+        fbxi_deliver(f, target, now);
+    }
+    free(route);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One quiet thread per opened fabric. It delivers what is due at nodes of this process whose memory somebody looks at
+ * without the API, and one of all the fabric's processes (whoever holds the leader's byte of the control file, which the
+ * kernel releases at death) looks for sessions that died. No operation depends on it.
+ */
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+
+int fbxi_end_if_orphan(fbx_fabric *f);
+
+#define LEADER_BYTE ((1ll << 50) - 1)
+#define LOOK_NS 25000000u
+
+static void *service(void *argument)
+{
+    fbx_fabric *f = argument;
+    int leader = 0;
+    uint64_t look_at = fbxi_monotonic_ns() + LOOK_NS;
+    while (!fbx_observe(&f->service_stop)) {
+        uint64_t nap = LOOK_NS;
+        pthread_mutex_lock(&f->mutex);
+        for (fbx_node *n = f->node_list; n; n = n->next) {
+            if (n->closed || n->kind != FBX_OWNER || !fbx_observe(&n->shared->raw_views))
+                continue;
+            uint64_t now = fbxi_now(&f->clock);
+            fbxi_deliver(f, n->index, now);
+            uint64_t due = fbxi_next_due(f, n->index), ns = 500000u;
+            if (due != UINT64_MAX)
+                ns = due > now ? (due - now) / 1000u + 1u : 1000u;
+            if (ns < nap)
+                nap = ns;
+        }
+        pthread_mutex_unlock(&f->mutex);
+        uint64_t now_ns = fbxi_monotonic_ns();
+        if (now_ns >= look_at) {
+            if (!leader) {
+                struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LEADER_BYTE, .l_len = 1};
+                leader = !fcntl(f->fd, F_OFD_SETLK, &range);
+            }
+            if (leader) {
+                fbxi_reap(f);
+                fbxi_end_if_orphan(f);
+            }
+            /* Heads of queues whose target nobody serves and whose source has stopped: let them land. */
+            look_at = now_ns + (leader ? LOOK_NS : 4 * LOOK_NS);
+        }
+        if (nap > 0 && !fbx_observe(&f->service_stop))
+            fbxi_futex_wait(&f->service_wake, 0, nap);
+    }
+    return NULL;
+}
+
+int fbxi_service_start(fbx_fabric *f)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256u << 10);
+    /* Signals are the program's: none of them may land here. */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int failed = pthread_create(&f->service, &attributes, service, f);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    if (failed) {
+        errno = failed;
+        return fbxi_fail_system(FBX_E_SYSTEM, "cannot start the service thread");
+    }
+    f->service_running = 1;
+    return 0;
+}
+
+void fbxi_service_stop(fbx_fabric *f)
+{
+    if (!f->service_running)
+        return;
+    fbx_publish(&f->service_stop, 1);
+    fbx_publish(&f->service_wake, 1);
+    fbxi_futex_wake(&f->service_wake);
+    pthread_join(f->service, NULL);
+    f->service_running = 0;
+}

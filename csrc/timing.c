@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Reservations of links, lock-free.
+ *
+ * A directed link has a calendar: a ring of slots, each 2^slot_shift ps long (some full packets), indexed by absolute
+ * time. Traffic reserves the time at which it reaches the link, not the time at which it was issued, so what is on its
+ * way from afar does not delay what is near. One 64-bit word is a slot:
+ *
+ *     tag 19 | bulk 15 | idle 15 | fill 15        in units of 2^(slot_shift - 14) ps; a full slot is 16384 units
+ *
+ * fill: where the last small packet of the slot ends, from its start. idle: time before that which nobody took; a packet
+ * that was issued later but arrives earlier finds its place there. bulk: time in the slot that long transfers hold. A
+ * small packet passes between the packets of bulk, as an arbiter that serves ports in turn would let it: it waits for
+ * the rest of the packet on the wire and displaces bulk, which pays later (debt).
+ *
+ * Every change is one compare-and-swap of one word. A process that dies between two of them leaves at most one packet's
+ * time reserved for nothing; a word of a time long past is recognised by its tag and is empty.
+ */
+#include "timing.h"
+
+#include "pcie.h"
+
+#define FULL 16384u
+#define FIELD 0x7fffu
+
+struct slot {
+    uint32_t fill, idle, bulk;
+};
+
+static struct slot unpack(uint64_t word, uint64_t tag)
+{
+    struct slot s = {0, 0, 0};
+    if (word >> 45 == (tag & 0x7ffff)) {
+        s.fill = (uint32_t)word & FIELD;
+        s.idle = (uint32_t)(word >> 15) & FIELD;
+        s.bulk = (uint32_t)(word >> 30) & FIELD;
+        /* A scribbled word must not lead to endless or backward time. */
+        if (s.fill > FULL || s.idle > s.fill || s.bulk > FULL)
+            s = (struct slot){0, 0, 0};
+    }
+    return s;
+}
+
+static uint64_t pack(struct slot s, uint64_t tag)
+{
+    return (tag & 0x7ffff) << 45 | (uint64_t)s.bulk << 30 | (uint64_t)s.idle << 15 | s.fill;
+}
+
+static int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+                         uint64_t *start_ps, uint64_t *end_ps)
+{
+    const uint32_t shift = d->slot_shift, unit = shift - 14;
+    uint32_t need = (uint32_t)((duration_ps + (1ull << unit >> 1)) >> unit);
+    uint64_t number = at_ps >> shift;
+    uint32_t offset = (uint32_t)((at_ps >> unit) & (FULL - 1));
+    bool started = false;
+    for (uint32_t walked = 0; walked < FBX_CAL_SLOTS - 1; walked++, number++, offset = 0) {
+        fbx_au64 *word = &calendar[number % FBX_CAL_SLOTS];
+        const uint64_t tag = number / FBX_CAL_SLOTS;
+        for (;;) {
+            uint64_t seen = fbx_peek(word);
+            struct slot s = unpack(seen, tag);
+            uint32_t begin, displaced = 0;
+            uint32_t before = s.fill - s.idle + s.bulk;
+            if (offset >= s.fill) {
+                if (offset >= FULL)
+                    break;
+                begin = offset;
+                s.idle += offset - s.fill;
+                s.fill = offset + need;
+            } else if (s.idle >= need) {
+                begin = offset;
+                s.idle -= need;
+            } else if (s.fill < FULL) {
+                begin = s.fill;
+                s.fill += need;
+            } else {
+                break; /* full of small packets: the next slot */
+            }
+            uint32_t rest = 0;
+            if (s.fill > FULL) {
+                rest = s.fill - FULL;
+                s.fill = FULL;
+            }
+            uint32_t after = s.fill - s.idle + s.bulk;
+            if (after > FULL) {
+                displaced = after - FULL;
+                if (displaced > s.bulk)
+                    displaced = s.bulk;
+                s.bulk -= displaced;
+            }
+            if (!fbx_claim(word, seen, pack(s, tag)))
+                continue;
+            if (displaced)
+                fbx_count(&d->debt, displaced);
+            if (!started) {
+                started = true;
+                *start_ps = (number << shift) + ((uint64_t)begin << unit);
+                if (begin == offset && walked == 0)
+                    *start_ps = at_ps;
+                /* The packet of bulk that is on the wire just then goes first: on average half of one, in proportion to
+                 * how busy bulk keeps the link; which part of it is left is as good as random, so take it from the
+                 * arrival time itself. */
+                if (s.bulk + displaced) {
+                    uint64_t phase = (*start_ps * 0x9E3779B97F4A7C15ull) >> 40; /* 24 bits */
+                    uint64_t busy = before < FULL ? before : FULL;
+                    if ((phase >> 10) < busy)
+                        *start_ps += (d->tlp_ps * ((phase * 0x85EBCA6Bull >> 8) & 0xffff)) >> 16;
+                }
+                *end_ps = *start_ps + duration_ps;
+            } else {
+                uint64_t end = (number << shift) + ((uint64_t)(begin + (need - rest)) << unit);
+                if (end > *end_ps)
+                    *end_ps = end;
+            }
+            if (!rest)
+                return 0;
+            need = rest;
+            break;
+        }
+    }
+    /* More is waiting than a calendar holds: the end of it is as far as this model looks. */
+    if (!started)
+        *start_ps = number << shift;
+    *end_ps = (number << shift) + duration_ps;
+    return 1;
+}
+
+static int reserve_bulk(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+                        uint64_t *start_ps, uint64_t *end_ps)
+{
+    const uint32_t shift = d->slot_shift, unit = shift - 14;
+    uint64_t need = (duration_ps + (1ull << unit >> 1)) >> unit;
+    if (fbx_peek(&d->debt)) {
+        uint64_t debt = fbx_swap(&d->debt, 0);
+        need += debt < FULL * 64ull ? debt : FULL * 64ull;
+    }
+    uint64_t number = at_ps >> shift;
+    uint32_t offset = (uint32_t)((at_ps >> unit) & (FULL - 1));
+    bool started = false;
+    for (uint32_t walked = 0; walked < FBX_CAL_SLOTS / 2; walked++, number++, offset = 0) {
+        fbx_au64 *word = &calendar[number % FBX_CAL_SLOTS];
+        const uint64_t tag = number / FBX_CAL_SLOTS;
+        for (;;) {
+            uint64_t seen = fbx_peek(word);
+            struct slot s = unpack(seen, tag);
+            uint32_t used = s.fill - s.idle + s.bulk;
+            uint32_t room = used < FULL ? FULL - used : 0;
+            if (room > FULL - offset)
+                room = FULL - offset;
+            if (!room)
+                break;
+            uint32_t take = need < room ? (uint32_t)need : room;
+            s.bulk += take;
+            if (!fbx_claim(word, seen, pack(s, tag)))
+                continue;
+            uint32_t begin = used > offset ? used : offset;
+            if (!started) {
+                started = true;
+                *start_ps = begin == offset && walked == 0 ? at_ps : (number << shift) + ((uint64_t)begin << unit);
+            }
+            need -= take;
+            if (!need) {
+                *end_ps = (number << shift) + ((uint64_t)(begin + take) << unit);
+                if (*end_ps < *start_ps + duration_ps)
+                    *end_ps = *start_ps + duration_ps;
+                return 0;
+            }
+            break;
+        }
+    }
+    if (!started)
+        *start_ps = number << shift;
+    *end_ps = (number << shift) + (need << unit);
+    return 1;
+}
+
+int fbxi_reserve(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
+                 uint64_t *start_ps, uint64_t *end_ps)
+{
+    return bulk ? reserve_bulk(d, calendar, at_ps, duration_ps, start_ps, end_ps)
+                : reserve_small(d, calendar, at_ps, duration_ps, start_ps, end_ps);
+}
+
+uint64_t fbxi_wire(const struct fbxi_hop *hop, uint64_t payload, uint64_t tlps, uint32_t header)
+{
+    uint64_t bytes = payload + tlps * header;
+    return hop->ethernet ? fbx_ethernet_wire_bytes(hop->mtu, hop->overhead, bytes) : bytes;
+}
+
+int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t payload, uint64_t tlps,
+              uint32_t header, int bulk, int reserve, struct fbxi_flight *out)
+{
+    /* Switches cut through: the head of a packet goes on while its tail still comes in, so each hop starts when the head
+     * reaches it and no hop ends before its predecessor's tail could have. */
+    uint64_t head = at_ps, tail = at_ps;
+    int clamped = 0;
+    for (uint32_t i = 0; i < route->hops; i++) {
+        const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
+        struct fbxl_direction *d = back ? hop->back : hop->out;
+        uint64_t wire = fbxi_wire(hop, payload, tlps, header);
+        uint64_t duration = fbx_bytes_to_ps(d->ps_per_byte_q24, wire), start = head, end = head + duration;
+        if (reserve) {
+            clamped |= fbxi_reserve(d, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
+            fbx_count(&d->bytes, wire);
+            fbx_count(&d->tlps, tlps);
+        }
+        if (end < tail)
+            end = tail;
+        if (i == 0)
+            out->departs_ps = end;
+        head = start + d->delay_ps;
+        tail = end + d->delay_ps;
+    }
+    if (!route->hops)
+        out->departs_ps = at_ps;
+    out->arrives_ps = tail;
+    return clamped;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The timing model: (route, reservations, operation, when) -> (departs, arrives, completes). It reads no clock, sleeps
+ * nowhere and does no I/O, so that every clock and every planner shares it.
+ */
+#ifndef FBX_TIMING_H
+#define FBX_TIMING_H
+#include "internal.h"
+
+/* Reserve `duration_ps` of a link for traffic that reaches it at `at_ps`; where it starts and ends.
+ * `bulk`: one of many packets of a long transfer, which small operations pass between. Returns 1 if it was clamped. */
+int fbxi_reserve(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
+                 uint64_t *start_ps, uint64_t *end_ps);
+
+/* Bytes on the wire of `hop` for `payload` bytes in `tlps` packets of `header` bytes each. */
+uint64_t fbxi_wire(const struct fbxi_hop *hop, uint64_t payload, uint64_t tlps, uint32_t header);
+
+struct fbxi_flight {
+    uint64_t departs_ps; /* last byte has left the source */
+    uint64_t arrives_ps; /* last byte is at the end of the way */
+};
+/* Send along a route (back: from its target to its source), at the earliest at `at_ps`. `reserve` 0 only asks. */
+int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t payload, uint64_t tlps,
+              uint32_t header, int bulk, int reserve, struct fbxi_flight *out);
+#endif

@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Device profiles and windows: which part of which peer's bus a node's apertures show.
+ *
+ * With `windows: auto` and a profile that has room, window k of a node is the manager's map of region k, whole, readable
+ * and writable, and costs no memory until somebody programs it otherwise. A profile with less room is multiplexed:
+ * the manager moves its windows to where the program looks. With `windows: manual` nothing is reachable until
+ * somebody programs a window.
+ *
+ * A window is two snapshots and a switch, so that a reader sees one whole setting and a writer that dies leaves one.
+ */
+#include "internal.h"
+
+#include <stdlib.h>
+
+/* What the silicon has and rejects. Sources: the Linux drivers ntb_hw_intel, ntb_hw_amd, ntb_hw_idt, ntb_hw_switchtec,
+ * and ntb_hw_epf; counts marked * are a typical configuration of what firmware or EEPROM decides. */
+static const struct profile {
+    const char *name;
+    uint32_t direct, lut;
+    uint64_t max_bytes, lut_bytes, address_align, size_align, min_bytes; /* address_align 0: its own size */
+} profiles[FBX_PROFILES] = {
+    [FBX_PROFILE_FABREX] = {"fabrex", 64, 512, 1ull << FBX_SLOT_SHIFT, 1ull << 21, 4096, 4096, 4096},
+    [FBX_PROFILE_XEON_GEN3] = {"xeon-gen3", 2, 0, 1ull << 36, 0, 0, 1, 1},
+    [FBX_PROFILE_XEON_GEN4] = {"xeon-gen4", 2, 0, 1ull << 36, 0, 4096, 1, 1},
+    [FBX_PROFILE_AMD] = {"amd", 2, 0, 1ull << 36, 0, 4096, 1, 1},
+    [FBX_PROFILE_IDT] = {"idt", 5, 24, 1ull << 32, 1ull << 20, 4, 1, 4}, /* * */
+    [FBX_PROFILE_SWITCHTEC] = {"switchtec", 2, 64, 2ull << 20, 64ull << 10, 4096, 4096, 4096}, /* * */
+    [FBX_PROFILE_EPF] = {"epf", 4, 0, 1ull << 30, 0, 4096, 1, 1},
+};
+
+int fbxi_profile_windows(const struct fbx_config *c, uint32_t node, uint32_t regions, uint32_t *direct, uint32_t *lut,
+                         uint64_t *max_bytes)
+{
+    const struct profile *p = &profiles[c->nodes[node].profile];
+    *direct = p->direct;
+    *lut = p->lut;
+    *max_bytes = p->max_bytes;
+    if (c->nodes[node].kind == FBX_SWITCH)
+        *direct = *lut = 0;
+    else if (c->nodes[node].profile == FBX_PROFILE_FABREX && regions > p->direct)
+        *direct = regions; /* the idealised device has a window for everything there is */
+    return 0;
+}
+
+static uint64_t window_limit(const struct fbxl_node *n, uint32_t widx)
+{
+    return widx < n->mw_count ? n->mw_max_bytes : profiles[n->profile].lut_bytes;
+}
+
+static struct fbxl_window *table(fbx_fabric *f, uint32_t node)
+{
+    uint64_t offset = fbx_observe(&f->nodes[node].mw_table);
+    uint64_t bytes = (uint64_t)(f->nodes[node].mw_count + f->nodes[node].lut_count) * sizeof(struct fbxl_window);
+    if (!offset || offset < f->header->heap_offset || offset > f->mapped_bytes - bytes)
+        return NULL;
+    return fbxi_at(f, offset);
+}
+
+struct setting {
+    uint64_t translation, bytes;
+    uint32_t peer, perm, mapping, state;
+};
+
+static struct setting window_read(struct fbxl_window *w)
+{
+    struct setting s;
+    for (;;) {
+        uint64_t which = fbx_observe(&w->which);
+        struct fbxl_window_snapshot *from = &w->snapshot[which & 1];
+        s.translation = fbx_peek(&from->translation);
+        s.bytes = fbx_peek(&from->bytes);
+        uint32_t word = fbx_peek(&from->peer_perm);
+        s.peer = word & 0xffffff;
+        s.perm = word >> 24 & 3;
+        s.mapping = word >> 28 & 1;
+        s.state = word >> 30;
+        /* A writer fills the other snapshot; only two changes during our read could have touched this one. */
+        fbx_fence_sleep();
+        if (fbx_observe(&w->which) == which)
+            return s;
+    }
+}
+
+static void window_write(struct fbxl_window *w, const struct setting *s)
+{
+    uint64_t which = fbx_peek(&w->which);
+    struct fbxl_window_snapshot *to = &w->snapshot[(which + 1) & 1];
+    fbx_poke(&to->translation, s->translation);
+    fbx_poke(&to->bytes, s->bytes);
+    fbx_poke(&to->peer_perm, s->peer | s->perm << 24 | s->mapping << 28 | s->state << 30);
+    /* Pairs with: fbx_observe(&w->which) in window_read(). Breaks: half of one setting, half of another. */
+    fbx_publish(&w->which, which + 1);
+}
+
+/* The setting in force, the manager's default included. */
+static struct setting window_get(fbx_fabric *f, uint32_t node, uint32_t widx)
+{
+    struct fbxl_window *w = table(f, node);
+    struct setting s = {0};
+    if (w)
+        s = window_read(&w[widx]);
+    const struct fbxl_node *n = &f->nodes[node];
+    if (s.state == FBXL_MW_DEFAULT) {
+        memset(&s, 0, sizeof s);
+        if ((f->flags & FBXL_AUTO_WINDOWS) && n->profile == FBX_PROFILE_FABREX && widx < f->region_count &&
+            f->regions[widx].node != node) {
+            s.translation = f->regions[widx].bus;
+            s.bytes = f->regions[widx].bytes;
+            s.peer = f->regions[widx].node;
+            s.perm = FBX_PERM_RW;
+            s.mapping = FBX_WRITE_COMBINING;
+        }
+    }
+    return s;
+}
+
+/* Region and offset behind `bus` of `node`; the region's index or -1. */
+static int64_t bus_region(const fbx_fabric *f, uint32_t node, uint64_t bus)
+{
+    uint64_t index = bus >> FBX_SLOT_SHIFT;
+    const struct fbxl_node *n = &f->nodes[node];
+    if (index >= n->region_count || (bus & FBX_SLOT_MASK) >= f->regions[n->first_region + index].bytes)
+        return -1;
+    return n->first_region + (int64_t)index;
+}
+
+static int through(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting *s, uint64_t bus, uint64_t bytes,
+                   struct fbxi_target *out)
+{
+    if (!s->bytes || s->peer >= f->node_count || bus < s->translation || bus - s->translation >= s->bytes)
+        return 0;
+    int64_t region = bus_region(f, s->peer, bus);
+    if (region < 0)
+        return 0;
+    uint64_t offset = bus & FBX_SLOT_MASK, base = bus - offset;
+    out->region = (uint32_t)region;
+    out->target = s->peer;
+    out->perm = s->perm;
+    out->mapping = s->mapping;
+    out->window = widx;
+    out->offset = offset;
+    out->lo = s->translation > base ? s->translation - base : 0;
+    uint64_t end = s->translation + s->bytes - base;
+    out->hi = end < f->regions[region].bytes ? end : f->regions[region].bytes;
+    (void)node;
+    return offset + bytes <= out->hi;
+}
+
+static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting *s);
+
+/* Point the next of a small device's windows at the piece around `bus` of `peer`. */
+static int multiplex(fbx_fabric *f, uint32_t node, uint32_t peer, uint64_t bus, uint64_t bytes)
+{
+    struct fbxl_node *n = &f->nodes[node];
+    const struct profile *p = &profiles[n->profile];
+    int64_t region = bus_region(f, peer, bus);
+    if (region < 0 || !n->mw_count)
+        return fbxi_fail(FBX_E_NO_WINDOW, "%s has no window to %s", n->name, f->nodes[peer].name);
+    uint64_t size = 4096;
+    while (size < n->mw_max_bytes && size < f->regions[region].bytes)
+        size <<= 1;
+    uint64_t offset = bus & FBX_SLOT_MASK, base = bus - offset, start = offset & ~(size - 1);
+    if (offset + bytes > start + size) /* across the edge of an aligned piece */
+        start = p->address_align ? (offset & ~(p->address_align < 4096 ? 4095 : p->address_align - 1)) : start;
+    uint64_t room = f->regions[region].bytes - start;
+    struct setting s = {.translation = base + start, .bytes = size < room ? size : room, .peer = peer,
+                        .perm = FBX_PERM_RW, .mapping = FBX_WRITE_COMBINING, .state = FBXL_MW_SET};
+    int status = fbxi_lock(f, &n->mw_lock, FBX_STALL_NS);
+    if (status < 0)
+        return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", n->name);
+    uint32_t widx = fbx_add(&n->mw_next, 1) % n->mw_count;
+    status = set_locked(f, node, widx, &s);
+    fbxi_unlock(f, &n->mw_lock);
+    return status;
+}
+
+int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
+{
+    uint32_t count = f->nodes[node].mw_count + f->nodes[node].lut_count;
+    if (address & FBX_BUS) {
+        uint64_t bus = address & ~FBX_BUS;
+        if (bus >= FBX_BAR_BASE) {
+            uint64_t widx = (bus - FBX_BAR_BASE) >> FBX_SLOT_SHIFT, inside = bus & FBX_SLOT_MASK;
+            if (widx >= count)
+                return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "%s has %u windows, no window %llu",
+                                    f->nodes[node].name, count, (unsigned long long)widx);
+            struct setting s = window_get(f, node, (uint32_t)widx);
+            if (!s.bytes || inside >= s.bytes || bytes > s.bytes - inside ||
+                !through(f, node, (uint32_t)widx, &s, s.translation + inside, bytes, out))
+                return fbxi_fail_at(s.bytes ? FBX_E_ADDRESS : FBX_E_NO_WINDOW, -1, (int)node, address,
+                                    "offset 0x%llx of window %llu of %s leads nowhere", (unsigned long long)inside,
+                                    (unsigned long long)widx, f->nodes[node].name);
+            return 0;
+        }
+        int64_t region = bus_region(f, node, bus);
+        if (region < 0 || bytes > f->regions[region].bytes - (bus & FBX_SLOT_MASK))
+            return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "bus address 0x%llx of %s is in none of its regions",
+                                (unsigned long long)bus, f->nodes[node].name);
+        address = ((uint64_t)(region + 1) << FBX_SLOT_SHIFT) | (bus & FBX_SLOT_MASK);
+    }
+    uint64_t slot = address >> FBX_SLOT_SHIFT, offset = address & FBX_SLOT_MASK;
+    if (!slot || slot > f->region_count)
+        return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "0x%llx is in no region of the fabric",
+                            (unsigned long long)address);
+    const struct fbxl_region *r = &f->regions[slot - 1];
+    if (offset >= r->bytes || bytes > r->bytes - offset)
+        return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address,
+                            "0x%llx and %llu bytes from there leave %s of %s, which ends at 0x%llx",
+                            (unsigned long long)address, (unsigned long long)bytes, r->tier, f->nodes[r->node].name,
+                            (unsigned long long)((slot << FBX_SLOT_SHIFT) + r->bytes));
+    if (r->node == node) {
+        *out = (struct fbxi_target){(uint32_t)slot - 1, node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0,
+                                    r->bytes};
+        return 0;
+    }
+    const uint64_t bus = r->bus + offset;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        /* The manager's own window first: with the idealised device it is the one. */
+        if ((f->flags & FBXL_AUTO_WINDOWS) && f->nodes[node].profile == FBX_PROFILE_FABREX && slot - 1 < count) {
+            struct setting s = window_get(f, node, (uint32_t)slot - 1);
+            if (s.peer == r->node && through(f, node, (uint32_t)slot - 1, &s, bus, bytes, out))
+                return 0;
+        }
+        if (table(f, node))
+            for (uint32_t w = 0; w < count; w++) {
+                struct setting s = window_get(f, node, w);
+                if (s.peer == r->node && through(f, node, w, &s, bus, bytes, out))
+                    return 0;
+            }
+        if (attempt || !(f->flags & FBXL_AUTO_WINDOWS) || f->nodes[node].profile == FBX_PROFILE_FABREX)
+            break;
+        int status = multiplex(f, node, r->node, bus, bytes < 64 ? bytes : 1);
+        if (status)
+            return status;
+    }
+    return fbxi_fail_at(FBX_E_NO_WINDOW, -1, (int)node, address, "no window of %s reaches 0x%llx (%s of %s)",
+                        f->nodes[node].name, (unsigned long long)address, r->tier, f->nodes[r->node].name);
+}
+
+int fbx_mw_count(fbx_fabric *f, uint32_t node)
+{
+    if (node >= f->node_count)
+        return fbxi_fail(FBX_E_NOT_FOUND, "no node %u", node);
+    return (int)(f->nodes[node].mw_count + f->nodes[node].lut_count);
+}
+
+int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_info *out)
+{
+    int count = fbx_mw_count(f, node);
+    if (count < 0)
+        return count;
+    if (widx >= (uint32_t)count)
+        return fbxi_fail(FBX_E_INVALID, "%s has %d windows, no window %u", f->nodes[node].name, count, widx);
+    const struct fbxl_node *n = &f->nodes[node];
+    const struct profile *p = &profiles[n->profile];
+    struct setting s = window_get(f, node, widx);
+    *out = (struct fbx_window_info){
+        .index = widx, .peer = s.peer, .perm = s.perm, .mapping = s.mapping, .lut = widx >= n->mw_count,
+        .programmed = s.bytes != 0, .translation = s.translation, .bytes = s.bytes,
+        .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = window_limit(n, widx),
+        .address_align = p->address_align ? p->address_align : window_limit(n, widx), .size_align = p->size_align,
+        .min_bytes = p->min_bytes};
+    return 0;
+}
+
+static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting *s)
+{
+    struct fbxl_node *n = &f->nodes[node];
+    int status = 0;
+    if (!table(f, node)) {
+        uint64_t offset;
+        if ((status = fbxi_control_lock(f)))
+            return status;
+        if (!fbx_observe(&n->mw_table)) {
+            status = fbxi_heap(f, (uint64_t)(n->mw_count + n->lut_count) * sizeof(struct fbxl_window), &offset);
+            if (!status)
+                fbx_publish(&n->mw_table, offset);
+        }
+        fbxi_control_unlock(f);
+        if (status)
+            return status;
+    }
+    struct fbxl_window *w = table(f, node);
+    if (!w)
+        return fbxi_fail(FBX_E_CORRUPT, "the window table of %s lies outside the control segment", n->name);
+    window_write(&w[widx], s);
+    return fbxi_invalidate_node_routes(f, node);
+}
+
+static int set(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting *s)
+{
+    struct fbxl_node *n = &f->nodes[node];
+    if (fbxi_lock(f, &n->mw_lock, FBX_STALL_NS) < 0)
+        return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", n->name);
+    int status = set_locked(f, node, widx, s);
+    fbxi_unlock(f, &n->mw_lock);
+    return status;
+}
+
+int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation, uint64_t bytes,
+                     int perm, int mapping)
+{
+    struct fbx_window_info w;
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    int status = fbx_mw_info(f, node, widx, &w);
+    if (status)
+        return status;
+    const char *name = f->nodes[node].name;
+    if (peer >= f->node_count || peer == node)
+        return fbxi_fail(FBX_E_INVALID, "a window of %s needs another node of the fabric as its peer", name);
+    if (perm < FBX_PERM_NONE || perm > FBX_PERM_RW || mapping < 0 || mapping > 1)
+        return fbxi_fail(FBX_E_INVALID, "permission %d or mapping %d is none", perm, mapping);
+    if (!bytes || bytes < w.min_bytes || bytes > w.max_bytes)
+        return fbxi_fail(FBX_E_WINDOW, "window %u of %s (%s) takes %llu to %llu bytes, not %llu", widx, name,
+                         profiles[f->nodes[node].profile].name, (unsigned long long)w.min_bytes,
+                         (unsigned long long)w.max_bytes, (unsigned long long)bytes);
+    uint64_t align = w.address_align;
+    if (w.lut && f->nodes[node].profile != FBX_PROFILE_FABREX && bytes != w.max_bytes)
+        return fbxi_fail(FBX_E_WINDOW, "LUT window %u of %s has the fixed size of %llu bytes", widx, name,
+                         (unsigned long long)w.max_bytes);
+    if (w.lut && align < w.max_bytes && f->nodes[node].profile == FBX_PROFILE_SWITCHTEC)
+        align = w.max_bytes;
+    if (translation & (align - 1))
+        return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a translation aligned to 0x%llx bytes, not 0x%llx", widx, name,
+                         (unsigned long long)align, (unsigned long long)translation);
+    if (bytes & (w.size_align - 1))
+        return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a multiple of %llu bytes, not %llu", widx, name,
+                         (unsigned long long)w.size_align, (unsigned long long)bytes);
+    int64_t region = bus_region(f, peer, translation);
+    if (region < 0 || bytes > f->regions[region].bytes - (translation & FBX_SLOT_MASK))
+        return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
+                         (unsigned long long)translation, (unsigned long long)bytes, f->nodes[peer].name);
+    struct setting s = {translation, bytes, peer, (uint32_t)perm, (uint32_t)mapping, FBXL_MW_SET};
+    return set(f, node, widx, &s);
+}
+
+int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
+{
+    struct fbx_window_info w;
+    if (f->closed || f->forked)
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    int status = fbx_mw_info(f, node, widx, &w);
+    if (status)
+        return status;
+    struct setting s = {.state = FBXL_MW_CLEARED};
+    status = set(f, node, widx, &s);
+    /* What was translated before is on its way already: let it land before we say that nothing more will. */
+    for (uint32_t i = 0; !status && w.programmed && i < 100000; i++) {
+        struct fbxl_queue *q = fbxi_queue_find(f, node, w.peer, 0);
+        if (!q || fbx_observe(&q->head) == fbx_observe(&q->tail))
+            break;
+        uint64_t now = fbxi_now(&f->clock);
+        fbxi_deliver(f, w.peer, now);
+        uint64_t ticks;
+        fbxi_wait(&f->clock, now + 1000000u, 20000000u, NULL, &ticks);
+        if (f->clock.kind != FBX_REAL)
+            break;
+    }
+    return status;
+}
