@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fabrex: a PCIe NTB memory fabric without the hardware.
+
+Hosts, accelerators and memory boxes become processes that share a 64-bit global address space, reach each other through NTB
+windows with loads, stores and atomics, and feel the fabric's latency, bandwidth, ordering and failures::
+
+    with fabrex.Fabric.create("fabrex-pair", name="lab") as fabric:
+        h0, h1 = fabric.attach("host0"), fabric.attach("host1")
+        inbox = h0.alloc(4096, name="inbox")
+        h1.store(inbox.gva, 42)
+        h0.wait_until(inbox.gva, "==", 42, timeout=1.0)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import pcie as pcie
+    from . import tlp as tlp
+    from . import topology as topology
+    from .errors import *
+    from .fabric import Fabric as Fabric
+    from .fabric import attach as attach
+    from .fabric import fabrics as fabrics
+    from .memory import Buffer as Buffer
+    from .node import Node as Node
+    from .node import Operation as Operation
+    from .topology import Topology as Topology
+
+__version__ = "0.1.0"
+
+# Names and the modules that they come from: loaded when first used, so that `fabricctl list` and test collection stay quick.
+_LAZY = {
+    "Fabric": "fabric",
+    "attach": "fabric",
+    "fabrics": "fabric",
+    "Buffer": "memory",
+    "Node": "node",
+    "Operation": "node",
+    "Topology": "topology",
+}
+_MODULES = ("errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "tlp", "topology", "units")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        errors = importlib.import_module(".errors", __name__)
+        if name not in errors.__all__:
+            raise AttributeError(f"module 'fabrex' has no attribute {name!r}")
+        value = getattr(errors, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    errors = importlib.import_module(".errors", __name__)
+    return sorted({*globals(), *_LAZY, *_MODULES, *errors.__all__})

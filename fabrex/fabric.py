@@ -1,0 +1,580 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating, finding and looking at fabrics."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgpack
+
+from ._handle import SLICE_NS, FabricHandle, check, ffi, lib, text
+from .errors import FabricNotFound, InvalidArgument, WaitTimeout
+from .memory import HANDLE_VERSION, Buffer
+from .node import Node, seconds_to_ps
+from .topology import Topology
+
+__all__ = ["Fabric", "Link", "Links", "attach", "fabrics"]
+
+_ORDERINGS = {"posted": 0, "immediate": 1, "adversarial": 2}
+_KINDS = {"host": 1, "accelerator": 2, "memory": 3, "switch": 4}
+_PROFILES = {"fabrex": 0, "xeon-gen3": 1, "xeon-gen4": 2, "amd": 3, "idt": 4, "switchtec": 5, "epf": 6}
+_ROLES = {"owner": 0, "client": 1, "any": 2}
+_STATES = ("powered", "lost", "off")
+_OPS = ("load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush", "wait", "dma_read", "dma_write", "other")
+_SEGMENT = re.compile(r"fabrex@(\d+)@([A-Za-z0-9_.-]+)(@.*)?")
+
+
+def default_directory() -> str:
+    """Return where segments live: FABREX_DIRECTORY, or /dev/shm."""
+    return os.environ.get("FABREX_DIRECTORY") or "/dev/shm"
+
+
+class Link:
+    """One link of a fabric: its state, and its counters per direction."""
+
+    def __init__(self, fabric: Fabric, name: str, index: int) -> None:
+        self._fabric = fabric
+        self.name = name
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"<Link {self.name} {'up' if self.up_ else 'down'}>"
+
+    def info(self) -> dict[str, Any]:
+        """Return parameters, state and counters (bytes on the wire, packets, dropped) per direction."""
+        out = ffi.new("struct fbx_link_info *")
+        check(lib.fbx_link_info(self._fabric._live(), self.index, out))
+        return {
+            "name": self.name,
+            "up": bool(out.up),
+            "kind": "ethernet" if out.kind else "pcie",
+            "rate_bps": int(out.rate_bps),
+            "delay_ps": int(out.delay_ps),
+            "bytes": [int(out.bytes[0]), int(out.bytes[1])],
+            "tlps": [int(out.tlps[0]), int(out.tlps[1])],
+            "dropped": [int(out.dropped[0]), int(out.dropped[1])],
+        }
+
+    @property
+    def up_(self) -> bool:
+        """Whether the link is up."""
+        return bool(self.info()["up"])
+
+    def down(self) -> None:
+        """Take the link down. When this has returned nothing crosses it any more; what was on it is lost."""
+        check(lib.fbx_link_set(self._fabric._live(), self.index, 0))
+
+    def up(self) -> None:
+        """Bring the link up again."""
+        check(lib.fbx_link_set(self._fabric._live(), self.index, 1))
+
+
+class Links(Mapping[str, Link]):
+    """The links of a fabric by name."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._index = {name: i for i, name in enumerate(fabric.topology.links)}
+
+    def __getitem__(self, name: str) -> Link:
+        if name not in self._index:
+            known = ", ".join(list(self._index)[:8])
+            raise KeyError(f"no link {name!r}; there are {known}{'…' if len(self._index) > 8 else ''}")
+        return Link(self._fabric, name, self._index[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+class Fabric:
+    """One named emulated domain, opened by this process.
+
+    Made by `Fabric.create` (an owned fabric ends with its creator; a persistent one by `fabricctl down`) or `Fabric.open`.
+    Pickles to a reopen.
+    """
+
+    def __init__(self, handle: FabricHandle, directory: str) -> None:
+        self._handle = handle
+        self.directory = directory
+        size = ffi.new("uint64_t *")
+        blob = lib.fbx_fabric_topology(handle.pointer, size)
+        self.topology: Topology = Topology.from_dict(msgpack.unpackb(bytes(ffi.buffer(blob, size[0])), strict_map_key=False))
+        info = self.info()
+        self.name: str = info["name"]
+        self.timing: bool = info["timing"]
+        self.ordering: str = info["ordering"]
+        self.links = Links(self)
+        self._names = {name: i for i, name in enumerate(self.topology.nodes)}
+        self._nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        topology: Topology | str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        persistent: bool = False,
+        timing: bool | str | None = None,
+        ordering: str | None = None,
+        seed: int | None = None,
+        strict_errors: bool = False,
+        directory: str | None = None,
+    ) -> Fabric:
+        """Make a fabric.
+
+        Args:
+            topology: a Topology, a preset's name, or a YAML file.
+            name: by which others open it; a random one if left out.
+            persistent: it outlives this process and ends by `fabricctl down`.
+            timing: True or "on", False or "off"; the topology's if left out.
+            ordering: "posted", "immediate" or "adversarial"; the topology's if left out.
+            seed: of all that is random; the topology's if left out.
+            strict_errors: posted writes raise what is known when they are issued.
+            directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
+        Raises:
+            TopologyError, FabricExists, OutOfFabricMemory.
+        See: fbx_fabric_create().
+        """
+        described = Topology.resolve(topology)
+        timed = described.timing if timing is None else timing in (True, "on")
+        if timing not in (None, True, False, "on", "off"):
+            raise InvalidArgument(f"timing is on or off, not {timing!r}")
+        order = ordering or described.ordering
+        if order not in _ORDERINGS:
+            raise InvalidArgument(f"ordering is one of {', '.join(_ORDERINGS)}, not {order!r}")
+        if order == "adversarial":
+            raise InvalidArgument("adversarial ordering needs the ordering layer, which this version does not have yet")
+        place = directory or default_directory()
+        config, keep = _config(described)
+        called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
+        keep.append(ffi.new("char[]", called.encode()))
+        config.name = keep[-1]
+        keep.append(ffi.new("char[]", os.fsencode(place)))
+        config.directory = keep[-1]
+        config.flags = (
+            (lib.FBX_PERSISTENT if persistent else 0)
+            | (lib.FBX_TIMING if timed else 0)
+            | (lib.FBX_AUTO_WINDOWS if described.windows == "auto" else 0)
+            | (lib.FBX_STRICT if strict_errors else 0)
+        )
+        config.ordering = _ORDERINGS[order]
+        config.seed = described.seed if seed is None else seed
+        return cls(FabricHandle(lambda out: lib.fbx_fabric_create(config, out)), place)
+
+    @classmethod
+    def open(cls, name: str, directory: str | None = None, timeout: float = 0.0) -> Fabric:
+        """Open a fabric that another process made.
+
+        Args:
+            timeout: seconds to wait for it to appear.
+        Raises:
+            FabricNotFound, LayoutMismatch, CorruptSegment, FabricDenied.
+        """
+        import time
+
+        place = directory or default_directory()
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                handle = FabricHandle(lambda out: lib.fbx_fabric_open(os.fsencode(place), name.encode(), out))
+                return cls(handle, place)
+            except FabricNotFound:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Detach this process's nodes and end its session; an owned fabric ends with its creator's close. Idempotent."""
+        for node in list(self._nodes):
+            node.close()
+        self._handle.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle is closed."""
+        return self._handle.closed
+
+    def __enter__(self) -> Fabric:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Fabric {self.name!r}: {self.topology.name}, {len(self.topology.nodes)} nodes{', closed' if self.closed else ''}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Fabric.open, (self.name, self.directory))
+
+    @staticmethod
+    def destroy(name: str, directory: str | None = None, *, force: bool = False) -> None:
+        """Take a fabric down by name.
+
+        Raises:
+            Busy: processes are attached and `force` is not given. FabricNotFound: there is none.
+        """
+        check(lib.fbx_fabric_destroy(os.fsencode(directory or default_directory()), name.encode(), int(force)))
+
+    # -- nodes and memory ---------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, role: str = "any") -> Node:
+        """Become node `name`.
+
+        Args:
+            role: "owner" (the process that is the node), "client", or "any": the owner if there is none.
+        Raises:
+            FabricNotFound: no such node. FabricExists: it has an owner. InvalidArgument: it is a switch.
+        """
+        if role not in _ROLES:
+            raise InvalidArgument(f"role is one of {', '.join(_ROLES)}, not {role!r}")
+        self._live()
+        node = Node(self, name, _ROLES[role])
+        self._nodes.add(node)
+        return node
+
+    def gva(self, node: str, offset: int = 0) -> int:
+        """Return the global address of `offset` in the fixed area of the node's first region (64 KiB, never handed out)."""
+        if not 0 <= offset < 65536:
+            raise InvalidArgument(f"offset {offset} lies outside the fixed area of 64 KiB")
+        return ((self._region(node, None) + 1) << 40) + offset
+
+    def region_gva(self, node: str, tier: str | None = None, offset: int = 0) -> int:
+        """Return the global address of `offset` in a tier of a node's memory."""
+        region = self._region_info(self._region(node, tier))
+        if not 0 <= offset < region["bytes"]:
+            raise InvalidArgument(f"offset {offset} lies outside {region['tier']} of {node} ({region['bytes']} bytes)")
+        return int(region["gva"]) + offset
+
+    def buffer(self, name: str, timeout: float | None = 0.0) -> Buffer:
+        """Find a buffer by its name.
+
+        Args:
+            timeout: seconds to wait for it to appear; None waits for ever.
+        Raises:
+            FabricNotFound: it is not there (and none appeared in time: WaitTimeout, if a timeout was given).
+        """
+        record = ffi.new("struct fbx_buffer *")
+        self._await_name(lambda: lib.fbx_buffer_find(self._live(), name.encode(), record), f"buffer {name!r}", timeout)
+        return Buffer(self, None, record[0])
+
+    def buffers(self) -> list[Buffer]:
+        """Return all live buffers."""
+        cursor, record, found = ffi.new("uint32_t *"), ffi.new("struct fbx_buffer *"), []
+        while lib.fbx_buffer_list(self._live(), cursor, record) == 0:
+            found.append(Buffer(self, None, record[0]))
+        return found
+
+    def from_handle(self, handle: bytes) -> Buffer:
+        """Return the buffer of a handle made by `Buffer.handle` in any process.
+
+        Raises:
+            StaleHandle: it was freed, or is of another fabric. InvalidArgument: these bytes are no handle.
+        """
+        record = ffi.new("struct fbx_buffer *")
+        try:
+            version, *numbers, name = msgpack.unpackb(handle)
+            if version != HANDLE_VERSION or len(numbers) != 6:
+                raise ValueError(f"version {version}")
+            record.instance, record.index, record.generation, record.region, record.offset, record.bytes = numbers
+            record.name = name.encode()[:63]
+            info = self._region_info(record.region)
+        except (ValueError, TypeError, OverflowError, AttributeError, FabricNotFound, msgpack.UnpackException) as error:
+            raise InvalidArgument(f"these bytes are no handle of a buffer: {error}") from None
+        check(lib.fbx_buffer_check(self._live(), record))
+        record.gva = info["gva"] + record.offset
+        record.node = info["node"]
+        return Buffer(self, None, record[0])
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, value: bytes) -> None:
+        """Store `value` (bytes, at most 16 MiB) under `key`, replacing what was there."""
+        data = ffi.from_buffer("char[]", value)
+        check(lib.fbx_put(self._live(), key.encode(), data, len(data)))
+
+    def get(self, key: str, timeout: float | None = 0.0) -> bytes:
+        """Return the value of `key`.
+
+        Args:
+            timeout: seconds to wait for it; None waits for ever.
+        Raises:
+            FabricNotFound, WaitTimeout.
+        """
+        size = ffi.new("uint64_t *")
+        result = b""
+
+        def attempt() -> int:
+            nonlocal result
+            room = 4096
+            while True:
+                out = ffi.new("char[]", room)
+                size[0] = room
+                code: int = lib.fbx_get(self._live(), key.encode(), out, size)
+                if code == lib.FBX_E_NO_MEMORY and size[0] > room:
+                    room = int(size[0])
+                    continue
+                if code == 0:
+                    result = bytes(ffi.buffer(out, size[0]))
+                return code
+
+        self._await_name(attempt, f"value {key!r}", timeout)
+        return result
+
+    def _await_name(self, attempt: Any, what: str, timeout: float | None) -> None:
+        deadline = None if timeout is None else self.now_ps + seconds_to_ps(timeout)
+        while True:
+            seen = lib.fbx_names_seen(self._live())
+            code = attempt()
+            if code != lib.FBX_E_NOT_FOUND:
+                check(code)
+                return
+            if timeout == 0.0:
+                check(code)
+            if deadline is not None and self.now_ps >= deadline:
+                raise WaitTimeout(f"no {what} appeared in fabric {self.name!r} within {timeout} s")
+            check(lib.fbx_names_wait(self._live(), seen, SLICE_NS))
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def now_ps(self) -> int:
+        """Fabric time, in ps since the fabric was made."""
+        return int(lib.fbx_fabric_now(self._live()))
+
+    def info(self) -> dict[str, Any]:
+        """Return facts about the fabric as a whole."""
+        out = ffi.new("struct fbx_fabric_info *")
+        check(lib.fbx_fabric_info(self._handle.live(), out))
+        return _info_dict(out)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return facts about every node: kind, state, owner, counters."""
+        return [self.node_info(name) for name in self.topology.nodes]
+
+    def node_info(self, name: str) -> dict[str, Any]:
+        """Return facts about one node."""
+        out = ffi.new("struct fbx_node_info *")
+        check(lib.fbx_node_info(self._live(), self._node_index(name), out))
+        return {
+            "name": name,
+            "kind": self.topology.nodes[name].kind,
+            "state": _STATES[out.state] if out.state < len(_STATES) else "damaged",
+            "incarnation": int(out.incarnation),
+            "owner_pid": int(out.owner_pid) or None,
+            "clients": int(out.client_count),
+            "windows": int(out.mw_count) + int(out.lut_count),
+            "posted_dropped": int(out.posted_dropped),
+            "delivered": int(out.delivered),
+            "aer": {
+                "correctable": int(out.aer_correctable),
+                "nonfatal": int(out.aer_nonfatal),
+                "fatal": int(out.aer_fatal),
+            },
+            "regions": [self._region_info(out.first_region + i) for i in range(out.region_count)],
+        }
+
+    def fidelity(self) -> dict[str, dict[str, Any]]:
+        """Return, per kind of operation, how well modelled time was kept.
+
+        Returns:
+            kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), failed,
+            late_ps_max, late_ps_mean, histogram (lower bound in ps -> count).
+        """
+        report: dict[str, dict[str, Any]] = {}
+        out = ffi.new("struct fbx_fidelity *")
+        for kind, name in enumerate(_OPS):
+            check(lib.fbx_fidelity(self._live(), kind, out))
+            if not out.count:
+                continue
+            report[name] = {
+                "count": int(out.count),
+                "late": int(out.late),
+                "late_fraction": out.late / out.count,
+                "preempted": int(out.preempted),
+                "failed": int(out.failed),
+                "late_ps_max": int(out.late_ps_max),
+                "late_ps_mean": out.late_ps_total / out.late if out.late else 0.0,
+                "bytes": int(out.bytes),
+                "histogram": {1 << b: int(n) for b, n in enumerate(out.late_hist) if n},
+            }
+        return report
+
+    def reap(self) -> int:
+        """Look for processes that died and clean up after them now; returns how many."""
+        return check(lib.fbx_fabric_reap(self._live()))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _live(self) -> Any:
+        return self._handle.live()
+
+    def _any_node(self) -> Node | None:
+        return next((node for node in list(self._nodes) if not node.closed), None)
+
+    def _node_index(self, name: str) -> int:
+        if name not in self._names:
+            known = ", ".join(list(self._names)[:8])
+            raise FabricNotFound(f"no node {name!r}; there are {known}{'…' if len(self._names) > 8 else ''}")
+        return self._names[name]
+
+    def _node_name(self, index: int) -> str:
+        return list(self.topology.nodes)[index] if 0 <= index < len(self.topology.nodes) else f"node {index}"
+
+    def _region_info(self, index: int) -> dict[str, Any]:
+        out = ffi.new("struct fbx_region_info *")
+        check(lib.fbx_region_info(self._live(), index, out))
+        return {
+            "tier": text(out.tier),
+            "node": int(out.node),
+            "bytes": int(out.bytes),
+            "gva": int(out.gva),
+            "bus": int(out.bus),
+            "committed": int(out.committed),
+            "allocated": int(out.allocated),
+        }
+
+    def _region(self, node: str, tier: str | None) -> int:
+        out = ffi.new("struct fbx_node_info *")
+        check(lib.fbx_node_info(self._live(), self._node_index(node), out))
+        tiers = list(self.topology.nodes[node].memory)
+        if not tiers:
+            raise InvalidArgument(f"{node} has no memory")
+        if tier is not None and tier not in tiers:
+            raise InvalidArgument(f"{node} has no tier {tier!r}; it has {', '.join(tiers)}")
+        return int(out.first_region) + (tiers.index(tier) if tier else 0)
+
+
+def _info_dict(out: Any) -> dict[str, Any]:
+    return {
+        "name": text(out.name),
+        "directory": text(out.directory),
+        "persistent": bool(out.flags & lib.FBX_PERSISTENT),
+        "timing": bool(out.flags & lib.FBX_TIMING),
+        "windows": "auto" if out.flags & lib.FBX_AUTO_WINDOWS else "manual",
+        "ordering": {v: k for k, v in _ORDERINGS.items()}.get(out.ordering, "damaged"),
+        "nodes": int(out.node_count),
+        "links": int(out.link_count),
+        "processes": int(out.session_count),
+        "attached": int(out.requester_count),
+        "memory_bytes": int(out.memory_bytes),
+        "committed_bytes": int(out.committed_bytes),
+        "control_bytes": int(out.control_bytes),
+        "creator_pid": int(out.creator_pid),
+        "created_unix_ns": int(out.created_unix_ns),
+        "seed": int(out.seed),
+        "alive": bool(not out.closed and (out.owner_alive or out.flags & lib.FBX_PERSISTENT)),
+        "now_ps": int(out.now_ps),
+        "tick_hz": int(out.tick_hz),
+        "tick_cost_ps": int(out.tick_cost_ps),
+        "counters": {
+            name: int(getattr(out, name))
+            for name in ("corrupt_resets", "takeovers", "reservations_clamped", "sessions_reaped", "control_epoch")
+        },
+    }
+
+
+def _config(topology: Topology) -> tuple[Any, list[Any]]:
+    """Return the core's description of a topology, and what must stay alive while it is used."""
+    keep: list[Any] = []
+
+    def string(value: str) -> Any:
+        keep.append(ffi.new("char[]", value.encode()))
+        return keep[-1]
+
+    machines: dict[str, int] = {}
+    for number, machine in enumerate(topology.machines.values()):
+        for name in machine.get("nodes", ()):
+            machines[name] = number
+    index = {name: i for i, name in enumerate(topology.nodes)}
+    nodes = ffi.new("struct fbx_config_node[]", len(topology.nodes))
+    tiers = [(index[node.name], memory) for node in topology.nodes.values() for memory in node.memory.values()]
+    regions = ffi.new("struct fbx_config_region[]", max(len(tiers), 1))
+    links = ffi.new("struct fbx_config_link[]", max(len(topology.links), 1))
+    for to, node in zip(nodes, topology.nodes.values(), strict=True):
+        to.name = string(node.name)
+        to.kind = _KINDS[node.kind]
+        to.profile = _PROFILES[node.ntb or "fabrex"]
+        to.machine = machines.get(node.name, 0)
+        to.access_bytes = node.pio.access_bytes
+        to.dma_tags = node.dma.tags
+        to.delay_ps = node.delay_ps
+        to.pio_read_ps, to.pio_write_ps = node.pio.read_ps, node.pio.write_ps
+        to.dma_setup_write_ps, to.dma_setup_read_ps = node.dma.setup_write_ps, node.dma.setup_read_ps
+    for i, (node_index, memory) in enumerate(tiers):
+        regions[i].node = node_index
+        regions[i].tier = string(memory.name)
+        regions[i].bytes = memory.size
+        regions[i].latency_ps = memory.latency_ps
+        regions[i].rate_bps = memory.rate_bps
+    for i, link in enumerate(topology.links.values()):
+        to = links[i]
+        to.name = string(link.name)
+        to.node_a, to.node_b = index[link.a[0]], index[link.b[0]]
+        to.port_a, to.port_b = string(link.a[1]), string(link.b[1])
+        to.delay_ps = link.delay_ps
+        to.home = machines.get(link.a[0], 0)
+        if link.pcie is not None:
+            p = link.pcie
+            to.gen, to.lanes, to.mps, to.mrrs, to.rcb = p.gen, p.lanes, p.mps, p.mrrs, p.rcb
+            to.posted_credits_header, to.posted_credits_data = p.posted_credits_header, p.posted_credits_data
+        elif link.ethernet is not None:
+            to.kind = 1
+            to.rate_bps, to.mtu, to.overhead_bytes = link.ethernet.rate_bps, link.ethernet.mtu, link.ethernet.overhead_bytes
+    blob = msgpack.packb(topology.to_dict())
+    config = ffi.new("struct fbx_config *")
+    config.node_count, config.region_count, config.link_count = len(topology.nodes), len(tiers), len(topology.links)
+    config.nodes, config.regions, config.links = nodes, regions, links
+    config.dilation_num, config.dilation_den = topology.dilation_num, topology.dilation_den
+    keep += [nodes, regions, links, ffi.from_buffer("char[]", blob), blob]
+    config.topology = keep[-2]
+    config.topology_bytes = len(blob)
+    return config, keep
+
+
+def attach(name: str | None = None, fabric: str | None = None, *, timeout: float = 10.0) -> Node:
+    """Become the node that a launcher (`fabricctl run`) chose: FABREX_FABRIC and FABREX_NODE say which.
+
+    Raises:
+        InvalidArgument: no arguments, and no launcher.
+    """
+    where, who = fabric or os.environ.get("FABREX_FABRIC"), name or os.environ.get("FABREX_NODE")
+    if not where or not who:
+        raise InvalidArgument(
+            "no launcher says which fabric and node this process is",
+            hint="start it with `fabricctl run`, or set FABREX_FABRIC and FABREX_NODE",
+        )
+    return Fabric.open(where, timeout=timeout).attach(who)
+
+
+def fabrics(directory: str | None = None) -> list[dict[str, Any]]:
+    """Return this user's fabrics in `directory`, the damaged and the dead included (`alive` and `error` say which)."""
+    place = directory or default_directory()
+    found: list[dict[str, Any]] = []
+    try:
+        names = sorted(entry.name for entry in Path(place).iterdir())
+    except FileNotFoundError:
+        return found
+    for entry in names:
+        match = _SEGMENT.fullmatch(entry)
+        if not match or int(match[1]) != os.getuid() or match[3]:
+            continue
+        out = ffi.new("struct fbx_fabric_info *")
+        code = lib.fbx_fabric_probe(os.fsencode(place), match[2].encode(), out)
+        if code == 0:
+            found.append(_info_dict(out))
+        elif code != lib.FBX_E_NOT_FOUND:
+            error = text(lib.fbx_last_error().text)
+            found.append({"name": match[2], "directory": place, "alive": False, "error": error})
+    return found

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node: the process that is a host, accelerator or memory box, or one of its clients."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import _hot
+from ._handle import SLICE_NS, FabricHandle, NodeHandle, check, ffi, lib, wait_slices
+from .errors import ClosedHandle, CompletionTimeout, InvalidArgument, WaitTimeout
+from .memory import Buffer, map_view
+from .ntb import Ntb
+
+if TYPE_CHECKING:
+    from .fabric import Fabric
+
+_COMPARE = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
+_KINDS = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4, "swap": 5, "compare_swap": 6, "flush": 7}
+_ATTRIBUTES = {"ro": 1, "ido": 2}
+ALL_NODES = 0xFFFFFFFF
+
+
+def seconds_to_ps(seconds: float) -> int:
+    """Return picoseconds; raises InvalidArgument for what is no duration."""
+    if not isinstance(seconds, (int, float)) or math.isnan(seconds) or seconds < 0:
+        raise InvalidArgument(f"{seconds!r} is no number of seconds; give one that is not negative")
+    return min(int(seconds * 1e12), 1 << 62)
+
+
+class Operation:
+    """One operation under way: wait for it, poll it, or await it.
+
+    Attributes:
+        kind: "load", "store", "read"…
+        gva: where.
+    """
+
+    def __init__(self, node: Node, kind: str, record: Any, keep: object) -> None:
+        self.kind = kind
+        self.gva: int = record.gva
+        self._node = node
+        self._record = record
+        self._keep = keep
+        self._status = lib.fbx_op_begin(node._pointer(), record)
+
+    def done(self) -> bool:
+        """Return whether it is complete; moves it along, never waits."""
+        if self._status == lib.FBX_E_AGAIN:
+            self._status = lib.fbx_op_advance(self._node._pointer(), self._record)
+        return bool(self._status != lib.FBX_E_AGAIN)
+
+    @property
+    def issued_ps(self) -> int:
+        """Fabric time at which it was issued, in ps."""
+        return int(self._record.issued_ps)
+
+    @property
+    def arrives_ps(self) -> int:
+        """Fabric time at which it reaches the memory, in ps; a posted write is visible then."""
+        return int(self._record.arrives_ps)
+
+    @property
+    def completes_ps(self) -> int:
+        """Fabric time at which it is complete for the issuer, in ps."""
+        return int(self._record.completes_ps)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for completion and return the result.
+
+        Args:
+            timeout: seconds of fabric time; None waits as long as it takes.
+        Raises:
+            WaitTimeout: it is still under way; it goes on.
+        """
+        pointer = self._node._pointer()
+        deadline = None if timeout is None else lib.fbx_fabric_now(self._node.fabric._live()) + seconds_to_ps(timeout)
+        while self._status == lib.FBX_E_AGAIN:
+            limit = SLICE_NS
+            if deadline is not None:
+                left = deadline - lib.fbx_fabric_now(self._node.fabric._live())
+                if left <= 0 and not self.done():
+                    raise WaitTimeout(f"{self.kind} at {self.gva:#x} takes longer than {timeout} s", node=self._node.name)
+                limit = max(min(limit, left // 1000), 0)
+            if self._status == lib.FBX_E_AGAIN:
+                self._status = lib.fbx_op_wait(pointer, self._record, limit)
+        return self.result()
+
+    def result(self) -> Any:
+        """Return what it brought: an int, bytes, or None.
+
+        Raises:
+            InvalidArgument: it is not complete. Otherwise what the operation itself raises.
+        """
+        if self._status == lib.FBX_E_AGAIN:
+            raise InvalidArgument("the operation is under way; wait() for it, or await it")
+        if self._status < 0:
+            check(self._status, self._node)
+        if self.kind in ("store", "write", "flush"):
+            return None
+        if self.kind == "read" or (self.kind == "load" and self._record.bytes > 8):
+            return bytes(self._keep)  # type: ignore[call-overload]
+        if self.kind == "compare_swap" and self._record.bytes == 16:
+            return int(self._record.operand[0]) | int(self._record.operand[1]) << 64
+        return int(self._record.operand[0])
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        while not self.done():
+            left = self._record.next_ps - lib.fbx_fabric_now(self._node.fabric._live())
+            yield from asyncio.sleep(max(left, 0) / 1e12).__await__()
+        return self.result()
+
+
+class Node(_hot.Requester):
+    """An attached node. Created by `Fabric.attach` or `fabrex.attach`.
+
+    Scalar operations (`load`, `store`, `fetch_add`, `swap`, `compare_swap`) come from the compiled base.
+
+    Attributes:
+        name: the node's name in the topology.
+        fabric: the Fabric that it is attached to.
+        rank, size: position among the nodes of its kind and their number; a launcher's environment takes precedence.
+        ntb: its NTB device: windows.
+    """
+
+    def __init__(self, fabric: Fabric, name: str, kind: int = 2) -> None:
+        self.fabric = fabric
+        self.name = name
+        self._handle = NodeHandle(fabric._handle, name, kind)
+        self._bind(self._handle.address, self._handle)
+        self.index: int = lib.fbx_node_index(self._handle.pointer)
+        self.owner: bool = bool(lib.fbx_node_is_owner(self._handle.pointer))
+        self.rank, self.size = self._place()
+        self.ntb = Ntb(self)
+
+    def _place(self) -> tuple[int, int]:
+        if os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
+            return int(os.environ["FABREX_RANK"]), int(os.environ["FABREX_SIZE"])
+        alike = [n.name for n in self.fabric.topology.nodes.values() if n.kind == self.fabric.topology.nodes[self.name].kind]
+        return alike.index(self.name), len(alike)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "owner" if self.owner else "client"
+        return f"<Node {self.name} of {self.fabric.name!r} ({state})>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle, or its fabric, is closed."""
+        return self._handle.closed or self.fabric.closed
+
+    def _pointer(self) -> Any:
+        if self._handle.closed or self._handle.fabric.closed or self._handle.pid != os.getpid():
+            forked = self._handle.pid != os.getpid()
+            raise ClosedHandle(
+                f"the handle of {self.name} " + ("was opened before fork" if forked else "is closed"),
+                node=self.name,
+                hint="attach the node anew in this process",
+            )
+        return self._handle.pointer
+
+    def close(self) -> None:
+        """Detach. Buffers stay; posted writes that have departed still land. Idempotent."""
+        self._handle.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a node is what this process is, and cannot be pickled; pickle the fabric and attach there")
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def alloc(
+        self, size: int, name: str | None = None, *, on: str | None = None, tier: str | None = None, align: int = 64
+    ) -> Buffer:
+        """Allocate and commit `size` bytes.
+
+        Args:
+            size: bytes, at least 1.
+            name: for `fabric.buffer(name)` in other processes; letters, digits, `_ . -`, at most 63.
+            on: the node whose memory it is; this one by default.
+            tier: the tier of memory; the node's first by default.
+            align: a power of two, at least 64 is used.
+        Raises:
+            OutOfFabricMemory: the tier, the shared-memory file system or the machine has no room.
+            FabricExists: the name is taken.
+        See: fbx_alloc().
+        """
+        region = self.fabric._region(self.name if on is None else on, tier)
+        record = ffi.new("struct fbx_buffer *")
+        check(lib.fbx_alloc(self._pointer(), region, size, align, (name or "").encode(), record), self)
+        return Buffer(self.fabric, self, record[0])
+
+    def view(self, gva: int, size: int) -> memoryview:
+        """Return the raw bytes, functional and untimed. See `Buffer.memory`."""
+        return map_view(self, gva, size)
+
+    # -- bulk ---------------------------------------------------------------------------------------------------------
+
+    def _record(self, kind: str, gva: int, size: int, pointer: Any, **attributes: Any) -> Any:
+        record = ffi.new("struct fbx_op *")
+        record.kind = _KINDS[kind]
+        if not 0 <= gva < 1 << 64:
+            raise OverflowError(f"{gva} is no 64-bit address")
+        record.gva = gva
+        record.bytes = size
+        record.buffer = pointer
+        for name, value in attributes.items():
+            if name == "tc":
+                if not 0 <= value <= 7:
+                    raise InvalidArgument(f"traffic class {value}: they are 0 to 7")
+                record.tc = value
+            elif value:
+                record.attr |= _ATTRIBUTES[name]
+        return record
+
+    def _run(self, record: Any) -> None:
+        pointer = self._pointer()
+        status = lib.fbx_op_begin(pointer, record)
+        while status == lib.FBX_E_AGAIN:
+            status = lib.fbx_op_wait(pointer, record, SLICE_NS)
+        check(status, self)
+
+    def read(self, gva: int, size: int) -> bytes:
+        """Read `size` bytes (bulk PIO: one request of the CPU's access width at a time, so slow over a real fabric)."""
+        out = bytearray(size)
+        self.readinto(gva, out)
+        return bytes(out)
+
+    def readinto(self, gva: int, array: Any) -> int:
+        """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
+        pointer = ffi.from_buffer("char[]", array, require_writable=True)
+        self._run(self._record("read", gva, len(pointer), pointer))
+        return len(pointer)
+
+    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0) -> int:
+        """Write all of `data` (any C-contiguous buffer), posted; returns the bytes written.
+
+        Returns when the last byte has left this node; it is visible at the peer at its arrival. Faults of the fabric do not
+        raise: see `flush(check=True)`.
+        """
+        pointer = ffi.from_buffer("char[]", data)
+        self._run(self._record("write", gva, len(pointer), pointer, ro=ro, ido=ido, tc=tc))
+        return len(pointer)
+
+    def gather(self, gvas: Any, out: Any, size: int | None = None) -> None:
+        """Load from many addresses in one call, one after the other.
+
+        Args:
+            gvas: addresses: a buffer of uint64 (a NumPy array) or an iterable of ints.
+            out: a writable buffer; element i receives what is at gvas[i].
+            size: bytes of each; len(out) divided by the number of addresses if left out.
+        Raises:
+            As `load`; what was loaded before stays in `out`.
+        """
+        self._many(lib.fbx_gather, gvas, ffi.from_buffer("char[]", out, require_writable=True), size)
+
+    def scatter(self, gvas: Any, values: Any, size: int | None = None) -> None:
+        """Store to many addresses in one call; the mirror of `gather`."""
+        self._many(lib.fbx_scatter, gvas, ffi.from_buffer("char[]", values), size)
+
+    def _many(self, call: Any, gvas: Any, data: Any, size: int | None) -> None:
+        addresses = _addresses(gvas)
+        count = len(addresses)
+        if not count:
+            return
+        each = len(data) // count if size is None else size
+        if each < 1 or each * count != len(data):
+            raise InvalidArgument(f"{len(data)} bytes do not divide into {count} elements" + (f" of {size}" if size else ""))
+        pointer, done = self._pointer(), ffi.new("uint64_t *")
+        # In pieces, so that Ctrl-C works while modelled time passes.
+        step = count if not self.fabric.timing else 1024
+        for start in range(0, count, step):
+            n = min(step, count - start)
+            check(call(pointer, addresses + start, n, each, data + start * each, done), self)
+
+    # -- order and waiting --------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Let write-combining buffers leave for the link: local and cheap."""
+        check(lib.fbx_drain(self._pointer()), self)
+
+    def fence(self) -> None:
+        """Order, without waiting: no later posted write of this handle becomes visible before an earlier one."""
+        check(lib.fbx_fence(self._pointer()), self)
+
+    def flush(self, target: str | None = None, *, check: bool = False) -> None:
+        """Return when this node's earlier posted writes are visible at `target` (all that it wrote to, if left out).
+
+        Args:
+            check: raise LinkDown if posted writes of this handle were lost since the last such check.
+        Raises:
+            LinkDown, PeerLost: the read that flushes cannot get there.
+            CompletionTimeout: a stopped process holds the delivery.
+        """
+        index = ALL_NODES if target is None else self.fabric._node_index(target)
+        _raise_if(lib.fbx_flush(self._pointer(), index, 4 if check else 0), self)
+
+    def wait_until(self, gva: int, compare: str, value: int, timeout: float | None = None, *, size: int = 8) -> int:
+        """Wait until the unsigned value at `gva` compares so with `value`; returns what was found.
+
+        Args:
+            compare: "==", "!=", "<", "<=", ">" or ">=".
+            timeout: seconds of fabric time; None waits for ever.
+        Raises:
+            WaitTimeout: it did not; PeerLost, LinkDown: it no longer can.
+        """
+        if compare not in _COMPARE:
+            raise InvalidArgument(f"{compare!r} is no comparison; use one of {', '.join(_COMPARE)}")
+        if value < 0 or size not in (1, 2, 4, 8) or value >> (8 * size):
+            raise OverflowError(f"{value} does not fit an unsigned value of {size} bytes")
+        pointer, last = self._pointer(), ffi.new("uint64_t *")
+        deadline = (1 << 64) - 1 if timeout is None else self.fabric.now_ps + seconds_to_ps(timeout)
+        while True:
+            status = lib.fbx_wait_until(pointer, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
+            if status != lib.FBX_E_AGAIN:
+                check(status, self)
+                return int(last[0])
+            if timeout is not None and self.fabric.now_ps >= deadline:
+                raise WaitTimeout(
+                    f"the value at {gva:#x} is {last[0]} and was to be {compare} {value} within {timeout} s",
+                    op="wait",
+                    node=self.name,
+                    gva=gva,
+                )
+            self._pointer()
+
+    def barrier(self, name: str = "barrier", timeout: float | None = None, *, size: int | None = None) -> None:
+        """Wait until all `size` nodes (this one's `size` by default) have arrived at barrier `name`.
+
+        Raises:
+            WaitTimeout: not all came; PeerLost: one of them died.
+        """
+        ticket = ffi.new("uint64_t *")
+        expected = self.size if size is None else size
+        deadline = None if timeout is None else self.fabric.now_ps + seconds_to_ps(timeout)
+
+        def attempt() -> int:
+            code: int = lib.fbx_barrier(self._pointer(), name.encode(), expected, ticket, SLICE_NS)
+            if code == lib.FBX_E_AGAIN and deadline is not None and self.fabric.now_ps >= deadline:
+                raise WaitTimeout(f"not all {expected} nodes came to barrier {name!r} within {timeout} s", node=self.name)
+            return code
+
+        wait_slices(attempt, self)
+
+    def progress(self) -> int:
+        """Deliver what is due at this node; returns the number of writes delivered. Rarely needed: every access does it."""
+        return check(lib.fbx_progress(self._pointer()), self)
+
+    # -- resumable ----------------------------------------------------------------------------------------------------
+
+    def begin(self, kind: str, gva: int, *arguments: Any, size: int = 8, **attributes: Any) -> Operation:
+        """Start an operation without waiting for it.
+
+        Args:
+            kind: "load", "store", "read", "write", "fetch_add", "swap" or "compare_swap".
+            gva: where.
+            arguments: as for the method of that name.
+        Returns:
+            An Operation: `wait(timeout)`, `done()`, `result()`, `await`.
+        """
+        if kind not in _KINDS or kind == "flush":
+            raise InvalidArgument(f"{kind!r} is no operation; use one of {', '.join(k for k in _KINDS if k != 'flush')}")
+        wanted = {"load": 0, "read": 1, "compare_swap": 2}.get(kind, 1)
+        if len(arguments) != wanted:
+            raise TypeError(f"{kind} takes {wanted} argument(s) after the address, not {len(arguments)}")
+        keep: Any = None
+        pointer = ffi.NULL
+        if kind == "read":
+            size = int(arguments[0])
+            keep = bytearray(size)
+            pointer = ffi.from_buffer("char[]", keep, require_writable=True)
+        elif kind == "write":
+            pointer = ffi.from_buffer("char[]", arguments[0])
+            size, keep = len(pointer), arguments[0]
+        elif kind == "load" and size > 8:
+            keep = bytearray(size)
+            pointer = ffi.from_buffer("char[]", keep, require_writable=True)
+        record = self._record(kind, gva, size, pointer, **attributes)
+        if kind not in ("load", "read", "write"):
+            width = 16 if kind == "compare_swap" and size == 16 else min(max(size, 1), 8)
+            for i, argument in enumerate(arguments):
+                value = int(argument)
+                if value < 0 or value >> (8 * width):
+                    raise OverflowError(f"{value} does not fit {width} bytes")
+                record.operand[2 * i] = value & (1 << 64) - 1
+                record.operand[2 * i + 1] = value >> 64
+        return Operation(self, kind, record, (keep, pointer) if keep is None else keep)
+
+    def estimate(self, kind: str, gva: int, size: int = 8) -> dict[str, int]:
+        """Return what the model says an operation takes on the idle fabric.
+
+        Returns:
+            departs_ps, arrives_ps, completes_ps (from issue), hops, wire_bytes.
+        """
+        if kind not in _KINDS:
+            raise InvalidArgument(f"{kind!r} is no operation")
+        out = ffi.new("struct fbx_estimate *")
+        check(lib.fbx_estimate(self._pointer(), _KINDS[kind], gva, size, out), self)
+        return {name: int(getattr(out, name)) for name in ("departs_ps", "arrives_ps", "completes_ps", "hops", "wire_bytes")}
+
+
+# `flush` has a parameter that is called like the function.
+_raise_if = check
+
+
+def _addresses(gvas: Any) -> Any:
+    """Return a C array of uint64 from a buffer of them or an iterable of ints."""
+    try:
+        view = memoryview(gvas)
+    except TypeError:
+        values: Iterator[int] | Iterable[int] = gvas
+        return ffi.new("uint64_t[]", [int(v) for v in values])
+    if view.itemsize != 8 or view.format not in ("Q", "q", "L", "l", "<Q", "=Q", "@Q") or not view.c_contiguous:
+        raise InvalidArgument("addresses are a C-contiguous buffer of uint64, or an iterable of ints")
+    return ffi.from_buffer("uint64_t[]", gvas)
+
+
+__all__ = ["ALL_NODES", "CompletionTimeout", "FabricHandle", "Node", "Operation"]
