@@ -190,6 +190,14 @@ static inline void fbx_mem_cas16(void *at, const uint64_t expected[2], const uin
 #endif
 }
 
+/* Pointers that threads of one process hand each other: filled before they are published. */
+#define fbx_publish_pointer(at, value) __atomic_store_n((at), (value), __ATOMIC_RELEASE)
+#define fbx_observe_pointer(at) __atomic_load_n((at), __ATOMIC_ACQUIRE)
+
+/* Bits of a shared map of bytes: set (returns the byte before), and looked at. */
+static inline uint8_t fbx_bits_or(uint8_t *at, uint8_t bits) { return __atomic_fetch_or(at, bits, __ATOMIC_SEQ_CST); }
+static inline uint8_t fbx_bits_observe(const uint8_t *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+
 #if defined(__SANITIZE_THREAD__)
 #define FBX_TSAN 1
 #elif defined(__has_feature)

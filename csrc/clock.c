@@ -4,9 +4,12 @@
  * in the header; every process of the fabric converts with those, so that two of them never disagree about "now".
  * Only this file reads clocks, and only it waits for one.
  */
-#include "internal.h"
+#include "clock.h"
+
+#include "error.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <time.h>
@@ -144,6 +147,7 @@ void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
     if (clock->ps_per_tick_q32 <= 1ull << 32) /* a tick of at most 1 ps cannot be: dilation is that extreme */
         clock->ticks_per_ps_q64 = UINT64_MAX;
     clock->tick_cost_ps = header->tick_cost_ps;
+    clock->ticks_per_us = header->tick_hz / 1000000u + 1;
 }
 
 /* Below this a sleep of the kernel is not to be trusted: what remains is spun. */

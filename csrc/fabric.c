@@ -930,6 +930,13 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
     struct fbxl_link *l = &f->links[link];
+    if (!f->closed && !f->forked) {
+        pthread_mutex_lock(&f->mutex);
+        for (fbx_node *n = f->node_list; n; n = n->next)
+            if (!n->closed)
+                fbxi_publish_counts(n);
+        pthread_mutex_unlock(&f->mutex);
+    }
     memset(out, 0, sizeof *out);
     memcpy(out->name, l->name, sizeof out->name);
     memcpy(out->node, l->node, sizeof out->node);
@@ -947,6 +954,7 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
         out->tlps[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].tlps);
         out->dropped[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].dropped);
     }
+    fbxi_count_scalars(f, link, out->bytes, out->tlps);
     return 0;
 }
 

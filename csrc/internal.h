@@ -5,6 +5,7 @@
 #ifndef FBX_INTERNAL_H
 #define FBX_INTERNAL_H
 
+#include "clock.h"
 #include "error.h"
 #include "fabrex.h"
 #include "layout.h"
@@ -16,12 +17,6 @@
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
 #define FBX_STALL_NS 1000000000ull /* how long to wait for another process that holds something we need */
 
-struct fbxi_clock {
-    uint32_t kind, source;
-    uint64_t epoch, ps_per_tick_q32, ticks_per_ps_q64, tick_cost_ps;
-    uint64_t virtual_ps;
-};
-
 struct fbxi_region_map { /* mapped on first use; both views of the same pages */
     uint8_t *rw, *ro;
     uint8_t *bits; /* commit bitmap, behind the data */
@@ -32,10 +27,16 @@ struct fbxi_route {
     uint32_t target, hops, mps, mrrs, rcb;
     uint64_t fixed_ps; /* delays of the way, one direction */
     struct fbxl_queue *queue; /* towards the target; NULL until the first posted write */
+    /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
+     * somebody looks (fbxi_publish_counts); eight locked additions would cost a load more than its reservations. */
+    struct fbxi_trips {
+        fbx_au64 trips, request_bytes, completion_bytes;
+    } made[2], published[2];
     struct fbxi_hop {
         struct fbxl_direction *out, *back;
         fbx_au64 *out_calendar, *back_calendar;
         uint32_t ethernet, mtu, overhead, direction;
+        uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
     } hop[FBX_MAX_HOPS];
 };
 
@@ -131,34 +132,6 @@ struct fbx_fabric {
 
 static inline void *fbxi_at(const fbx_fabric *f, uint64_t offset) { return f->base + offset; }
 
-/* ---- clock.c ---------------------------------------------------------------------------------------------------- */
-int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, uint32_t den);
-void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header);
-uint64_t fbxi_ticks(uint32_t source);
-uint64_t fbxi_monotonic_ns(void);
-static inline uint64_t fbxi_ticks_now(const struct fbxi_clock *clock)
-{
-#if defined(__x86_64__)
-    if (__builtin_expect(clock->source == 1, 1))
-        return __builtin_ia32_rdtsc();
-#endif
-    return fbxi_ticks(clock->source);
-}
-static inline uint64_t fbxi_now(const struct fbxi_clock *clock)
-{
-    if (__builtin_expect(clock->kind != FBX_REAL, 0))
-        return clock->virtual_ps;
-    return (uint64_t)(((unsigned __int128)(fbxi_ticks_now(clock) - clock->epoch) * clock->ps_per_tick_q32) >> 32);
-}
-static inline uint64_t fbxi_ticks_to_ps(const struct fbxi_clock *clock, uint64_t ticks)
-{
-    return (uint64_t)(((unsigned __int128)(ticks - clock->epoch) * clock->ps_per_tick_q32) >> 32);
-}
-/* Wait for fabric time `deadline_ps`, but at most max_wait_ns of real time: 0 reached, AGAIN not. `*jumped` counts
- * gaps in the spin that show that the processor was taken away; `*reached_ticks` is the counter at the end. */
-int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t *jumped,
-              uint64_t *reached_ticks);
-
 /* ---- segment.c: files, mappings, commitment ------------------------------------------------------------------- */
 int fbxi_commit_control(fbx_fabric *f, uint64_t offset, uint64_t bytes);
 int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset); /* control lock held; zeroed; by power of two */
@@ -177,9 +150,20 @@ int fbxi_session_dead(fbx_fabric *f, uint32_t session, uint32_t incarnation);
 int fbxi_session_open(fbx_fabric *f);
 void fbxi_session_close(fbx_fabric *f);
 /* 0 taken, 1 taken from a dead holder (repair what it was at), BUSY after timeout_ns. */
-int fbxi_lock(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns);
+int fbxi_lock_slow(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns);
+static inline int fbxi_lock(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns)
+{
+    if (__builtin_expect(fbx_claim(&lock->holder, 0, f->identity), 1))
+        return 0;
+    return fbxi_lock_slow(f, lock, timeout_ns);
+}
 int fbxi_trylock(fbx_fabric *f, struct fbxl_lock *lock);
-void fbxi_unlock(fbx_fabric *f, struct fbxl_lock *lock);
+static inline void fbxi_unlock(fbx_fabric *f, struct fbxl_lock *lock)
+{
+    (void)f;
+    /* Pairs with: the claim in fbxi_lock(). Breaks: the next holder sees half of what we did. */
+    fbx_publish(&lock->holder, 0);
+}
 int fbxi_control_lock(fbx_fabric *f);
 void fbxi_control_unlock(fbx_fabric *f);
 int fbxi_reap(fbx_fabric *f);
@@ -221,10 +205,13 @@ void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t byte
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);
+/* Add what scalar posted writes put on `link`, per direction. */
+void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2]);
 
 /* ---- node.c -------------------------------------------------------------------------------------------------------- */
 fbx_au32 *fbxi_lane(fbx_node *n);
 void fbxi_node_forked(fbx_node *n);
+void fbxi_publish_counts(fbx_node *n); /* op.c: add what its routes carried to the links' counters */
 uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs beside its wait, ps */
 
 /* ---- service.c ----------------------------------------------------------------------------------------------------- */

@@ -290,7 +290,8 @@ struct fbxl_queue {
     fbx_au64 tail; /* cells ever produced */
     fbx_au64 last_arrives; /* FIFO: nothing behind arrives before this */
     fbx_au64 sequence;
-    uint64_t pad2[3];
+    fbx_au64 scalar_bytes, scalar_tlps; /* counted here, under the lock, instead of on each link of the way */
+    uint64_t pad2;
     _Alignas(64) fbx_au64 head; /* cells ever delivered */
     uint64_t pad3[7];
 };

@@ -225,10 +225,8 @@ int fbxi_trylock(fbx_fabric *f, struct fbxl_lock *lock)
     return FBX_E_BUSY;
 }
 
-int fbxi_lock(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns)
+int fbxi_lock_slow(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns)
 {
-    if (__builtin_expect(fbx_claim(&lock->holder, 0, f->identity), 1))
-        return 0;
     uint64_t begin = 0, nap_ns = 0;
     for (uint32_t round = 1;; round++) {
         for (int i = 0; i < 200; i++) {
@@ -250,13 +248,6 @@ int fbxi_lock(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns)
         clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
         fbx_count(&lock->waiters, 0xffffffffu);
     }
-}
-
-void fbxi_unlock(fbx_fabric *f, struct fbxl_lock *lock)
-{
-    (void)f;
-    /* Pairs with: the claim in fbxi_lock(). Breaks: the next holder sees half of what we did. */
-    fbx_publish(&lock->holder, 0);
 }
 
 int fbxi_control_lock(fbx_fabric *f)

@@ -26,10 +26,11 @@ static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
     return status;
 }
 
-static void release_lane(fbx_au32 *in_operation)
+static void release_lane(fbx_fabric *f, const fbx_au32 *in_operation)
 {
-    struct fbxl_lane *lane = (struct fbxl_lane *)((uint8_t *)in_operation - offsetof(struct fbxl_lane, in_operation));
-    fbx_publish(&lane->requester, 0);
+    uint64_t index = ((uintptr_t)in_operation - (uintptr_t)f->lanes) / sizeof *f->lanes;
+    if (index < f->header->table[FBXL_LANES].capacity)
+        fbx_publish(&f->lanes[index].requester, 0);
 }
 
 fbx_au32 *fbxi_lane(fbx_node *n)
@@ -222,12 +223,13 @@ int fbx_node_detach(fbx_node *n)
     if (n->home != fbxi_thread())
         for (int i = 0; fbx_observe(n->lane) && i < 100000000; i++)
             fbx_relax();
+    fbxi_publish_counts(n);
     if (n->kind == FBX_OWNER && fbx_observe(&n->shared->owner) == n->requester + 1)
         fbx_publish(&n->shared->owner, 0); /* switched off in order: its memory stays powered */
     fbx_publish(&n->slot->state, FBXL_FREE);
-    release_lane(n->lane);
+    release_lane(f, n->lane);
     for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
-        release_lane(e->lane);
+        release_lane(f, e->lane);
     n->lane = &n->forked_lane;
     return 0;
 }

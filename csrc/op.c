@@ -22,9 +22,6 @@
 
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define MWR_HEADER 24u /* with framing, sequence and LCRC: see pcie.h */
-#define MRD_HEADER 24u
-#define CPLD_HEADER 20u
 #define PIECE 4096u /* no request crosses 4 KiB */
 
 static inline void mark(const fbx_node *n, fbx_au32 *lane)
@@ -73,7 +70,7 @@ static int usable(fbx_node *n, int op, uint64_t gva)
 
 static int route_to(fbx_node *n, uint32_t target, struct fbxi_route **out)
 {
-    *out = __atomic_load_n(&n->routes[target], __ATOMIC_ACQUIRE);
+    *out = fbx_observe_pointer(&n->routes[target]);
     if (LIKELY(*out))
         return 0;
     struct fbxi_route *route = malloc(sizeof *route);
@@ -86,7 +83,7 @@ static int route_to(fbx_node *n, uint32_t target, struct fbxi_route **out)
     if (n->routes[target])
         free(route);
     else
-        __atomic_store_n(&n->routes[target], route, __ATOMIC_RELEASE);
+        fbx_publish_pointer(&n->routes[target], route);
     *out = n->routes[target];
     pthread_mutex_unlock(&n->mutex);
     return 0;
@@ -225,12 +222,12 @@ static void use_target(fbx_node *n, uint32_t target)
 
 static int posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out)
 {
-    *out = __atomic_load_n(&route->queue, __ATOMIC_ACQUIRE);
+    *out = fbx_observe_pointer(&route->queue);
     if (LIKELY(*out))
         return 0;
     int status = fbxi_queue_get(n->fabric, n->index, route->target, 0, out);
     if (!status)
-        __atomic_store_n(&route->queue, *out, __ATOMIC_RELEASE);
+        fbx_publish_pointer(&route->queue, *out);
     return status;
 }
 
@@ -238,11 +235,11 @@ static struct fbxl_queue *own_queue(fbx_node *n, struct fbxi_route *route)
 {
     if (!route)
         return NULL;
-    struct fbxl_queue *q = __atomic_load_n(&route->queue, __ATOMIC_ACQUIRE);
+    struct fbxl_queue *q = fbx_observe_pointer(&route->queue);
     if (!q && fbx_observe(&n->fabric->nodes[route->target].queues)) {
         q = fbxi_queue_find(n->fabric, n->index, route->target, 0);
         if (q)
-            __atomic_store_n(&route->queue, q, __ATOMIC_RELEASE);
+            fbx_publish_pointer(&route->queue, q);
     }
     return q;
 }
@@ -372,6 +369,43 @@ static void count(fbx_node *n, struct fbx_op *op)
     fbx_count(&k->count, 1);
     if (op->bytes > 64)
         fbx_count(&k->bytes, op->bytes);
+    struct fbxi_route *route = op->private_[4] && op->target < n->fabric->node_count ? n->routes[op->target] : NULL;
+    if (!route || op->kind == FBX_WRITE)
+        return;
+    /* One round trip, or as many as a bulk read made. */
+    uint64_t trips = op->kind == FBX_READ ? (op->bytes + op->private_[3] - 1) / op->private_[3] : 1;
+    if (LIKELY(n->home == fbxi_thread())) {
+        struct fbxi_trips *made = &route->made[0];
+        fbx_poke(&made->trips, fbx_peek(&made->trips) + trips);
+        fbx_poke(&made->request_bytes, fbx_peek(&made->request_bytes) + trips * op->private_[2]);
+        fbx_poke(&made->completion_bytes, fbx_peek(&made->completion_bytes) + trips * op->private_[3]);
+    } else {
+        fbx_count(&route->made[1].trips, trips);
+        fbx_count(&route->made[1].request_bytes, trips * op->private_[2]);
+        fbx_count(&route->made[1].completion_bytes, trips * op->private_[3]);
+    }
+}
+
+void fbxi_publish_counts(fbx_node *n)
+{
+    pthread_mutex_lock(&n->mutex);
+    for (uint32_t target = 0; target < n->fabric->node_count; target++) {
+        struct fbxi_route *route = n->routes[target];
+        for (int i = 0; route && i < 2; i++) {
+            struct fbxi_trips *made = &route->made[i], *told = &route->published[i];
+            uint64_t trips = fbx_peek(&made->trips) - fbx_peek(&told->trips);
+            if (!trips)
+                continue;
+            uint64_t out = fbx_peek(&made->request_bytes) - fbx_peek(&told->request_bytes);
+            uint64_t back = fbx_peek(&made->completion_bytes) - fbx_peek(&told->completion_bytes);
+            fbx_count(&told->trips, trips);
+            fbx_count(&told->request_bytes, out);
+            fbx_count(&told->completion_bytes, back);
+            fbxi_count_way(route, 0, out, trips, FBX_MRD_HEADER);
+            fbxi_count_way(route, 1, back, trips, FBX_CPLD_HEADER);
+        }
+    }
+    pthread_mutex_unlock(&n->mutex);
 }
 
 static void count_end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
@@ -424,16 +458,21 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     struct fbxi_flight out, back;
     fbx_fabric *f = n->fabric;
     uint64_t latency = region < f->region_count ? f->regions[region].latency_ps : 0;
-    if (fbxi_send(route, 0, at_ps + n->shared->pio_read_ps, request_bytes, 1, MRD_HEADER, 0, 1, &out))
-        fbx_count(&f->header->reservations_clamped, 1);
+    int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->shared->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
+                                : fbxi_send_small(route, 0, at_ps + n->shared->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
     struct fbxl_queue *q = own_queue(n, route);
     if (q && fbx_observe(&q->last_arrives) > out.arrives_ps)
         out.arrives_ps = fbx_peek(&q->last_arrives);
     op->departs_ps = out.departs_ps;
     op->arrives_ps = out.arrives_ps + latency;
-    if (fbxi_send(route, 1, op->arrives_ps, answer_bytes, 1, CPLD_HEADER, 0, 1, &back))
+    /* Widths are powers of two; a completion of 64 bytes at most. */
+    clamped |= fbxi_send_small(route, 1, op->arrives_ps, FBXI_CPLD, (uint32_t)__builtin_ctzll(answer_bytes | 64), &back);
+    if (UNLIKELY(clamped))
         fbx_count(&f->header->reservations_clamped, 1);
+    op->private_[2] = request_bytes;
+    op->private_[3] = answer_bytes;
+    op->private_[4] = 1;
     op->completes_ps = back.arrives_ps;
 }
 
@@ -534,8 +573,9 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->shared->access_bytes;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             struct fbxi_flight flight;
-            if (fbxi_send(x->route, 0, p[2], step, tlps, MWR_HEADER, 1, 1, &flight))
+            if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
                 fbx_count(&f->header->reservations_clamped, 1);
+            fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
             struct fbxl_queue *q = own_queue(n, x->route);
             uint64_t floor = n->fence_floor;
             if (q && fbx_observe(&q->last_arrives) > floor)
@@ -647,11 +687,11 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     }
     use_target(n, x->target);
     struct fbxi_flight flight;
-    if (fbxi_send(x->route, 0, now + n->shared->pio_write_ps, op->bytes, 1, MWR_HEADER, 0, 1, &flight))
+    if (fbxi_send_small(x->route, 0, now + n->shared->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctzll(op->bytes), &flight))
         fbx_count(&f->header->reservations_clamped, 1);
     uint64_t payload = op->operand[0];
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
-                             .flags = op->attr & (FBX_RO | FBX_IDO), .requester = n->requester, .offset = offset,
+                             .flags = (op->attr & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR, .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > n->fence_floor ? flight.arrives_ps : n->fence_floor,
                              .payload = op->buffer ? op->buffer : &payload};
     int status;
@@ -709,7 +749,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->done = 0;
     op->state = FBX_ISSUED;
     op->status = FBX_E_AGAIN;
-    op->private_[0] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
+    op->private_[0] = op->private_[4] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
     op->requester = n->requester;
     op->target = n->index;
     op->poison = 0;
@@ -803,7 +843,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
                 return finish(n, op, status, now);
             struct fbxi_flight flight;
             for (uint64_t at = 0, t = now; at < bytes; at += PIECE, t = flight.departs_ps)
-                fbxi_send(x->route, 0, t, min64(PIECE, bytes - at), (min64(PIECE, bytes - at) + 63) / 64, MWR_HEADER, 1, 1,
+                fbxi_send(x->route, 0, t, min64(PIECE, bytes - at), (min64(PIECE, bytes - at) + 63) / 64, FBX_MWR_HEADER, 1, 1,
                           &flight);
             op->done = bytes;
             op->completes_ps = op->next_ps = flight.departs_ps;
@@ -874,16 +914,14 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
     }
 }
 
-int fbx_op_advance(fbx_node *n, struct fbx_op *op)
+/* Take the operation as far as `now` allows. */
+static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
 {
-    if (op->state == FBX_DONE)
-        return op->status;
     fbx_fabric *f = n->fabric;
     int status = usable(n, op->kind, op->gva);
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!lane)
         return finish(n, op, status ? status : FBX_E_CLOSED, 0);
-    uint64_t now = f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX;
     if (op->kind == FBX_WRITE && op->state == FBX_TRAVELS)
         return write_step(n, op, lane, now);
     if (op->kind == FBX_READ)
@@ -939,41 +977,44 @@ int fbx_op_advance(fbx_node *n, struct fbx_op *op)
     return finish(n, op, 0, now);
 }
 
+int fbx_op_advance(fbx_node *n, struct fbx_op *op)
+{
+    if (op->state == FBX_DONE)
+        return op->status;
+    const fbx_fabric *f = n->fabric;
+    return advance(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
+}
+
 int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
 {
-    uint64_t begin = 0;
-    for (;;) {
-        int status = op->state == FBX_DONE ? op->status : FBX_E_AGAIN;
-        if (status != FBX_E_AGAIN)
-            return status;
-        if (n->fabric->clock.kind != FBX_REAL)
+    const struct fbxi_clock *clock = &n->fabric->clock;
+    uint64_t first = 0, ticks;
+    while (op->state != FBX_DONE) {
+        if (clock->kind != FBX_REAL)
             return fbx_op_advance(n, op);
         uint32_t jumped = 0;
-        uint64_t until = op->next_ps, limit = max_wait_ns, ticks;
+        uint64_t until = op->next_ps;
         if (op->state == FBX_RETURNS) {
             /* The last wait ends early by what it takes to get into the call and from here back to the caller. */
             until = until > n->binding_ps ? until - n->binding_ps : 0;
             if (n->stats)
                 count(n, op);
         }
-        if (begin) {
-            uint64_t used = fbxi_monotonic_ns() - begin;
-            limit = used < max_wait_ns ? max_wait_ns - used : 0;
-        } else if (until > fbxi_now(&n->fabric->clock) + 2000000u) {
-            begin = fbxi_monotonic_ns();
-        }
-        if (fbxi_wait(&n->fabric->clock, until, limit, &jumped, &ticks) == FBX_E_AGAIN)
+        if (fbxi_wait(clock, until, max_wait_ns, &jumped, &ticks) == FBX_E_AGAIN)
             return FBX_E_AGAIN;
         op->private_[0] += jumped;
         if (op->state == FBX_RETURNS) {
-            uint64_t now = fbxi_ticks_to_ps(&n->fabric->clock, ticks);
             deliver_due(n, n->index, op->completes_ps);
-            return finish(n, op, 0, now);
+            return finish(n, op, 0, fbxi_ticks_to_ps(clock, ticks));
         }
-        status = fbx_op_advance(n, op);
-        if (status != FBX_E_AGAIN)
-            return status;
+        /* Many short waits may be a long one together. */
+        if (!first)
+            first = ticks;
+        else if (max_wait_ns != UINT64_MAX && ticks - first > max_wait_ns / 1000 * clock->ticks_per_us)
+            return FBX_E_AGAIN;
+        advance(n, op, fbxi_ticks_to_ps(clock, ticks));
     }
+    return op->status;
 }
 
 /* ---- blocking calls ---------------------------------------------------------------------------------------------------- */
@@ -1419,8 +1460,8 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     out->hops = x.route->hops;
     if (kind == FBX_STORE || kind == FBX_WRITE) {
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
-        fbxi_send(x.route, 0, n->shared->pio_write_ps, bytes, tlps, MWR_HEADER, tlps > 1, 0, &there);
-        out->wire_bytes = bytes + tlps * MWR_HEADER;
+        fbxi_send(x.route, 0, n->shared->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
+        out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
         out->departs_ps = there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = kind == FBX_STORE ? n->shared->pio_write_ps : there.departs_ps;
@@ -1428,12 +1469,12 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     }
     uint64_t accesses = kind == FBX_READ ? ((offset & (width - 1)) + bytes + width - 1) / width : 1;
     uint64_t request = kind == FBX_LOAD || kind == FBX_READ ? 0 : kind == FBX_CAS ? 2 * bytes : bytes;
-    fbxi_send(x.route, 0, n->shared->pio_read_ps, request, 1, MRD_HEADER, 0, 0, &there);
-    fbxi_send(x.route, 1, there.arrives_ps + latency, width, 1, CPLD_HEADER, 0, 0, &back);
+    fbxi_send(x.route, 0, n->shared->pio_read_ps, request, 1, FBX_MRD_HEADER, 0, 0, &there);
+    fbxi_send(x.route, 1, there.arrives_ps + latency, width, 1, FBX_CPLD_HEADER, 0, 0, &back);
     out->departs_ps = there.departs_ps;
     out->arrives_ps = there.arrives_ps + latency + (accesses - 1) * back.arrives_ps;
     out->completes_ps = accesses * back.arrives_ps;
-    out->wire_bytes = accesses * (MRD_HEADER + request + width + CPLD_HEADER);
+    out->wire_bytes = accesses * (FBX_MRD_HEADER + request + width + FBX_CPLD_HEADER);
     return 0;
 }
 

@@ -10,6 +10,7 @@
  * write of memory is the same as doing it once. A stopped holder is left alone: the rest counts as not yet arrived.
  */
 #include "internal.h"
+#include "timing.h"
 
 #include <stdlib.h>
 
@@ -125,6 +126,10 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             else
                 fbx_mem_copy(need == 1 ? (void *)e->inline_payload : (void *)(e + 1), post->payload, post->bytes);
             fbx_poke(&q->sequence, post->sequence);
+            if (post->flags & FBXL_ENTRY_SCALAR) {
+                fbx_poke(&q->scalar_bytes, fbx_peek(&q->scalar_bytes) + post->bytes);
+                fbx_poke(&q->scalar_tlps, fbx_peek(&q->scalar_tlps) + 1);
+            }
             fbx_poke(&q->last_arrives, post->arrives_ps);
             /* Pairs with: fbx_observe(&q->tail) in deliver. Breaks: an entry delivered before it is written. */
             fbx_publish(&q->tail, tail + need);
@@ -301,6 +306,34 @@ int fbx_progress(fbx_node *n)
         return fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
     int delivered = fbxi_deliver(n->fabric, n->index, fbxi_now(&n->fabric->clock));
     return delivered < 0 ? 0 : delivered;
+}
+
+void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2])
+{
+    struct fbxi_route *route = malloc(sizeof *route);
+    for (uint32_t target = 0; route && target < f->node_count; target++) {
+        uint32_t bound = 0;
+        for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
+            struct fbxl_queue *q = queue_at(f, at);
+            if (!q)
+                break;
+            at = fbx_observe(&q->next);
+            uint64_t count = fbx_peek(&q->scalar_tlps), payload = fbx_peek(&q->scalar_bytes);
+            if (!count || fbxi_route_build(f, q->source, q->target, route))
+                continue;
+            for (uint32_t i = 0; i < route->hops; i++) {
+                const struct fbxi_hop *hop = &route->hop[i];
+                if (hop->direction / 2 != link)
+                    continue;
+                /* Each was a frame of its own on an Ethernet hop: take them as equally long. */
+                uint64_t wire = hop->ethernet ? count * fbxi_wire(hop, payload / count, 1, FBX_MWR_HEADER)
+                                              : fbxi_wire(hop, payload, count, FBX_MWR_HEADER);
+                bytes[hop->direction & 1] += wire;
+                tlps[hop->direction & 1] += count;
+            }
+        }
+    }
+    free(route);
 }
 
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)

@@ -4,6 +4,7 @@
  * because it is computed from what never changes. Links that are down stay on the way: PCIe does not route around them.
  */
 #include "internal.h"
+#include "timing.h"
 
 #include <stdlib.h>
 
@@ -144,6 +145,7 @@ int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbx
                 return status;
         }
     }
+    fbxi_route_times(route);
     if (route->mps == 4096 && count && route->hop[0].ethernet)
         route->mps = 256;
     if (route->mrrs == 4096 && count && route->hop[0].ethernet)

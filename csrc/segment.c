@@ -231,7 +231,7 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
         return fbxi_fail(FBX_E_CORRUPT, "region %u does not exist", region);
     struct fbxi_region_map *map = &f->maps[region];
     *out = map;
-    if (__atomic_load_n(&map->rw, __ATOMIC_ACQUIRE))
+    if (fbx_observe_pointer(&map->rw))
         return 0;
     uint64_t bytes = f->regions[region].bytes, whole = bytes + bitmap_bytes(bytes);
     int status = 0, fd = region_fd(f, region);
@@ -252,7 +252,7 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
             status = fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map %llu bytes", (unsigned long long)whole);
         } else {
             map->bits = (uint8_t *)at + bytes;
-            __atomic_store_n(&map->rw, (uint8_t *)at, __ATOMIC_RELEASE);
+            fbx_publish_pointer(&map->rw, (uint8_t *)at);
         }
     }
     pthread_mutex_unlock(&f->mutex);
@@ -272,7 +272,7 @@ int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t byt
         uint64_t page = (piece << FBX_COMMIT_SHIFT) / FBX_BITS_PAGE;
         if (page / 64 >= FBX_TOP_WORDS || !(fbx_observe(&r->top[page / 64]) >> (page % 64) & 1))
             return 0;
-        if (!(__atomic_load_n(&map->bits[piece / 8], __ATOMIC_ACQUIRE) >> (piece % 8) & 1))
+        if (!(fbx_bits_observe(&map->bits[piece / 8]) >> (piece % 8) & 1))
             return 0;
     }
     return 1;
@@ -321,7 +321,7 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
     }
     for (uint64_t piece = first; piece <= last; piece++) {
         uint8_t bit = (uint8_t)(1u << (piece % 8));
-        if (!(__atomic_fetch_or(&map->bits[piece / 8], bit, __ATOMIC_SEQ_CST) & bit))
+        if (!(fbx_bits_or(&map->bits[piece / 8], bit) & bit))
             added += FBX_COMMIT_BYTES;
     }
     fbx_count(&r->committed, added);
@@ -330,7 +330,7 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
         prefix = end;
         while (prefix < r->bytes) { /* pieces that were committed out of order join up */
             uint64_t piece = prefix >> FBX_COMMIT_SHIFT, page = prefix / FBX_BITS_PAGE;
-            if (!(fbx_observe(&r->top[page / 64]) >> (page % 64) & 1) || !(map->bits[piece / 8] >> (piece % 8) & 1))
+            if (!(fbx_observe(&r->top[page / 64]) >> (page % 64) & 1) || !(fbx_bits_observe(&map->bits[piece / 8]) >> (piece % 8) & 1))
                 break;
             prefix = (piece + 1) << FBX_COMMIT_SHIFT;
         }

@@ -36,6 +36,13 @@ static void *service(void *argument)
         }
         pthread_mutex_unlock(&f->mutex);
         uint64_t now_ns = fbxi_monotonic_ns();
+        if (now_ns >= look_at && f->flags & FBXL_TIMING) {
+            pthread_mutex_lock(&f->mutex);
+            for (fbx_node *n = f->node_list; n; n = n->next)
+                if (!n->closed)
+                    fbxi_publish_counts(n);
+            pthread_mutex_unlock(&f->mutex);
+        }
         if (now_ns >= look_at) {
             if (!leader) {
                 struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LEADER_BYTE, .l_len = 1};

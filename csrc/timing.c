@@ -202,8 +202,6 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
         uint64_t duration = fbx_bytes_to_ps(d->ps_per_byte_q24, wire), start = head, end = head + duration;
         if (reserve) {
             clamped |= fbxi_reserve(d, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
-            fbx_count(&d->bytes, wire);
-            fbx_count(&d->tlps, tlps);
         }
         if (end < tail)
             end = tail;
@@ -216,4 +214,51 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
         out->departs_ps = at_ps;
     out->arrives_ps = tail;
     return clamped;
+}
+
+void fbxi_route_times(struct fbxi_route *route)
+{
+    for (uint32_t i = 0; i < route->hops; i++) {
+        struct fbxi_hop *hop = &route->hop[i];
+        for (uint32_t back = 0; back < 2; back++) {
+            uint64_t rate = (back ? hop->back : hop->out)->ps_per_byte_q24;
+            hop->small_ps[back][FBXI_REQUEST][0] = fbx_bytes_to_ps(rate, fbxi_wire(hop, 0, 1, FBX_MRD_HEADER));
+            for (uint32_t log2_bytes = 0; log2_bytes < 7; log2_bytes++) {
+                uint64_t bytes = 1ull << log2_bytes;
+                hop->small_ps[back][FBXI_MWR][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(hop, bytes, 1, FBX_MWR_HEADER));
+                hop->small_ps[back][FBXI_CPLD][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(hop, bytes, 1, FBX_CPLD_HEADER));
+            }
+        }
+    }
+}
+
+int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, enum fbxi_small what, uint32_t log2_bytes,
+                    struct fbxi_flight *out)
+{
+    uint64_t head = at_ps, tail = at_ps, start, end;
+    int clamped = 0;
+    out->departs_ps = at_ps;
+    for (uint32_t i = 0; i < route->hops; i++) {
+        const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
+        struct fbxl_direction *d = back ? hop->back : hop->out;
+        clamped |= reserve_small(d, back ? hop->back_calendar : hop->out_calendar, head,
+                                 hop->small_ps[back][what][log2_bytes], &start, &end);
+        if (end < tail)
+            end = tail;
+        if (i == 0)
+            out->departs_ps = end;
+        head = start + d->delay_ps;
+        tail = end + d->delay_ps;
+    }
+    out->arrives_ps = tail;
+    return clamped;
+}
+
+void fbxi_count_way(const struct fbxi_route *route, int back, uint64_t payload, uint64_t tlps, uint32_t header)
+{
+    for (uint32_t i = 0; i < route->hops; i++) {
+        struct fbxl_direction *d = back ? route->hop[i].back : route->hop[i].out;
+        fbx_count(&d->bytes, fbxi_wire(&route->hop[i], payload, tlps, header));
+        fbx_count(&d->tlps, tlps);
+    }
 }
