@@ -542,7 +542,7 @@ static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c,
     d->tlp_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, d->mps + 24u);
     /* A slot holds some full packets: see timing.c. */
     d->slot_shift = 14;
-    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 4 * d->tlp_ps)
+    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 2 * d->tlp_ps)
         d->slot_shift++;
     uint64_t headers = l->posted_credits_header ? l->posted_credits_header : 64;
     uint64_t data = l->posted_credits_data ? l->posted_credits_data : 1024;

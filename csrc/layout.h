@@ -30,7 +30,7 @@
 #define FBX_TOP_WORDS 8u /* 512 bitmap pages: regions of up to 1 TiB */
 #define FBX_BAR_BASE (1ull << 62) /* bus address of the first window of a node */
 
-#define FBX_CAL_SLOTS 1024u /* slots in a link's calendar of reservations */
+#define FBX_CAL_SLOTS 2048u /* slots in a link's calendar of reservations */
 
 /* A lock that names its holder: session index + 1 in the low 16 bits, that session's incarnation above. See lock.c. */
 struct fbxl_lock {

@@ -2,16 +2,17 @@
  *
  * Reservations of links, lock-free.
  *
- * A directed link has a calendar: a ring of slots, each 2^slot_shift ps long (some full packets), indexed by absolute
- * time. Traffic reserves the time at which it reaches the link, not the time at which it was issued, so what is on its
- * way from afar does not delay what is near. One 64-bit word is a slot:
+ * A directed link has a calendar: a ring of slots, each 2^slot_shift ps long (two full packets or more), indexed by
+ * absolute time. Traffic reserves the time at which it reaches the link, not the time at which it was issued, so what is on
+ * its way from afar does not delay what is near. One 64-bit word is a slot:
  *
- *     tag 19 | bulk 15 | idle 15 | fill 15        in units of 2^(slot_shift - 14) ps; a full slot is 16384 units
+ *     tag 13 | tail 12 | bulk 13 | idle 13 | fill 13        in units of 2^(slot_shift - 12) ps; a full slot is 4096 units
  *
- * fill: where the last small packet of the slot ends, from its start. idle: time before that which nobody took; a packet
- * that was issued later but arrives earlier finds its place there. bulk: time in the slot that long transfers hold. A
- * small packet passes between the packets of bulk, as an arbiter that serves ports in turn would let it: it waits for
- * the rest of the packet on the wire and displaces bulk, which pays later (debt).
+ * fill: where the last small packet of the slot ends, from its start. tail: where the busy time that ends there began; who
+ * arrives in it queues at its end, exactly as in a first-come queue. idle: time before the tail that nobody took; a packet
+ * that was issued later but arrives earlier finds its place there. bulk: time in the slot that long transfers hold. A small
+ * packet passes between the packets of bulk, as an arbiter that serves ports in turn would let it: it waits for the rest of
+ * the packet on the wire and displaces bulk, which pays later (debt).
  *
  * Every change is one compare-and-swap of one word. A process that dies between two of them leaves at most one packet's
  * time reserved for nothing; a word of a time long past is recognised by its tag and is empty.
@@ -20,73 +21,89 @@
 
 #include "pcie.h"
 
-#define FULL 16384u
-#define FIELD 0x7fffu
+#define FULL 4096u
+#define FIELD 0x1fffu
+#define UNIT_BITS 12u
 
 struct slot {
-    uint32_t fill, idle, bulk;
+    uint32_t fill, idle, bulk, tail;
 };
 
-static struct slot unpack(uint64_t word, uint64_t tag)
+static inline struct slot unpack(uint64_t word, uint64_t tag)
 {
-    struct slot s = {0, 0, 0};
-    if (word >> 45 == (tag & 0x7ffff)) {
+    struct slot s = {0, 0, 0, 0};
+    if (word >> 51 == (tag & FIELD)) {
         s.fill = (uint32_t)word & FIELD;
-        s.idle = (uint32_t)(word >> 15) & FIELD;
-        s.bulk = (uint32_t)(word >> 30) & FIELD;
+        s.idle = (uint32_t)(word >> 13) & FIELD;
+        s.bulk = (uint32_t)(word >> 26) & FIELD;
+        s.tail = (uint32_t)(word >> 39) & 0xfff;
         /* A scribbled word must not lead to endless or backward time. */
-        if (s.fill > FULL || s.idle > s.fill || s.bulk > FULL)
-            s = (struct slot){0, 0, 0};
+        if (s.fill > FULL || s.idle > s.tail || s.tail > s.fill || s.bulk > FULL)
+            s = (struct slot){0, 0, 0, 0};
     }
     return s;
 }
 
-static uint64_t pack(struct slot s, uint64_t tag)
+static inline uint64_t pack(struct slot s, uint64_t tag)
 {
-    return (tag & 0x7ffff) << 45 | (uint64_t)s.bulk << 30 | (uint64_t)s.idle << 15 | s.fill;
+    return (tag & FIELD) << 51 | (uint64_t)s.tail << 39 | (uint64_t)s.bulk << 26 | (uint64_t)s.idle << 13 | s.fill;
 }
 
-static int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
-                         uint64_t *start_ps, uint64_t *end_ps)
+/* 24 bits that are as good as random and the same on every machine. */
+static inline uint64_t scatter(uint64_t at_ps) { return (at_ps * 0x9E3779B97F4A7C15ull) >> 40; }
+
+/* Units for a duration: rounded up or down in proportion, so that many short packets add up to what they take. */
+static inline uint64_t units(uint64_t duration_ps, uint64_t at_ps, uint32_t unit)
 {
-    const uint32_t shift = d->slot_shift, unit = shift - 14;
-    uint32_t need = (uint32_t)((duration_ps + (1ull << unit >> 1)) >> unit);
+    return (duration_ps + (scatter(at_ps) & ((1ull << unit) - 1))) >> unit;
+}
+
+static inline int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+                                uint64_t *start_ps, uint64_t *end_ps)
+{
+    const uint32_t shift = d->slot_shift, unit = shift - UNIT_BITS;
+    uint32_t need = (uint32_t)units(duration_ps, at_ps, unit);
     uint64_t number = at_ps >> shift;
     uint32_t offset = (uint32_t)((at_ps >> unit) & (FULL - 1));
     bool started = false;
-    for (uint32_t walked = 0; walked < FBX_CAL_SLOTS - 1; walked++, number++, offset = 0) {
+    for (uint32_t walked = 0; walked < FBX_CAL_SLOTS / 2; walked++, number++, offset = 0) {
         fbx_au64 *word = &calendar[number % FBX_CAL_SLOTS];
         const uint64_t tag = number / FBX_CAL_SLOTS;
         for (;;) {
             uint64_t seen = fbx_peek(word);
             struct slot s = unpack(seen, tag);
-            uint32_t begin, displaced = 0;
-            uint32_t before = s.fill - s.idle + s.bulk;
+            uint32_t begin, displaced = 0, rest = 0;
+            const uint32_t before = s.fill - s.idle + s.bulk;
+            uint64_t wait_ps = 0;
             if (offset >= s.fill) {
-                if (offset >= FULL)
-                    break;
                 begin = offset;
                 s.idle += offset - s.fill;
+                s.tail = offset;
                 s.fill = offset + need;
-            } else if (s.idle >= need) {
+            } else if (offset < s.tail && (s.idle || s.fill < FULL)) {
+                /* Before the last busy time, so it goes first; what does not fit the idle time moves those behind it on.
+                 * Where exactly the others before the tail lie is forgotten: they were in the way with the share of that
+                 * time that they take, and then for half of one on average. */
+                uint32_t taken = s.idle < need ? s.idle : need;
+                uint64_t random = scatter(at_ps);
                 begin = offset;
-                s.idle -= need;
+                if ((random & 0xfff) * s.tail < (uint64_t)(s.tail - s.idle) << 12)
+                    wait_ps = (duration_ps * (random >> 12)) >> 12;
+                s.idle -= taken;
+                s.fill += need - taken;
             } else if (s.fill < FULL) {
                 begin = s.fill;
                 s.fill += need;
             } else {
                 break; /* full of small packets: the next slot */
             }
-            uint32_t rest = 0;
             if (s.fill > FULL) {
                 rest = s.fill - FULL;
                 s.fill = FULL;
             }
             uint32_t after = s.fill - s.idle + s.bulk;
             if (after > FULL) {
-                displaced = after - FULL;
-                if (displaced > s.bulk)
-                    displaced = s.bulk;
+                displaced = after - FULL < s.bulk ? after - FULL : s.bulk;
                 s.bulk -= displaced;
             }
             if (!fbx_claim(word, seen, pack(s, tag)))
@@ -95,17 +112,13 @@ static int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t 
                 fbx_count(&d->debt, displaced);
             if (!started) {
                 started = true;
-                *start_ps = (number << shift) + ((uint64_t)begin << unit);
-                if (begin == offset && walked == 0)
-                    *start_ps = at_ps;
+                *start_ps = begin == offset && walked == 0 ? at_ps + wait_ps : (number << shift) + ((uint64_t)begin << unit);
                 /* The packet of bulk that is on the wire just then goes first: on average half of one, in proportion to
-                 * how busy bulk keeps the link; which part of it is left is as good as random, so take it from the
-                 * arrival time itself. */
+                 * how busy bulk keeps the link. */
                 if (s.bulk + displaced) {
-                    uint64_t phase = (*start_ps * 0x9E3779B97F4A7C15ull) >> 40; /* 24 bits */
-                    uint64_t busy = before < FULL ? before : FULL;
-                    if ((phase >> 10) < busy)
-                        *start_ps += (d->tlp_ps * ((phase * 0x85EBCA6Bull >> 8) & 0xffff)) >> 16;
+                    uint64_t random = scatter(*start_ps + 1);
+                    if ((random & 0xfff) < (before < FULL ? before : FULL))
+                        *start_ps += (d->tlp_ps * (random >> 12)) >> 12;
                 }
                 *end_ps = *start_ps + duration_ps;
             } else {
@@ -129,8 +142,8 @@ static int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t 
 static int reserve_bulk(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
                         uint64_t *start_ps, uint64_t *end_ps)
 {
-    const uint32_t shift = d->slot_shift, unit = shift - 14;
-    uint64_t need = (duration_ps + (1ull << unit >> 1)) >> unit;
+    const uint32_t shift = d->slot_shift, unit = shift - UNIT_BITS;
+    uint64_t need = units(duration_ps, at_ps, unit);
     if (fbx_peek(&d->debt)) {
         uint64_t debt = fbx_swap(&d->debt, 0);
         need += debt < FULL * 64ull ? debt : FULL * 64ull;
