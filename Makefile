@@ -88,7 +88,7 @@ demo: ext
 
 # Both halves always run; pytest's closing line is the last one printed.
 test: ext c-tests
-	@failed=0; tools/check/c_tests.sh $(C_TESTS:tests/c/%.c=build/core/test/%) || failed=1; \
+	@failed=0; tools/check/c_tests.sh $(C_TESTS:tests/c/%.c=build/core/test/%) build/sites/test/test_sites || failed=1; \
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS) && exit $$failed
 
 check: $(VENV)/.installed-dev ext
@@ -138,7 +138,8 @@ $(foreach variant,core sites asan tsan,$(eval $(call VARIANT,$(variant))))
 build/sites/$(SONAME): $(CORE_C:csrc/%.c=build/sites/%.o)
 	@$(CC) -shared -Wl,-soname,$(SONAME) $^ $(CORE_LDLIBS) -o $@
 
-c-tests: $(C_TESTS:tests/c/%.c=build/core/test/%)
+# test_sites kills processes at the numbered places that only that build has.
+c-tests: $(C_TESTS:tests/c/%.c=build/core/test/%) build/sites/test/test_sites
 
 san: $(C_TESTS:tests/c/%.c=build/asan/test/%) $(C_TESTS:tests/c/%.c=build/tsan/test/%)
 	@tools/check/c_tests.sh $(C_TESTS:tests/c/%.c=build/asan/test/%)

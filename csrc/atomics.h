@@ -17,6 +17,14 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__SANITIZE_THREAD__)
+#define FBX_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define FBX_TSAN 1
+#endif
+#endif
+
 typedef _Atomic(uint32_t) fbx_au32;
 typedef _Atomic(uint64_t) fbx_au64;
 
@@ -29,6 +37,10 @@ struct fbx_site {
     int line, after;
 };
 void fbx_site_hit(const struct fbx_site *site);
+/* Kill this process when it comes to `site` for the nth time. */
+void fbx_site_arm(int site, int nth);
+int fbx_site_count(void);
+const struct fbx_site *fbx_site_at(int site);
 #define FBX_SITE_(when)                                                                                                \
     do {                                                                                                               \
         static const struct fbx_site site_ __attribute__((section("fbx_sites"), used, aligned(8))) = {                 \
@@ -53,10 +65,21 @@ void fbx_site_hit(const struct fbx_site *site);
         FBX_SITE_(1);                                                                                                  \
     } while (0)
 /* Full fence: store, then look at what another may have stored before looking at ours (Dekker). */
+#ifdef FBX_TSAN
+/* The thread sanitizer knows no fences: give it a word that every fence touches. */
+static fbx_au32 fbx_fence_word __attribute__((unused));
+#define fbx_fence_sleep() ((void)atomic_fetch_add_explicit(&fbx_fence_word, 0, memory_order_seq_cst))
+#else
 #define fbx_fence_sleep() atomic_thread_fence(memory_order_seq_cst)
+#endif
 /* After plain copies out of shared memory, before what is done because of them; and the reverse for copies into it. */
+#ifdef FBX_TSAN
+#define fbx_fence_load() fbx_fence_sleep()
+#define fbx_fence_store() fbx_fence_sleep()
+#else
 #define fbx_fence_load() atomic_thread_fence(memory_order_acquire)
 #define fbx_fence_store() atomic_thread_fence(memory_order_release)
+#endif
 /* Order for the compiler only; the other side pays with membarrier(2). */
 #define fbx_compiler_fence() atomic_signal_fence(memory_order_seq_cst)
 
@@ -198,13 +221,6 @@ static inline void fbx_mem_cas16(void *at, const uint64_t expected[2], const uin
 static inline uint8_t fbx_bits_or(uint8_t *at, uint8_t bits) { return __atomic_fetch_or(at, bits, __ATOMIC_SEQ_CST); }
 static inline uint8_t fbx_bits_observe(const uint8_t *at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
 
-#if defined(__SANITIZE_THREAD__)
-#define FBX_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FBX_TSAN 1
-#endif
-#endif
 
 /* Copy between user memory and a program's buffer. Several processes may touch the same bytes at once: that is what a
  * fabric is. Every aligned 8-byte piece is read and written whole, in increasing addresses, which memcpy does not

@@ -85,7 +85,7 @@ static void names_changed(fbx_fabric *f)
 
 static int usable(fbx_fabric *f)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric's handle is closed");
     if (fbx_peek(&f->header->state) & FBXL_CLOSED)
         return fbxi_fail(FBX_E_CLOSED, "fabric '%s' has been taken down", f->name);
@@ -197,7 +197,7 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
 {
     fbx_fabric *f = n->fabric;
     int status = usable(f);
-    if (!status && n->closed)
+    if (!status && fbx_peek(&n->closed))
         status = fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
     if (!status)
         status = name_check(name);
@@ -346,7 +346,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
 {
     fbx_fabric *f = n->fabric;
     int status = usable(f);
-    if (!status && n->closed)
+    if (!status && fbx_peek(&n->closed))
         status = fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
     if (!status && region >= f->region_count)
         status = fbxi_fail(FBX_E_NOT_FOUND, "no region %u", region);

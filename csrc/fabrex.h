@@ -130,6 +130,8 @@ FBX_API void fbx_fabric_free(fbx_fabric *fabric);
 FBX_API int fbx_fabric_destroy(const char *directory, const char *name, int force);
 /* Remove the fabric if its life is over (owned without an owner, an earlier boot, half made). 1: removed, 0: it lives. */
 FBX_API int fbx_fabric_reclaim(const char *directory, const char *name);
+/* Reclaim all such fabrics of this user in `directory`, and files that half-made ones left. Returns how many went. */
+FBX_API int fbx_fabric_prune(const char *directory);
 
 struct fbx_fabric_info {
     char name[64], directory[256];

@@ -36,7 +36,7 @@ static void after_fork_child(void)
     /* The child shares our open file description, and with it our liveness: it must not keep us alive after our death,
      * nor may its marks land in our lanes. Its handles answer CLOSED. */
     for (fbx_fabric *f = registry; f; f = f->next) {
-        f->forked = 1;
+        fbx_poke(&f->forked, 1);
         if (f->fd >= 0)
             close(f->fd);
         f->fd = -1;
@@ -230,7 +230,7 @@ void fbx_fabric_free(fbx_fabric *f)
 {
     if (!f)
         return;
-    if (!f->closed && !f->forked)
+    if (!fbx_peek(&f->closed) && !fbx_peek(&f->forked))
         fbx_fabric_close(f);
     unregister_fabric(f);
     for (uint32_t i = 0; f->maps && i < f->region_count; i++) {
@@ -305,7 +305,7 @@ static int open_control(const char *directory, const char *name, fbx_fabric **ou
     else
         status = map_control(f);
     if (status) {
-        f->closed = 1;
+        fbx_poke(&f->closed, 1);
         fbx_fabric_free(f);
         return status;
     }
@@ -375,7 +375,7 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
             f->maps[i].fd = fcntl(region_fds[i], F_DUPFD_CLOEXEC, 3);
     if (status) {
         if (!f->header)
-            f->closed = 1;
+            fbx_poke(&f->closed, 1);
         fbx_fabric_free(f);
         return status;
     }
@@ -413,10 +413,10 @@ int fbxi_end_if_orphan(fbx_fabric *f)
 
 int fbx_fabric_close(fbx_fabric *f)
 {
-    if (f->closed)
+    if (fbx_peek(&f->closed))
         return 0;
-    f->closed = 1;
-    if (f->forked || !f->header)
+    fbx_poke(&f->closed, 1);
+    if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
@@ -453,7 +453,7 @@ int fbx_fabric_destroy(const char *directory, const char *name, int force)
         status = fbxi_fail(FBX_E_BUSY, "%d process%s attached to '%s'", others, others == 1 ? " is" : "es are", name);
     else
         end_fabric(f);
-    f->closed = 1;
+    fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return status;
 }
@@ -471,8 +471,7 @@ int fbx_fabric_reclaim(const char *directory, const char *name)
         int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0)
             return 0;
-        struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 1ll << 50, .l_len = 65536};
-        int held = fcntl(fd, F_OFD_GETLK, &range) || range.l_type != F_UNLCK;
+        int held = fbxi_sessions_held(fd);
         struct fbxl_header h;
         memset(&h, 0, sizeof h);
         if (!held && pread(fd, &h, sizeof h, 0) >= 0) {
@@ -489,9 +488,76 @@ int fbx_fabric_reclaim(const char *directory, const char *name)
                (fbx_observe(&f->header->state) & FBXL_CLOSED);
     if (over)
         end_fabric(f);
-    f->closed = 1;
+    fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return over;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+int fbx_fabric_prune(const char *directory)
+{
+    directory = directory_or_default(directory);
+    char prefix[32], path[PATH_MAX];
+    int length = snprintf(prefix, sizeof prefix, "fabrex@%u@", (unsigned)getuid()), removed = 0;
+    DIR *dir = opendir(directory);
+    if (!dir)
+        return fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "cannot list %s", directory);
+    /* Files of a fabric by name, then its memory: `fabrex@UID@NAME`, `…@INSTANCE@new` while it is made, `…@INSTANCE@rN`. */
+    uint64_t *alive = NULL, count = 0, room = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        rewinddir(dir);
+        for (struct dirent *entry; (entry = readdir(dir));) {
+            if (strncmp(entry->d_name, prefix, (size_t)length))
+                continue;
+            const char *name = entry->d_name + length, *at = strchr(name, '@');
+            const char *kind = at ? strchr(at + 1, '@') : NULL;
+            uint64_t instance = at ? strtoull(at + 1, NULL, 16) : 0;
+            snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+            if (pass == 0 && !at && fbx_fabric_reclaim(directory, name) == 1) {
+                removed++;
+                continue;
+            }
+            if (pass == 0 && (!at || (kind && !strcmp(kind, "@new")))) {
+                int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+                struct stat found;
+                struct fbxl_header h;
+                memset(&h, 0, sizeof h);
+                if (fd < 0)
+                    continue;
+                /* Half made and held by nobody for a second: its maker died. */
+                if (at && !fbxi_sessions_held(fd) && !fstat(fd, &found) && time(NULL) > found.st_mtime + 1) {
+                    removed += !unlink(path);
+                } else {
+                    if (!at && pread(fd, &h, sizeof h, 0) >= 0)
+                        instance = h.instance;
+                    if (count == room) {
+                        room = room ? room * 2 : 64;
+                        uint64_t *more = realloc(alive, room * sizeof *alive);
+                        if (!more) {
+                            close(fd);
+                            break;
+                        }
+                        alive = more;
+                    }
+                    alive[count++] = instance;
+                }
+                close(fd);
+            } else if (pass == 1 && kind && !strncmp(kind, "@r", 2)) {
+                if (!bsearch(&instance, alive, count, sizeof *alive, by_value))
+                    unlink(path);
+            }
+        }
+        if (pass == 0 && count)
+            qsort(alive, count, sizeof *alive, by_value);
+    }
+    closedir(dir);
+    free(alive);
+    return removed;
 }
 
 /* ---- creating ------------------------------------------------------------------------------------------------------- */
@@ -658,9 +724,14 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     f->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (f->fd < 0) {
         status = fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "cannot make a file in %s", directory);
-        f->closed = 1;
+        fbx_poke(&f->closed, 1);
         fbx_fabric_free(f);
         return status;
+    }
+    /* From here on whoever finds the file sees that somebody is at it. */
+    if (fbxi_session_reserve(f->fd, 0)) {
+        status = fbxi_fail_system(FBX_E_SYSTEM, "the files of %s cannot be locked", directory);
+        goto fail;
     }
 
     /* Where everything goes. */
@@ -768,7 +839,7 @@ fail_named:
 fail:
     unlink(temporary);
     remove_segments(directory, (uint32_t)getuid(), c->name, instance);
-    f->closed = 1;
+    fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return status;
 }
@@ -818,7 +889,7 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
 
 int fbx_fabric_info(fbx_fabric *f, struct fbx_fabric_info *out)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     info(f, out);
     return 0;
@@ -832,7 +903,7 @@ int fbx_fabric_probe(const char *directory, const char *name, struct fbx_fabric_
         return status;
     fbxi_clock_load(&f->clock, f->header);
     info(f, out);
-    f->closed = 1;
+    fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return 0;
 }
@@ -930,10 +1001,10 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
     struct fbxl_link *l = &f->links[link];
-    if (!f->closed && !f->forked) {
+    if (!fbx_peek(&f->closed) && !fbx_peek(&f->forked)) {
         pthread_mutex_lock(&f->mutex);
         for (fbx_node *n = f->node_list; n; n = n->next)
-            if (!n->closed)
+            if (!fbx_peek(&n->closed))
                 fbxi_publish_counts(n);
         pthread_mutex_unlock(&f->mutex);
     }
@@ -960,7 +1031,7 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
 
 int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);

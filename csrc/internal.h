@@ -68,7 +68,8 @@ struct fbx_node {
     struct fbxi_tlb *tlb;
     uint64_t tlb_count;
     fbx_au64 *pending;
-    uint32_t explicit_fence, closed;
+    uint32_t explicit_fence;
+    fbx_au32 closed;
     /* May accesses take the short way: 0 no, 1 all, 2 those to our own memory. Without injected time all; with time and
      * immediate visibility local ones; with posted writes under way each access delivers first. */
     uint32_t may_shorten;
@@ -81,9 +82,10 @@ struct fbx_node {
     struct fbxi_xl *xl;
     struct fbxi_route **routes; /* by target node */
     fbx_au64 *dependencies;
-    uint64_t sequence, fence_floor, binding_ps;
-    uint64_t dropped, dropped_checked; /* posted writes of this handle that vanished */
-    uint32_t used_targets_count;
+    uint64_t binding_ps;
+    fbx_au64 fence_floor;
+    fbx_au64 dropped, dropped_checked; /* posted writes of this handle that vanished */
+    fbx_au32 used_targets_count;
     uint32_t *used_targets; /* nodes that this handle wrote to since it was opened */
     uint8_t *used_target;
     pthread_mutex_t mutex; /* long way: translation, routes, extra lanes */
@@ -114,7 +116,8 @@ struct fbx_fabric {
     uint32_t session, session_incarnation;
     uint64_t identity; /* our name in locks */
     uint32_t node_count, region_count, link_count;
-    uint32_t flags, ordering, closed, creator, forked;
+    uint32_t flags, ordering, creator;
+    fbx_au32 closed, forked;
     struct fbxi_clock clock;
     struct fbxi_region_map *maps;
     uint32_t **trees; /* by source node: the direction by which each node is reached */
@@ -148,6 +151,8 @@ uint64_t fbxi_process_start(uint32_t pid);
 /* ---- lock.c ------------------------------------------------------------------------------------------------------ */
 int fbxi_session_dead(fbx_fabric *f, uint32_t session, uint32_t incarnation);
 int fbxi_session_open(fbx_fabric *f);
+int fbxi_session_reserve(int fd, uint32_t session); /* its byte of a file that is being made */
+int fbxi_sessions_held(int fd); /* whether anybody holds any byte */
 void fbxi_session_close(fbx_fabric *f);
 /* 0 taken, 1 taken from a dead holder (repair what it was at), BUSY after timeout_ns. */
 int fbxi_lock_slow(fbx_fabric *f, struct fbxl_lock *lock, uint64_t timeout_ns);

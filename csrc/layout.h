@@ -298,7 +298,7 @@ struct fbxl_queue {
 enum { FBXL_ENTRY_SKIP = 0, FBXL_ENTRY_WRITE = 1, FBXL_ENTRY_DOORBELL, FBXL_ENTRY_SPAD, FBXL_ENTRY_MESSAGE, FBXL_ENTRY_MSI };
 enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16 };
 struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header's own cell */
-    uint64_t arrives_ps;
+    fbx_au64 arrives_ps; /* looked at without the lock, to learn whether anything is due */
     uint64_t sequence;
     uint32_t region;
     uint32_t bytes;

@@ -25,24 +25,19 @@
 #ifdef FBX_SITES
 #include <signal.h>
 extern const struct fbx_site __start_fbx_sites[], __stop_fbx_sites[];
+static int armed_site = -1, armed_countdown;
 void fbx_site_hit(const struct fbx_site *site)
 {
-    static int wanted = -2, countdown;
-    if (wanted == -2) {
-        const char *text = getenv("FBX_KILL_SITE"), *nth = getenv("FBX_KILL_NTH");
-        countdown = nth ? atoi(nth) : 1;
-        wanted = text ? atoi(text) : -1;
-    }
-    if (wanted >= 0 && site - __start_fbx_sites == wanted && --countdown == 0)
+    if (site - __start_fbx_sites == armed_site && --armed_countdown == 0)
         kill(getpid(), SIGKILL);
 }
-__attribute__((visibility("default"))) int fbx_site_count(void) { return (int)(__stop_fbx_sites - __start_fbx_sites); }
-__attribute__((visibility("default"))) const char *fbx_site_name(int i, int *line, int *after)
+void fbx_site_arm(int site, int nth)
 {
-    *line = __start_fbx_sites[i].line;
-    *after = __start_fbx_sites[i].after;
-    return __start_fbx_sites[i].file;
+    armed_site = site;
+    armed_countdown = nth;
 }
+int fbx_site_count(void) { return (int)(__stop_fbx_sites - __start_fbx_sites); }
+const struct fbx_site *fbx_site_at(int i) { return &__start_fbx_sites[i]; }
 #endif
 
 static int byte_lock(int fd, int command, uint32_t session, short type, short *found)
@@ -131,6 +126,14 @@ static void bury(fbx_fabric *f, uint32_t session)
     fbxi_futex_wake(&f->header->names_changed);
 }
 
+int fbxi_session_reserve(int fd, uint32_t session) { return byte_lock(fd, F_OFD_SETLK, session, F_WRLCK, NULL); }
+
+int fbxi_sessions_held(int fd)
+{
+    struct flock range = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = LOCK_BASE, .l_len = 65536};
+    return fcntl(fd, F_OFD_GETLK, &range) || range.l_type != F_UNLCK;
+}
+
 int fbxi_session_open(fbx_fabric *f)
 {
     struct fbxl_table *table = &f->header->table[FBXL_SESSIONS];
@@ -195,7 +198,7 @@ int fbxi_reap(fbx_fabric *f)
 
 int fbx_fabric_reap(fbx_fabric *f)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     return fbxi_reap(f);
 }

@@ -36,14 +36,14 @@ static void release_lane(fbx_fabric *f, const fbx_au32 *in_operation)
 fbx_au32 *fbxi_lane(fbx_node *n)
 {
     const void *me = fbxi_thread();
-    if (n->home == me || n->fabric->forked)
+    if (n->home == me || fbx_peek(&n->fabric->forked))
         return n->lane;
     fbx_au32 *found = NULL;
     pthread_mutex_lock(&n->mutex);
     for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
         if (e->thread == me)
             found = e->lane;
-    if (!found && !n->closed) {
+    if (!found && !fbx_peek(&n->closed)) {
         struct fbxi_extra_lane *e = malloc(sizeof *e);
         if (e && !take_lane(n->fabric, n->requester, &e->lane)) {
             e->thread = me;
@@ -62,7 +62,7 @@ void fbxi_node_forked(fbx_node *n)
 {
     n->lane = &n->forked_lane;
     n->generation_seen = UINT64_MAX;
-    n->closed = 1;
+    fbx_poke(&n->closed, 1);
     pthread_mutex_init(&n->mutex, NULL);
 }
 
@@ -128,7 +128,7 @@ static void power_on(fbx_fabric *f, uint32_t node)
 
 int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric's handle is closed");
     if (fbx_peek(&f->header->state) & FBXL_CLOSED)
         return fbxi_fail(FBX_E_CLOSED, "fabric '%s' has been taken down", f->name);
@@ -207,12 +207,12 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
 int fbx_node_detach(fbx_node *n)
 {
     fbx_fabric *f = n->fabric;
-    if (n->closed)
+    if (fbx_peek(&n->closed))
         return 0;
     pthread_mutex_lock(&n->mutex);
-    n->closed = 1;
+    fbx_poke(&n->closed, 1);
     pthread_mutex_unlock(&n->mutex);
-    if (f->forked)
+    if (fbx_peek(&f->forked))
         return 0;
     /* Another thread may be in the middle of an operation: its next look at the generation sends it to `closed`. */
     fbx_add(n->generation, 1);

@@ -60,9 +60,9 @@ static inline uint8_t *short_way(fbx_node *n, uint64_t gva, uint32_t bytes, int 
 static int usable(fbx_node *n, int op, uint64_t gva)
 {
     fbx_fabric *f = n->fabric;
-    if (n->closed || f->closed || f->forked)
+    if (fbx_peek(&n->closed) || fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "the handle of %s is closed%s", n->shared->name,
-                            f->forked ? ": it was made before fork" : "");
+                            fbx_peek(&f->forked) ? ": it was made before fork" : "");
     if (fbx_peek(&f->header->state) & FBXL_CLOSED)
         return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "fabric '%s' has been taken down", f->name);
     return 0;
@@ -201,7 +201,7 @@ static int is_posted(const struct fbx_op *op) { return op->kind == FBX_STORE || 
 /* A posted write that the fabric lost: nobody is told at once, counters and flush(check) say it. */
 static void vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route)
 {
-    n->dropped++;
+    fbx_count(&n->dropped, 1);
     fbx_count(&n->fabric->nodes[target].posted_dropped, 1);
     fbx_count(&n->shared->aer_nonfatal, 1);
     if (route && route->hops)
@@ -210,12 +210,14 @@ static void vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route)
 
 static void use_target(fbx_node *n, uint32_t target)
 {
-    if (LIKELY(n->used_target[target]))
+    if (LIKELY(fbx_bits_observe(&n->used_target[target])))
         return;
     pthread_mutex_lock(&n->mutex);
-    if (!n->used_target[target]) {
-        n->used_targets[n->used_targets_count++] = target;
-        n->used_target[target] = 1;
+    if (!fbx_bits_or(&n->used_target[target], 1)) {
+        uint32_t count = fbx_peek(&n->used_targets_count);
+        n->used_targets[count] = target;
+        /* Pairs with: fbx_observe() in fbx_flush() and fbx_fence(). Breaks: a target that a flush leaves out. */
+        fbx_publish(&n->used_targets_count, count + 1);
     }
     pthread_mutex_unlock(&n->mutex);
 }
@@ -462,6 +464,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
                                 : fbxi_send_small(route, 0, at_ps + n->shared->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
     struct fbxl_queue *q = own_queue(n, route);
+    op->private_[6] = q ? fbx_observe(&q->tail) : 0;
     if (q && fbx_observe(&q->last_arrives) > out.arrives_ps)
         out.arrives_ps = fbx_peek(&q->last_arrives);
     op->departs_ps = out.departs_ps;
@@ -577,7 +580,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 fbx_count(&f->header->reservations_clamped, 1);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
             struct fbxl_queue *q = own_queue(n, x->route);
-            uint64_t floor = n->fence_floor;
+            uint64_t floor = fbx_peek(&n->fence_floor);
             if (q && fbx_observe(&q->last_arrives) > floor)
                 floor = fbx_peek(&q->last_arrives);
             if (p[4] != p[3] && p[8 + (p[4] - 1) % RING * 2 + 1] > floor)
@@ -689,10 +692,10 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxi_flight flight;
     if (fbxi_send_small(x->route, 0, now + n->shared->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctzll(op->bytes), &flight))
         fbx_count(&f->header->reservations_clamped, 1);
-    uint64_t payload = op->operand[0];
+    uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
                              .flags = (op->attr & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR, .requester = n->requester, .offset = offset,
-                             .arrives_ps = flight.arrives_ps > n->fence_floor ? flight.arrives_ps : n->fence_floor,
+                             .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
                              .payload = op->buffer ? op->buffer : &payload};
     int status;
     if (f->ordering == FBX_IMMEDIATE) {
@@ -868,6 +871,30 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     return FBX_E_AGAIN;
 }
 
+/* A request pushes its requester's earlier posted writes before it: they are visible before it reads. */
+static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now)
+{
+    struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
+    struct fbxl_queue *q = op->private_[6] ? own_queue(n, route) : NULL;
+    if (LIKELY(!q || fbx_observe(&q->head) >= op->private_[6]))
+        return 0;
+    fbxi_deliver(n->fabric, op->target, now);
+    return fbx_observe(&q->head) < op->private_[6];
+}
+
+/* Another process is delivering. The living finish within nanoseconds; a stopped one is what completion timeouts are
+ * for: its lock is never taken from it. */
+static int stalled(fbx_node *n, struct fbx_op *op, uint64_t now)
+{
+    uint64_t ns = fbxi_monotonic_ns();
+    if (!op->private_[7])
+        op->private_[7] = ns;
+    if (ns - op->private_[7] > FBX_STALL_NS)
+        return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
+    op->next_ps = now == UINT64_MAX ? 0 : now + 100000u;
+    return FBX_E_AGAIN;
+}
+
 /* Bulk PIO read: one request of the CPU's access width at a time, so a piece costs as many round trips. */
 static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
 {
@@ -896,6 +923,8 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
                 return FBX_E_AGAIN;
             }
             uint64_t step = op->private_[1];
+            if (own_writes_pending(n, op, now))
+                return stalled(n, op, now);
             status = move(n, op, lane, &x, &scratch, min64(step, op->bytes - op->done), now);
             if (status)
                 return finish(n, op, status, now);
@@ -937,29 +966,15 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
             if (route && (status = way_status(n, op->target, route)))
                 return finish(n, op, status, now);
             fbxi_deliver(f, op->target, now);
-            if (q && fbx_observe(&q->head) < op->private_[6]) {
-                /* A stopped process holds the delivery: that is what a completion timeout is for. */
-                uint64_t ns = fbxi_monotonic_ns();
-                if (!op->private_[7])
-                    op->private_[7] = ns;
-                if (ns - op->private_[7] > FBX_STALL_NS)
-                    return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
-                op->next_ps = now == UINT64_MAX ? 0 : now + 100000u;
-                return FBX_E_AGAIN;
-            }
+            if (q && fbx_observe(&q->head) < op->private_[6])
+                return stalled(n, op, now);
         } else {
             struct fbxi_xl scratch, *x = NULL;
             op->state = FBX_MOVES;
-            status = move(n, op, lane, &x, &scratch, op->bytes, now);
+            status = own_writes_pending(n, op, now) ? FBX_E_AGAIN : move(n, op, lane, &x, &scratch, op->bytes, now);
             if (status == FBX_E_AGAIN) {
-                uint64_t ns = fbxi_monotonic_ns();
-                if (!op->private_[7])
-                    op->private_[7] = ns;
-                if (ns - op->private_[7] > FBX_STALL_NS)
-                    return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
                 op->state = FBX_TRAVELS;
-                op->next_ps = now + 1000000u;
-                return FBX_E_AGAIN;
+                return stalled(n, op, now);
             }
             if (status)
                 return finish(n, op, status, now);
@@ -1256,12 +1271,12 @@ int fbx_drain(fbx_node *n)
 int fbx_fence(fbx_node *n)
 {
     int status = usable(n, FBX_OTHER, 0);
-    for (uint32_t i = 0; !status && i < n->used_targets_count; i++) {
+    for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++) {
         struct fbxi_route *route = n->routes[n->used_targets[i]];
         struct fbxl_queue *q = own_queue(n, route);
         uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-        if (last > n->fence_floor)
-            n->fence_floor = last;
+        if (last > fbx_peek(&n->fence_floor))
+            fbx_poke(&n->fence_floor, last);
     }
     fbx_fence_sleep();
     return status;
@@ -1284,11 +1299,11 @@ int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
     if (target != UINT32_MAX)
         status = flush_one(n, target);
     else
-        for (uint32_t i = 0; !status && i < n->used_targets_count; i++)
+        for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++)
             status = flush_one(n, n->used_targets[i]);
-    uint64_t lost = n->dropped - n->dropped_checked;
+    uint64_t dropped = fbx_peek(&n->dropped), lost = dropped - fbx_peek(&n->dropped_checked);
     if (attr & FBX_CHECK)
-        n->dropped_checked = n->dropped;
+        fbx_poke(&n->dropped_checked, dropped);
     if (!status && (attr & FBX_CHECK) && lost)
         status = fbxi_fail_at(FBX_E_LINK_DOWN, FBX_FLUSH, (int)n->index, 0, "%llu posted writes of %s were lost",
                               (unsigned long long)lost, n->shared->name);
@@ -1481,7 +1496,7 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
 int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
 {
     memset(out, 0, sizeof *out);
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     if (kind < 0 || kind >= (int)FBX_OP_KINDS)
         return fbxi_fail(FBX_E_INVALID, "operation %d is none", kind);

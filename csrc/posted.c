@@ -101,7 +101,9 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
         if (tail + skip + need - head <= CELLS) {
             if (skip) {
                 struct fbxl_entry *e = cell(f, q, tail);
-                memset(e, 0, sizeof *e);
+                fbx_poke(&e->arrives_ps, 0);
+                e->flags = 0;
+                e->bytes = 0;
                 e->kind = FBXL_ENTRY_SKIP;
                 e->cells = (uint16_t)skip;
                 tail += skip;
@@ -110,7 +112,7 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             if (post->arrives_ps < last)
                 post->arrives_ps = last; /* FIFO, whatever jitter and calendars say */
             struct fbxl_entry *e = cell(f, q, tail);
-            e->arrives_ps = post->arrives_ps;
+            fbx_poke(&e->arrives_ps, post->arrives_ps);
             e->sequence = post->sequence = fbx_peek(&q->sequence) + 1;
             e->region = post->region;
             e->bytes = post->bytes;
@@ -139,7 +141,7 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             fbxi_unlock(f, &q->producer);
             return 0;
         }
-        uint64_t due = cell(f, q, head)->arrives_ps;
+        uint64_t due = fbx_peek(&cell(f, q, head)->arrives_ps);
         fbxi_unlock(f, &q->producer);
         /* Full: credits are exhausted. The producer waits for its own head and delivers it. */
         uint64_t now = fbxi_monotonic_ns();
@@ -184,10 +186,15 @@ static void apply(fbx_fabric *f, const struct fbxl_entry *e, struct fbxl_node *n
 /* The head entry of `q` if there is one: its arrival, or UINT64_MAX. */
 static uint64_t head_due(fbx_fabric *f, struct fbxl_queue *q)
 {
-    uint64_t head = fbx_observe(&q->head), tail = fbx_observe(&q->tail);
-    if (head == tail)
-        return UINT64_MAX;
-    return cell(f, q, head)->arrives_ps;
+    for (;;) {
+        uint64_t head = fbx_observe(&q->head);
+        if (head == fbx_observe(&q->tail))
+            return UINT64_MAX;
+        uint64_t due = fbx_peek(&cell(f, q, head)->arrives_ps);
+        /* A cell is reused only after the head has passed it. */
+        if (fbx_observe(&q->head) == head)
+            return due;
+    }
 }
 
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target)
@@ -285,7 +292,7 @@ void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t byte
             return;
         for (uint64_t p = fbx_observe(&q->head), tail = fbx_observe(&q->tail); p < tail;) {
             const struct fbxl_entry *e = cell(f, q, p);
-            if (!e->cells || e->cells > CELLS || e->arrives_ps > until_ps || cells_for(e->bytes) > CELLS)
+            if (!e->cells || e->cells > CELLS || fbx_peek(&e->arrives_ps) > until_ps || cells_for(e->bytes) > CELLS)
                 break;
             if (e->kind == FBXL_ENTRY_WRITE && e->region == region && !(e->flags & FBXL_ENTRY_DROPPED) &&
                 e->offset < offset + bytes && offset < e->offset + e->bytes && e->bytes <= (CELLS - 1) * 64) {
@@ -302,7 +309,7 @@ void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t byte
 
 int fbx_progress(fbx_node *n)
 {
-    if (n->closed || n->fabric->forked)
+    if (fbx_peek(&n->closed) || fbx_peek(&n->fabric->forked))
         return fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
     int delivered = fbxi_deliver(n->fabric, n->index, fbxi_now(&n->fabric->clock));
     return delivered < 0 ? 0 : delivered;
@@ -364,7 +371,7 @@ void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
                 if (!e->cells || e->cells > CELLS)
                     break;
                 e->flags |= FBXL_ENTRY_DROPPED; /* counted when its turn comes */
-                e->arrives_ps = now;
+                fbx_poke(&e->arrives_ps, now);
                 p += e->cells;
             }
             fbx_count(&f->directions[2 * link].dropped, 1);

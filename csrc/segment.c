@@ -346,7 +346,7 @@ close_fd:
 
 int fbx_commit(fbx_fabric *f, uint64_t gva, uint64_t bytes)
 {
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     uint64_t region = (gva >> FBX_SLOT_SHIFT) - 1, offset = gva & FBX_SLOT_MASK;
     if (region >= f->region_count || bytes > f->regions[region].bytes || offset > f->regions[region].bytes - bytes)

@@ -24,7 +24,7 @@ static void *service(void *argument)
         uint64_t nap = LOOK_NS;
         pthread_mutex_lock(&f->mutex);
         for (fbx_node *n = f->node_list; n; n = n->next) {
-            if (n->closed || n->kind != FBX_OWNER || !fbx_observe(&n->shared->raw_views))
+            if (fbx_peek(&n->closed) || n->kind != FBX_OWNER || !fbx_observe(&n->shared->raw_views))
                 continue;
             uint64_t now = fbxi_now(&f->clock);
             fbxi_deliver(f, n->index, now);
@@ -39,7 +39,7 @@ static void *service(void *argument)
         if (now_ns >= look_at && f->flags & FBXL_TIMING) {
             pthread_mutex_lock(&f->mutex);
             for (fbx_node *n = f->node_list; n; n = n->next)
-                if (!n->closed)
+                if (!fbx_peek(&n->closed))
                     fbxi_publish_counts(n);
             pthread_mutex_unlock(&f->mutex);
         }

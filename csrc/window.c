@@ -302,7 +302,7 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
                      int perm, int mapping)
 {
     struct fbx_window_info w;
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
@@ -339,7 +339,7 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
 int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
 {
     struct fbx_window_info w;
-    if (f->closed || f->forked)
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
