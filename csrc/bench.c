@@ -22,10 +22,12 @@ int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, u
         if (b - a < empty)
             empty = b - a;
     }
+    const uint64_t binding = n->binding_ps;
+    n->binding_ps = n->own_ps;
     const uint64_t begin = fbxi_now(&f->clock);
+    int status = 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t before = samples_ps ? fbxi_now(&f->clock) : 0;
-        int status;
         switch (kind) {
         case FBX_LOAD: status = fbx_load(n, gva, size, &value); break;
         case FBX_STORE: status = fbx_store(n, gva, size, i & 0xff); break;
@@ -37,10 +39,10 @@ int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, u
             status = fbx_load(n, gva, 8, &value);
             gva = value;
             break;
-        default: return fbxi_fail(FBX_E_INVALID, "operation %d cannot be measured", kind);
+        default: status = fbxi_fail(FBX_E_INVALID, "operation %d cannot be measured", kind);
         }
         if (status)
-            return status;
+            break;
         if (samples_ps) {
             uint64_t took = fbxi_now(&f->clock) - before;
             samples_ps[i] = took > empty ? took - empty : 0;
@@ -49,5 +51,6 @@ int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, u
             gva = gvas[(i + 1) % gva_count];
     }
     *total_ps = fbxi_now(&f->clock) - begin;
-    return 0;
+    n->binding_ps = binding;
+    return status;
 }

@@ -288,7 +288,8 @@ struct fbx_fidelity {
     uint64_t late_hist[40]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
 };
 FBX_API int fbx_fidelity(fbx_fabric *fabric, int kind, struct fbx_fidelity *out);
-/* Calibration: what one tick read costs, and what a binding adds to each call; the last wait is shortened by it. */
+/* What a language's binding adds to each call: the last wait is shortened by it, so that modelled time is what the
+ * caller sees. */
 FBX_API int fbx_set_binding_cost(fbx_node *node, uint64_t ps);
 
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */

@@ -6,7 +6,7 @@
 #define FBX_HOT_H
 #include "fabrex.h"
 
-#define FBX_HOT_VERSION 1u
+#define FBX_HOT_VERSION 2u
 struct fbx_hot {
     uint32_t version, op_bytes;
     /* The short way only: 0, or AGAIN where the long way must be taken (nothing has happened then). */
@@ -15,7 +15,8 @@ struct fbx_hot {
     int (*try_fetch_add)(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old);
     int (*begin)(fbx_node *node, struct fbx_op *op);
     int (*wait)(fbx_node *node, struct fbx_op *op, uint64_t max_wait_ns);
-    uint64_t (*node_now)(fbx_node *node);
+    /* An operation that asks for nothing but `ps`: what it takes longer is the way in and out. */
+    int (*nothing)(fbx_node *node, struct fbx_op *op, uint64_t ps);
     int (*node_virtual)(fbx_node *node);
 };
 #endif

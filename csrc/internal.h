@@ -82,7 +82,7 @@ struct fbx_node {
     struct fbxi_xl *xl;
     struct fbxi_route **routes; /* by target node */
     fbx_au64 *dependencies;
-    uint64_t binding_ps;
+    uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
     fbx_au64 fence_floor;
     fbx_au64 dropped, dropped_checked; /* posted writes of this handle that vanished */
     fbx_au32 used_targets_count;

@@ -194,7 +194,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
         n->may_shorten = !(f->flags & FBXL_TIMING) ? 1 : f->ordering == FBX_IMMEDIATE ? 2 : 0;
     if (f->flags & FBXL_TIMING)
-        n->binding_ps = fbxi_calibrate(n);
+        n->binding_ps = n->own_ps = fbxi_calibrate(n);
     pthread_mutex_init(&n->mutex, NULL);
     pthread_mutex_lock(&f->mutex);
     n->next = f->node_list;
@@ -270,6 +270,6 @@ int fbx_set_binding_cost(fbx_node *n, uint64_t ps)
 {
     if (ps > 1000000)
         return fbxi_fail(FBX_E_INVALID, "a binding that costs more than a microsecond was measured wrongly");
-    n->binding_ps = ps;
+    n->binding_ps = n->own_ps + ps;
     return 0;
 }

@@ -1365,19 +1365,29 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Operations that ask for nothing but 300 ns: what the median takes longer than that is our own way in and out. */
+/* Operations that ask for nothing but some time: what the median takes longer than that is our own way in and out. */
+static int nothing(fbx_node *n, struct fbx_op *op, uint64_t ps)
+{
+    op->kind = FBX_OTHER;
+    op->gva = op->bytes = 0;
+    op->private_[0] = 0;
+    op->private_[4] = 0;
+    op->private_[5] = 1; /* counted already */
+    if (usable(n, FBX_OTHER, 0) || !fbxi_lane(n))
+        return FBX_E_CLOSED;
+    op->status = FBX_E_AGAIN;
+    op->issued_ps = fbxi_now(&n->fabric->clock);
+    op->completes_ps = op->next_ps = op->issued_ps + ps;
+    op->state = FBX_RETURNS;
+    op->target = n->index;
+    return FBX_E_AGAIN;
+}
+
 static __attribute__((noinline)) int ask_for_nothing(fbx_node *n, uint64_t ps)
 {
     OP(op, FBX_OTHER, 0, 0);
-    op.private_[0] = 0;
-    op.private_[5] = 1;
-    if (usable(n, FBX_OTHER, 0) || !fbxi_lane(n))
-        return FBX_E_CLOSED;
-    op.issued_ps = fbxi_now(&n->fabric->clock);
-    op.completes_ps = op.next_ps = op.issued_ps + ps;
-    op.state = FBX_RETURNS;
-    op.target = n->index;
-    return fbx_op_wait(n, &op, FOREVER);
+    int status = nothing(n, &op, ps);
+    return status == FBX_E_AGAIN ? fbx_op_wait(n, &op, FOREVER) : status;
 }
 
 uint64_t fbxi_calibrate(fbx_node *n)
@@ -1557,12 +1567,11 @@ static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t val
     return whole ? 0 : FBX_E_AGAIN;
 }
 
-static uint64_t node_now(fbx_node *n) { return fbxi_now(&n->fabric->clock); }
 static int node_virtual(fbx_node *n) { return n->fabric->clock.kind != FBX_REAL; }
 
 const void *fbx_hot_table(void)
 {
     static const struct fbx_hot table = {FBX_HOT_VERSION, sizeof(struct fbx_op), try_load, try_store, try_fetch_add,
-                                         fbx_op_begin, fbx_op_wait, node_now, node_virtual};
+                                         fbx_op_begin, fbx_op_wait, nothing, node_virtual};
     return &table;
 }

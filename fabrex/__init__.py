@@ -20,7 +20,84 @@ if TYPE_CHECKING:
     from . import pcie as pcie
     from . import tlp as tlp
     from . import topology as topology
-    from .errors import *
+    from .errors import (
+        AddressError as AddressError,
+    )
+    from .errors import (
+        AlignmentError as AlignmentError,
+    )
+    from .errors import (
+        Busy as Busy,
+    )
+    from .errors import (
+        ClosedHandle as ClosedHandle,
+    )
+    from .errors import (
+        CompleterAbort as CompleterAbort,
+    )
+    from .errors import (
+        CompletionTimeout as CompletionTimeout,
+    )
+    from .errors import (
+        CorruptSegment as CorruptSegment,
+    )
+    from .errors import (
+        FabricDenied as FabricDenied,
+    )
+    from .errors import (
+        FabricError as FabricError,
+    )
+    from .errors import (
+        FabricExists as FabricExists,
+    )
+    from .errors import (
+        FabricNotFound as FabricNotFound,
+    )
+    from .errors import (
+        InvalidArgument as InvalidArgument,
+    )
+    from .errors import (
+        LayoutMismatch as LayoutMismatch,
+    )
+    from .errors import (
+        LinkDown as LinkDown,
+    )
+    from .errors import (
+        NoWindow as NoWindow,
+    )
+    from .errors import (
+        OutOfFabricMemory as OutOfFabricMemory,
+    )
+    from .errors import (
+        PeerLost as PeerLost,
+    )
+    from .errors import (
+        PoisonedData as PoisonedData,
+    )
+    from .errors import (
+        QueueFull as QueueFull,
+    )
+    from .errors import (
+        StaleHandle as StaleHandle,
+    )
+    from .errors import (
+        SystemRefused as SystemRefused,
+    )
+    from .errors import (
+        TopologyError as TopologyError,
+    )
+    from .errors import (
+        UnsupportedRequest as UnsupportedRequest,
+    )
+    from .errors import (
+        ValueRangeError as ValueRangeError,
+    )
+    from .errors import (
+        WaitTimeout as WaitTimeout,
+    )
+    from .errors import (
+        WindowError as WindowError,
+    )
     from .fabric import Fabric as Fabric
     from .fabric import attach as attach
     from .fabric import fabrics as fabrics

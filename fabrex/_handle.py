@@ -15,7 +15,7 @@ from . import _hot
 from ._core import ffi, lib
 from .errors import BY_CODE, FabricError, SystemRefused
 
-__all__ = ["SLICE_NS", "FabricHandle", "NodeHandle", "check", "ffi", "lib", "raise_code", "text", "wait_slices"]
+__all__ = ["SLICE_NS", "FabricHandle", "NodeHandle", "Requester", "check", "ffi", "lib", "raise_code", "text", "wait_slices"]
 
 SLICE_NS = 20_000_000
 """Waits come back to Python at least this often, so that Ctrl-C works everywhere."""
@@ -73,6 +73,7 @@ def check(code: int, node: Any = None) -> int:
     return code
 
 
+Requester = _hot.Requester
 _hot.bind(int(ffi.cast("uintptr_t", lib.fbx_hot_table())), raise_code)
 
 

@@ -138,13 +138,12 @@ static void prepare(struct fbx_op *op, int kind, uint64_t gva, const struct opti
     op->trace_id = 0;
 }
 
-/* Run one operation. 0, or -1 with an exception. */
-static int run(Requester *self, struct fbx_op *op)
+/* See an operation through that `status` says is under way. 0, or -1 with an exception. */
+static int see_through(Requester *self, struct fbx_op *op, int status)
 {
     fbx_node *node = self->node;
-    int status = hot->begin(node, op);
     while (status == FBX_E_AGAIN) {
-        if (op->next_ps <= hot->node_now(node) + HOLD_PS && op->completes_ps <= hot->node_now(node) + HOLD_PS) {
+        if (op->completes_ps <= op->issued_ps + HOLD_PS && op->next_ps <= op->issued_ps + HOLD_PS) {
             status = hot->wait(node, op, SLICE_NS);
             continue;
         }
@@ -167,6 +166,8 @@ static int run(Requester *self, struct fbx_op *op)
     }
     return 0;
 }
+
+static inline int run(Requester *self, struct fbx_op *op) { return see_through(self, op, hot->begin(self->node, op)); }
 
 #define NEED_NODE(self)                                                                                                \
     if (!(self)->node)                                                                                                 \
@@ -290,6 +291,21 @@ static PyObject *requester_compare_swap(Requester *self, PyObject *const *args, 
     return PyLong_FromUnsignedLongLong(op.operand[0]);
 }
 
+/* As long as a load of `ps` would take, with all that a load from Python costs: for calibration. */
+static PyObject *requester_nothing(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    struct options o;
+    uint64_t ps;
+    if (parse("_nothing", args, count, names, 1, &o) || as_u64(args[0], &ps))
+        return NULL;
+    NEED_NODE(self);
+    struct fbx_op op;
+    prepare(&op, FBX_OTHER, 0, &o);
+    if (see_through(self, &op, hot->nothing(self->node, &op, ps)))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(op.completes_ps);
+}
+
 /* Takes arguments as the others do and does nothing: what a call costs here, for benchmarks to compare with. */
 static PyObject *requester_empty(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
@@ -340,6 +356,7 @@ static PyMethodDef requester_methods[] = {
     FAST(swap, "swap($self, gva, value, /, size=8)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
     FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
     FAST(empty, "empty($self, *args, **kwargs)\n--\n\nDo nothing: the cost of a call, for benchmarks."),
+    {"_nothing", (PyCFunction)(void (*)(void))requester_nothing, METH_FASTCALL | METH_KEYWORDS, "_nothing($self, ps, /, size=8)\n--\n\n"},
     {"_bind", (PyCFunction)(void (*)(void))requester_bind, METH_VARARGS, "_bind($self, address, owner, /)\n--\n\n"},
     {NULL, NULL, 0, NULL},
 };
