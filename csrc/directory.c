@@ -14,21 +14,21 @@
 static uint32_t hash(const char *name)
 {
     uint64_t h = 0xcbf29ce484222325ull;
-    for (; *name; name++)
-        h = (h ^ (uint8_t)*name) * 0x100000001b3ull;
+    for (uint32_t i = 0; i < FBX_NAME_BYTES && name[i]; i++) /* bounded: it may come from shared memory */
+        h = (h ^ (uint8_t)name[i]) * 0x100000001b3ull;
     return (uint32_t)(h ^ h >> 32);
 }
 
 static struct fbxl_name *name_at(fbx_fabric *f, uint32_t index)
 {
-    uint32_t high = fbx_observe(&f->header->table[FBXL_NAMES].high);
-    return index && index <= high && index <= f->header->table[FBXL_NAMES].capacity ? &f->names[index - 1] : NULL;
+    uint32_t high = fbxi_high(f, FBXL_NAMES);
+    return index && index <= high && index <= f->capacity[FBXL_NAMES] ? &f->names[index - 1] : NULL;
 }
 
 /* Kinds have name spaces of their own: a buffer, a value and a barrier may share a name. Control lock held. */
 static struct fbxl_name *name_find(fbx_fabric *f, const char *name, uint32_t kind)
 {
-    uint32_t capacity = f->header->table[FBXL_BUCKETS].capacity, bound = 0;
+    uint32_t capacity = f->capacity[FBXL_BUCKETS], bound = 0;
     uint32_t index = fbx_observe(&f->buckets[(hash(name) + kind) % capacity]);
     for (struct fbxl_name *e; (e = name_at(f, index)) && bound++ < 1u << 20; index = fbx_observe(&e->next))
         if (fbx_observe(&e->state) == kind && !strncmp(e->name, name, FBX_NAME_BYTES))
@@ -38,8 +38,7 @@ static struct fbxl_name *name_find(fbx_fabric *f, const char *name, uint32_t kin
 
 static int name_add(fbx_fabric *f, const char *name, uint32_t kind, struct fbxl_name **out)
 {
-    struct fbxl_table *table = &f->header->table[FBXL_NAMES];
-    uint32_t high = fbx_observe(&table->high), index = 0;
+    uint32_t high = fbxi_high(f, FBXL_NAMES), index = 0;
     for (; index < high; index++)
         if (fbx_observe(&f->names[index].state) == FBXL_NAME_FREE)
             break;
@@ -49,7 +48,7 @@ static int name_add(fbx_fabric *f, const char *name, uint32_t kind, struct fbxl_
     struct fbxl_name *e = &f->names[index];
     memset(e, 0, sizeof *e);
     snprintf(e->name, sizeof e->name, "%s", name);
-    fbx_au32 *bucket = &f->buckets[(hash(name) + kind) % f->header->table[FBXL_BUCKETS].capacity];
+    fbx_au32 *bucket = &f->buckets[(hash(name) + kind) % f->capacity[FBXL_BUCKETS]];
     fbx_poke(&e->next, fbx_peek(bucket));
     fbx_poke(&e->state, kind);
     *out = e;
@@ -60,14 +59,14 @@ static int name_add(fbx_fabric *f, const char *name, uint32_t kind, struct fbxl_
 static void name_publish(fbx_fabric *f, struct fbxl_name *e)
 {
     uint32_t kind = fbx_peek(&e->state);
-    fbx_publish(&f->buckets[(hash(e->name) + kind) % f->header->table[FBXL_BUCKETS].capacity],
+    fbx_publish(&f->buckets[(hash(e->name) + kind) % f->capacity[FBXL_BUCKETS]],
                 (uint32_t)(e - f->names) + 1);
 }
 
 static void name_remove(fbx_fabric *f, struct fbxl_name *gone)
 {
     uint32_t kind = fbx_peek(&gone->state), bound = 0;
-    fbx_au32 *at = &f->buckets[(hash(gone->name) + kind) % f->header->table[FBXL_BUCKETS].capacity];
+    fbx_au32 *at = &f->buckets[(hash(gone->name) + kind) % f->capacity[FBXL_BUCKETS]];
     for (struct fbxl_name *e; (e = name_at(f, fbx_observe(at))) && bound++ < 1u << 20; at = &e->next)
         if (e == gone) {
             fbx_publish(at, fbx_peek(&e->next));
@@ -149,6 +148,10 @@ int fbx_put(fbx_fabric *f, const char *key, const void *value, uint64_t bytes)
             }
         }
         if (!status) {
+            if (!fbxi_heap_at(f, offset, bytes)) {
+                fbxi_control_unlock(f);
+                return fbxi_fail(FBX_E_CORRUPT, "the value of '%s' lies outside the control segment", key);
+            }
             memcpy(fbxi_at(f, offset), value, bytes);
             fbx_poke(&e->value[to].bytes, (uint32_t)bytes);
             fbx_publish(&e->which, which + 1);
@@ -180,7 +183,7 @@ int fbx_get(fbx_fabric *f, const char *key, void *value, uint64_t *bytes)
         uint32_t from = fbx_peek(&e->which) & 1;
         uint64_t offset = fbx_peek(&e->value[from].offset), room = *bytes;
         *bytes = fbx_peek(&e->value[from].bytes);
-        if (*bytes > f->mapped_bytes || offset > f->mapped_bytes - *bytes)
+        if (!fbxi_heap_at(f, offset, *bytes))
             status = fbxi_fail(FBX_E_CORRUPT, "the value of '%s' lies outside the control segment", key);
         else if (*bytes > room)
             status = fbxi_fail(FBX_E_NO_MEMORY, "the value of '%s' has %llu bytes", key, (unsigned long long)*bytes);
@@ -223,9 +226,9 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
     bool changed = false;
     if (!status) {
         uint64_t offset = fbx_peek(&e->value[0].offset), words = (f->node_count + 63u) / 64u;
-        if (offset < f->header->heap_offset || offset > f->mapped_bytes - words * 8)
+        fbx_au64 *arrived = fbxi_heap_at(f, offset, words * 8);
+        if (!arrived)
             status = fbxi_fail(FBX_E_CORRUPT, "barrier '%s' lies outside the control segment", name);
-        fbx_au64 *arrived = fbxi_at(f, offset);
         uint32_t round = fbx_peek(&e->round);
         if (status) {
         } else if (*ticket && (uint32_t)(*ticket >> 32) != round) {
@@ -238,7 +241,7 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
         } else if (!*ticket) {
             uint64_t bit = 1ull << (n->index % 64);
             if (fbx_peek(&arrived[n->index / 64]) & bit) {
-                status = fbxi_fail(FBX_E_INVALID, "%s is waiting at barrier '%s' already", n->shared->name, name);
+                status = fbxi_fail(FBX_E_INVALID, "%s is waiting at barrier '%s' already", n->facts->name, name);
             } else {
                 fbx_or(&arrived[n->index / 64], bit);
                 changed = true;
@@ -257,8 +260,8 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
         /* Somebody who arrived and died will not leave; somebody who died before will not come. */
         if (!status && *ticket)
             for (uint32_t i = 0; i < f->node_count && !status; i++)
-                if (f->nodes[i].rank != UINT32_MAX && fbx_observe(&f->nodes[i].state) == FBXL_LOST) {
-                    status = fbxi_fail(FBX_E_PEER_LOST, "%s died, so barrier '%s' cannot complete", f->nodes[i].name, name);
+                if (f->node_facts[i].kind == n->facts->kind && fbx_observe(&f->nodes[i].state) == FBXL_LOST) {
+                    status = fbxi_fail(FBX_E_PEER_LOST, "%s died, so barrier '%s' cannot complete", f->node_facts[i].name, name);
                     fbx_and(&arrived[n->index / 64], ~(1ull << (n->index % 64)));
                     *ticket = 0;
                 }
@@ -276,8 +279,8 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
 
 static struct fbxl_buffer *buffer_at(fbx_fabric *f, uint32_t index)
 {
-    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
-    return index && index <= high && index <= f->header->table[FBXL_BUFFERS].capacity ? &f->buffers[index - 1] : NULL;
+    uint32_t high = fbxi_high(f, FBXL_BUFFERS);
+    return index && index <= high && index <= f->capacity[FBXL_BUFFERS] ? &f->buffers[index - 1] : NULL;
 }
 
 static int by_offset(const void *a, const void *b)
@@ -290,11 +293,11 @@ static int by_offset(const void *a, const void *b)
 static int rebuild(fbx_fabric *f, uint32_t region)
 {
     struct fbxl_region *r = &f->regions[region];
-    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high), count = 0;
+    uint32_t high = fbxi_high(f, FBXL_BUFFERS), count = 0;
     struct fbxl_buffer **live = malloc((high + 1) * sizeof(*live));
     if (!live)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_BUFFERS].capacity; i++)
+    for (uint32_t i = 0; i < high; i++)
         if (fbx_observe(&f->buffers[i].state) >= FBXL_BUFFER_LIVE && f->buffers[i].region == region)
             live[count++] = &f->buffers[i];
     qsort(live, count, sizeof *live, by_offset);
@@ -319,7 +322,7 @@ static void describe(fbx_fabric *f, uint32_t index, struct fbx_buffer *out)
     out->index = index;
     out->generation = fbx_observe(&f->buffers[index].generation);
     out->region = b->region;
-    out->node = b->region < f->region_count ? f->regions[b->region].node : UINT32_MAX;
+    out->node = b->region < f->region_count ? f->region_facts[b->region].node : UINT32_MAX;
     out->offset = b->offset;
     out->bytes = b->bytes;
     out->gva = ((uint64_t)(b->region + 1) << FBX_SLOT_SHIFT) + b->offset;
@@ -332,7 +335,7 @@ static int region_lock(fbx_fabric *f, uint32_t region)
     int status = fbxi_lock(f, &r->lock, 5 * FBX_STALL_NS);
     if (status < 0)
         return fbxi_fail(FBX_E_BUSY, "another process holds the allocator of %s and does not let go",
-                         f->nodes[r->node].name);
+                         f->node_facts[f->region_facts[region].node].name);
     if (status == 1 || fbx_observe(&r->list_broken)) {
         status = rebuild(f, region);
         if (status)
@@ -360,11 +363,12 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     if (align < 64)
         align = 64; /* two buffers never share a line */
     struct fbxl_region *r = &f->regions[region];
-    const char *owner = f->nodes[r->node].name;
-    if (fbx_observe(&f->nodes[r->node].state) == FBXL_LOST)
+    const struct fbxl_region *facts = &f->region_facts[region];
+    const char *owner = f->node_facts[facts->node].name;
+    if (fbx_observe(&f->nodes[facts->node].state) == FBXL_LOST)
         return fbxi_fail(FBX_E_PEER_LOST, "%s died, and its memory with it", owner);
-    if (bytes > r->bytes)
-        return fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has %llu bytes in all", r->tier, owner, (unsigned long long)r->bytes);
+    if (bytes > facts->bytes)
+        return fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has %llu bytes in all", facts->tier, owner, (unsigned long long)facts->bytes);
     uint64_t span = (bytes + 63) & ~63ull;
 
     /* Reserve an entry first; the holder of RESERVED entries is its session, which reclaims them if it dies. */
@@ -374,7 +378,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
         fbxi_control_unlock(f);
         return fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
     }
-    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high), index = 0;
+    uint32_t high = fbxi_high(f, FBXL_BUFFERS), index = 0;
     for (; index < high; index++)
         if (fbx_observe(&f->buffers[index].state) == FBXL_BUFFER_FREE)
             break;
@@ -402,10 +406,10 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
         at = next->offset + ((next->bytes + 63) & ~63ull);
     }
     at = (at + align - 1) & ~(align - 1);
-    if (at > r->bytes || bytes > r->bytes - at) {
-        status = fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has no %llu bytes in one piece; %llu of %llu are allocated", r->tier,
+    if (at > facts->bytes || bytes > facts->bytes - at) {
+        status = fbxi_fail(FBX_E_NO_MEMORY, "%s of %s has no %llu bytes in one piece; %llu of %llu are allocated", facts->tier,
                            owner, (unsigned long long)bytes, (unsigned long long)fbx_peek(&r->allocated),
-                           (unsigned long long)r->bytes);
+                           (unsigned long long)facts->bytes);
     } else {
         b->offset = at;
         b->bytes = bytes;
@@ -447,7 +451,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     return 0;
 
 give_up:
-    if (index < high || fbx_observe(&f->header->table[FBXL_BUFFERS].high) > index)
+    if (index < high || fbxi_high(f, FBXL_BUFFERS) > index)
         fbx_publish(&b->state, FBXL_BUFFER_FREE);
     return status;
 }
@@ -457,7 +461,8 @@ static int live(fbx_fabric *f, const struct fbx_buffer *buffer, struct fbxl_buff
     if (buffer->instance != f->header->instance)
         return fbxi_fail(FBX_E_STALE, "the handle is of another fabric, or of an earlier one of the same name");
     struct fbxl_buffer *b = buffer_at(f, buffer->index + 1);
-    if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || fbx_observe(&b->generation) != buffer->generation)
+    if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || fbx_observe(&b->generation) != buffer->generation ||
+        b->region >= f->region_count)
         return fbxi_fail(FBX_E_STALE, "buffer %u.%u was freed", buffer->index, buffer->generation);
     *out = b;
     return 0;
@@ -533,7 +538,7 @@ int fbx_buffer_check(fbx_fabric *f, const struct fbx_buffer *buffer)
 int fbx_buffer_list(fbx_fabric *f, uint32_t *cursor, struct fbx_buffer *out)
 {
     int status = usable(f);
-    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
+    uint32_t high = fbxi_high(f, FBXL_BUFFERS);
     for (; !status && *cursor < high; ++*cursor)
         if (fbx_observe(&f->buffers[*cursor].state) == FBXL_BUFFER_LIVE) {
             describe(f, (*cursor)++, out);

@@ -159,27 +159,61 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
 static int check_tables(fbx_fabric *f)
 {
     for (uint32_t i = 0; i < f->node_count; i++) {
-        const struct fbxl_node *n = &f->nodes[i];
+        const struct fbxl_node *n = &f->node_facts[i];
         if (!memchr(n->name, 0, sizeof n->name) || n->first_region > f->region_count ||
             n->region_count > f->region_count - n->first_region || n->profile >= FBX_PROFILES)
             return fbxi_fail(FBX_E_CORRUPT, "node %u of the fabric is damaged", i);
     }
     for (uint32_t i = 0; i < f->region_count; i++) {
-        const struct fbxl_region *r = &f->regions[i];
-        if (r->node >= f->node_count || r->bytes > 1ull << FBX_SLOT_SHIFT || r->bytes < FBX_FIXED_BYTES)
+        const struct fbxl_region *r = &f->region_facts[i];
+        if (!memchr(r->tier, 0, sizeof r->tier) || r->node >= f->node_count || r->bytes > 1ull << FBX_SLOT_SHIFT || r->bytes < FBX_FIXED_BYTES)
             return fbxi_fail(FBX_E_CORRUPT, "region %u of the fabric is damaged", i);
     }
     for (uint32_t i = 0; i < f->link_count; i++) {
-        const struct fbxl_link *l = &f->links[i];
-        if (l->node[0] >= f->node_count || l->node[1] >= f->node_count || !memchr(l->name, 0, sizeof l->name))
+        const struct fbxl_link *l = &f->link_facts[i];
+        bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
+                    (l->kind == 0 || (l->kind == 1 && l->mtu));
+        for (uint32_t d = 2 * i; d < 2 * i + 2; d++)
+            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40;
+        if (!good)
             return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
     }
     return 0;
 }
 
+/* A private copy of `count` entries; at least one byte, so that NULL means no memory. */
+static void *copy_of(const void *from, uint64_t count, uint64_t stride)
+{
+    void *to = NULL;
+    if (posix_memalign(&to, 64, count * stride + 64))
+        return NULL;
+    memcpy(to, from, count * stride);
+    return to;
+}
+
+static int keep_facts(fbx_fabric *f)
+{
+    f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes);
+    f->region_facts = copy_of(f->regions, f->region_count, sizeof *f->regions);
+    f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links);
+    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions);
+    return f->node_facts && f->region_facts && f->link_facts && f->direction_facts
+               ? 0
+               : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+}
+
 static void locate_tables(fbx_fabric *f)
 {
     const struct fbxl_header *h = f->header;
+    for (int i = 0; i < FBXL_TABLES; i++) {
+        f->capacity[i] = h->table[i].capacity;
+        f->stride[i] = h->table[i].stride;
+        f->table_offset[i] = h->table[i].offset;
+    }
+    f->heap_offset = h->heap_offset;
+    f->heap_bytes = h->heap_bytes;
+    f->instance = h->instance;
+    f->uid = h->uid;
     f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
     f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
     f->links = fbxi_at(f, h->table[FBXL_LINKS].offset);
@@ -233,8 +267,8 @@ void fbx_fabric_free(fbx_fabric *f)
     if (!fbx_peek(&f->closed) && !fbx_peek(&f->forked))
         fbx_fabric_close(f);
     unregister_fabric(f);
-    for (uint32_t i = 0; f->maps && i < f->region_count; i++) {
-        uint64_t bytes = f->regions[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
+    for (uint32_t i = 0; f->maps && f->region_facts && i < f->region_count; i++) {
+        uint64_t bytes = f->region_facts[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
         bits = (bits + 4095) & ~4095ull;
         if (f->maps[i].rw)
             munmap(f->maps[i].rw, bytes + bits);
@@ -249,6 +283,10 @@ void fbx_fabric_free(fbx_fabric *f)
         munmap(f->base, f->mapped_bytes);
     if (f->fd >= 0)
         close(f->fd);
+    free(f->node_facts);
+    free(f->region_facts);
+    free(f->link_facts);
+    free(f->direction_facts);
     free(f->maps);
     free(f->trees);
     free(f->calendars);
@@ -286,7 +324,8 @@ static int map_control(fbx_fabric *f)
     if (fbx_observe(&f->header->magic) != FBX_MAGIC || check_header(f->header, f->mapped_bytes))
         return fbxi_fail(FBX_E_CORRUPT, "the control segment changed while it was opened");
     locate_tables(f);
-    return check_tables(f);
+    int kept = keep_facts(f);
+    return kept ? kept : check_tables(f);
 }
 
 static int open_control(const char *directory, const char *name, fbx_fabric **out)
@@ -388,16 +427,16 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
 static void end_fabric(fbx_fabric *f)
 {
     fbx_or(&f->header->state, FBXL_CLOSED);
-    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++)
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
+    for (uint32_t i = 0; i < high; i++)
         fbx_add(&f->requesters[i].generation, 1);
     char path[400];
-    snprintf(path, sizeof path, "%s/fabrex@%u@%s", f->directory, f->header->uid, f->name);
+    snprintf(path, sizeof path, "%s/fabrex@%u@%s", f->directory, f->uid, f->name);
     /* Only if the name still means this fabric: another may have been made since. */
     struct stat named, ours;
     if (!stat(path, &named) && !fstat(f->fd, &ours) && named.st_ino == ours.st_ino && named.st_dev == ours.st_dev)
         unlink(path);
-    remove_segments(f->directory, f->header->uid, f->name, f->header->instance);
+    remove_segments(f->directory, f->uid, f->name, f->instance);
     fbx_add(&f->header->names_changed, 1);
     fbxi_futex_wake(&f->header->names_changed);
 }
@@ -434,7 +473,7 @@ int fbx_fabric_close(fbx_fabric *f)
 static int others_attached(fbx_fabric *f)
 {
     int count = 0;
-    uint32_t high = fbx_observe(&f->header->table[FBXL_SESSIONS].high);
+    uint32_t high = fbxi_high(f, FBXL_SESSIONS);
     for (uint32_t i = 0; i < high; i++)
         if (i != f->session && fbx_observe(&f->sessions[i].state) == FBXL_LIVE &&
             !fbxi_session_dead(f, i, fbx_observe(&f->sessions[i].incarnation)))
@@ -681,7 +720,7 @@ static int make_regions(fbx_fabric *f)
 {
     for (uint32_t i = 0; i < f->region_count; i++) {
         char path[400];
-        uint64_t bytes = f->regions[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
+        uint64_t bytes = f->region_facts[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
         snprintf(path, sizeof path, "%s/fabrex@%u@%s@%016llx@r%u", f->directory, f->header->uid, f->name,
                  (unsigned long long)f->header->instance, i);
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -819,7 +858,7 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     if (c->topology_bytes)
         memcpy(fbxi_at(f, layout.topology_offset), c->topology, c->topology_bytes);
     locate_tables(f);
-    if ((status = fill(f, c)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
+    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
         goto fail;
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
@@ -855,7 +894,7 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
     out->instance = h->instance;
     out->control_bytes = h->control_bytes;
     for (uint32_t i = 0; i < f->region_count; i++) {
-        out->memory_bytes += f->regions[i].bytes;
+        out->memory_bytes += f->region_facts[i].bytes;
         out->committed_bytes += fbx_peek(&f->regions[i].committed);
     }
     out->created_unix_ns = h->created_unix_ns;
@@ -863,9 +902,9 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
     out->node_count = f->node_count;
     out->region_count = f->region_count;
     out->link_count = f->link_count;
-    for (uint32_t i = 0; i < fbx_observe(&h->table[FBXL_SESSIONS].high) && i < h->table[FBXL_SESSIONS].capacity; i++)
+    for (uint32_t i = 0; i < fbxi_high(f, FBXL_SESSIONS); i++)
         out->session_count += fbx_observe(&f->sessions[i].state) == FBXL_LIVE && fbx_session_alive(f, i);
-    for (uint32_t i = 0; i < fbx_observe(&h->table[FBXL_REQUESTERS].high) && i < h->table[FBXL_REQUESTERS].capacity; i++)
+    for (uint32_t i = 0; i < fbxi_high(f, FBXL_REQUESTERS); i++)
         out->requester_count += fbx_observe(&f->requesters[i].state) == FBXL_LIVE;
     for (uint32_t i = 0; i < f->node_count; i++)
         out->queue_count += fbx_peek(&f->nodes[i].queue_count);
@@ -929,7 +968,7 @@ uint64_t fbx_layout_hash(void) { return fbxi_layout_hash(); }
 int fbx_node_find(fbx_fabric *f, const char *name)
 {
     for (uint32_t i = 0; i < f->node_count; i++)
-        if (!strcmp(f->nodes[i].name, name))
+        if (!strcmp(f->node_facts[i].name, name))
             return (int)i;
     return fbxi_fail(FBX_E_NOT_FOUND, "no node '%.64s' in fabric '%s'", name, f->name);
 }
@@ -937,7 +976,7 @@ int fbx_node_find(fbx_fabric *f, const char *name)
 int fbx_link_find(fbx_fabric *f, const char *name)
 {
     for (uint32_t i = 0; i < f->link_count; i++)
-        if (!strcmp(f->links[i].name, name))
+        if (!strcmp(f->link_facts[i].name, name))
             return (int)i;
     return fbxi_fail(FBX_E_NOT_FOUND, "no link '%.160s' in fabric '%s'", name, f->name);
 }
@@ -947,24 +986,25 @@ int fbx_node_info(fbx_fabric *f, uint32_t node, struct fbx_node_info *out)
     if (node >= f->node_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no node %u", node);
     struct fbxl_node *n = &f->nodes[node];
+    const struct fbxl_node *facts = &f->node_facts[node];
     memset(out, 0, sizeof *out);
-    memcpy(out->name, n->name, sizeof out->name);
-    out->kind = n->kind;
-    out->profile = n->profile;
-    out->rank = n->rank;
+    memcpy(out->name, facts->name, sizeof out->name);
+    out->kind = facts->kind;
+    out->profile = facts->profile;
+    out->rank = facts->rank;
     out->state = fbx_observe(&n->state);
     out->incarnation = fbx_peek(&n->incarnation);
-    out->machine = n->machine;
-    out->first_region = n->first_region;
-    out->region_count = n->region_count;
-    out->mw_count = n->mw_count;
-    out->lut_count = n->lut_count;
-    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high), owner = fbx_observe(&n->owner);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++) {
+    out->machine = facts->machine;
+    out->first_region = facts->first_region;
+    out->region_count = facts->region_count;
+    out->mw_count = facts->mw_count;
+    out->lut_count = facts->lut_count;
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS), owner = fbx_observe(&n->owner);
+    for (uint32_t i = 0; i < high; i++) {
         if (fbx_observe(&f->requesters[i].state) != FBXL_LIVE || f->requesters[i].node != node)
             continue;
         uint32_t session = fbx_observe(&f->requesters[i].session) - 1;
-        if (i + 1 == owner && session < f->header->table[FBXL_SESSIONS].capacity)
+        if (i + 1 == owner && session < f->capacity[FBXL_SESSIONS])
             out->owner_pid = f->sessions[session].pid;
         else
             out->client_count++;
@@ -983,14 +1023,15 @@ int fbx_region_info(fbx_fabric *f, uint32_t region, struct fbx_region_info *out)
     if (region >= f->region_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no region %u", region);
     struct fbxl_region *r = &f->regions[region];
+    const struct fbxl_region *facts = &f->region_facts[region];
     memset(out, 0, sizeof *out);
-    memcpy(out->tier, r->tier, sizeof out->tier);
-    out->node = r->node;
-    out->index = r->index;
-    out->bytes = r->bytes;
+    memcpy(out->tier, facts->tier, sizeof out->tier);
+    out->node = facts->node;
+    out->index = facts->index;
+    out->bytes = facts->bytes;
     out->gva = (uint64_t)(region + 1) << FBX_SLOT_SHIFT;
-    out->bus = r->bus;
-    out->latency_ps = r->latency_ps;
+    out->bus = facts->bus;
+    out->latency_ps = facts->latency_ps;
     out->committed = fbx_peek(&r->committed);
     out->allocated = fbx_peek(&r->allocated);
     return 0;
@@ -1000,7 +1041,7 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
 {
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
-    struct fbxl_link *l = &f->links[link];
+    const struct fbxl_link *l = &f->link_facts[link];
     if (!fbx_peek(&f->closed) && !fbx_peek(&f->forked)) {
         pthread_mutex_lock(&f->mutex);
         for (fbx_node *n = f->node_list; n; n = n->next)
@@ -1017,7 +1058,7 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     out->mps = l->mps;
     out->mrrs = l->mrrs;
     out->rcb = l->rcb;
-    out->up = fbx_observe(&l->state) == 0;
+    out->up = fbx_observe(&f->links[link].state) == 0;
     out->rate_bps = l->rate_bps;
     out->delay_ps = l->delay_ps;
     for (int d = 0; d < 2; d++) {

@@ -34,6 +34,7 @@ struct fbxi_route {
     } made[2], published[2];
     struct fbxi_hop {
         struct fbxl_direction *out, *back;
+        const struct fbxl_direction *out_facts, *back_facts;
         fbx_au64 *out_calendar, *back_calendar;
         uint32_t ethernet, mtu, overhead, direction;
         uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
@@ -77,6 +78,7 @@ struct fbx_node {
     fbx_fabric *fabric;
     uint32_t index, requester, kind, incarnation;
     struct fbxl_node *shared;
+    const struct fbxl_node *facts;
     struct fbxl_requester *slot;
     struct fbxl_stats *stats;
     struct fbxi_xl *xl;
@@ -116,6 +118,16 @@ struct fbx_fabric {
     uint32_t session, session_incarnation;
     uint64_t identity; /* our name in locks */
     uint32_t node_count, region_count, link_count;
+    /* What never changes, copied and checked when the fabric was opened: used as sizes, indices and shifts, it must not be
+     * what somebody scribbles into shared memory later. */
+    struct fbxl_node *node_facts;
+    struct fbxl_region *region_facts;
+    struct fbxl_link *link_facts;
+    struct fbxl_direction *direction_facts;
+    uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
+    uint64_t table_offset[FBXL_TABLES];
+    uint64_t heap_offset, heap_bytes, instance;
+    uint32_t uid;
     uint32_t flags, ordering, creator;
     fbx_au32 closed, forked;
     struct fbxi_clock clock;
@@ -134,6 +146,19 @@ struct fbx_fabric {
 };
 
 static inline void *fbxi_at(const fbx_fabric *f, uint64_t offset) { return f->base + offset; }
+/* `bytes` of the heap at an offset that was read from shared memory: NULL if they are not all there. */
+static inline void *fbxi_heap_at(const fbx_fabric *f, uint64_t offset, uint64_t bytes)
+{
+    return offset >= f->heap_offset && bytes <= f->mapped_bytes && offset <= f->mapped_bytes - bytes && !(offset & 7)
+               ? f->base + offset
+               : NULL;
+}
+/* Entries of a table that may be touched. */
+static inline uint32_t fbxi_high(const fbx_fabric *f, int table)
+{
+    uint32_t high = fbx_observe(&f->header->table[table].high);
+    return high < f->capacity[table] ? high : f->capacity[table];
+}
 
 /* ---- segment.c: files, mappings, commitment ------------------------------------------------------------------- */
 int fbxi_commit_control(fbx_fabric *f, uint64_t offset, uint64_t bytes);
@@ -206,7 +231,6 @@ struct fbxi_post {
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
-void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes, uint8_t *out, uint64_t until_ps);
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);

@@ -284,8 +284,7 @@ struct fbxl_queue {
     uint32_t source, target, traffic_class, ordinal;
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
-    uint64_t cells_offset;
-    uint64_t pad1[3];
+    uint64_t pad1[4]; /* the cells follow the queue itself */
     _Alignas(64) struct fbxl_lock producer;
     fbx_au64 tail; /* cells ever produced */
     fbx_au64 last_arrives; /* FIFO: nothing behind arrives before this */
@@ -325,6 +324,7 @@ struct fbxl_stats { /* of one requester; its own threads add */
 _Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two cores program neighbours");
 _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
+_Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
 _Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");

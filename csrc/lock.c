@@ -54,11 +54,11 @@ static int byte_lock(int fd, int command, uint32_t session, short type, short *f
 
 int fbxi_session_dead(fbx_fabric *f, uint32_t session, uint32_t incarnation)
 {
-    if (session >= f->header->table[FBXL_SESSIONS].capacity)
+    if (session >= f->capacity[FBXL_SESSIONS])
         return 1;
     if (session == f->session && incarnation == f->session_incarnation)
         return 0;
-    if (session < fbx_observe(&f->header->table[FBXL_SESSIONS].high) &&
+    if (session < fbxi_high(f, FBXL_SESSIONS) &&
         fbx_observe(&f->sessions[session].incarnation) != incarnation)
         return 1; /* somebody else has the slot by now, so the one asked for is gone */
     short found = F_UNLCK;
@@ -69,7 +69,7 @@ int fbxi_session_dead(fbx_fabric *f, uint32_t session, uint32_t incarnation)
 
 int fbx_session_alive(fbx_fabric *f, uint32_t session)
 {
-    if (session >= fbx_observe(&f->header->table[FBXL_SESSIONS].high))
+    if (session >= fbxi_high(f, FBXL_SESSIONS))
         return 0;
     return !fbxi_session_dead(f, session, fbx_observe(&f->sessions[session].incarnation));
 }
@@ -81,8 +81,8 @@ static void bury(fbx_fabric *f, uint32_t session)
 {
     struct fbxl_session *s = &f->sessions[session];
     uint32_t incarnation = fbx_peek(&s->incarnation);
-    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++) {
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
+    for (uint32_t i = 0; i < high; i++) {
         struct fbxl_requester *r = &f->requesters[i];
         if (fbx_observe(&r->state) == FBXL_FREE || fbx_observe(&r->session) != session + 1 ||
             r->session_incarnation != incarnation)
@@ -97,8 +97,8 @@ static void bury(fbx_fabric *f, uint32_t session)
             fbx_publish(&f->nodes[node].owner, 0);
             fbxi_invalidate_dependents(f, f->link_count + node);
         }
-        uint32_t lanes = fbx_observe(&f->header->table[FBXL_LANES].high);
-        for (uint32_t l = 0; l < lanes && l < f->header->table[FBXL_LANES].capacity; l++)
+        uint32_t lanes = fbxi_high(f, FBXL_LANES);
+        for (uint32_t l = 0; l < lanes; l++)
             if (fbx_peek(&f->lanes[l].requester) == i + 1) {
                 fbx_poke(&f->lanes[l].in_operation, 0);
                 fbx_publish(&f->lanes[l].requester, 0);
@@ -106,8 +106,8 @@ static void bury(fbx_fabric *f, uint32_t session)
         fbx_publish(&r->state, FBXL_FREE);
     }
     /* Unnamed buffers of the dead have no other friend; named ones may be waited for by others and stay. */
-    uint32_t buffers = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
-    for (uint32_t i = 0; i < buffers && i < f->header->table[FBXL_BUFFERS].capacity; i++) {
+    uint32_t buffers = fbxi_high(f, FBXL_BUFFERS);
+    for (uint32_t i = 0; i < buffers; i++) {
         struct fbxl_buffer *b = &f->buffers[i];
         uint32_t state = fbx_observe(&b->state);
         if ((state == FBXL_BUFFER_LIVE || state == FBXL_BUFFER_RESERVED) && b->session == session &&
@@ -136,9 +136,8 @@ int fbxi_sessions_held(int fd)
 
 int fbxi_session_open(fbx_fabric *f)
 {
-    struct fbxl_table *table = &f->header->table[FBXL_SESSIONS];
-    for (uint32_t i = 0; i < table->capacity; i++) {
-        if (i < fbx_observe(&table->high) && fbx_observe(&f->sessions[i].state) == FBXL_LIVE && f->session != i) {
+    for (uint32_t i = f->creator ? 0 : 1; i < f->capacity[FBXL_SESSIONS]; i++) { /* the first is the creator's for ever */
+        if (i < fbxi_high(f, FBXL_SESSIONS) && fbx_observe(&f->sessions[i].state) == FBXL_LIVE && f->session != i) {
             short found = F_UNLCK;
             if (byte_lock(f->fd, F_OFD_GETLK, i, F_WRLCK, &found) || found != F_UNLCK)
                 continue;
@@ -163,7 +162,7 @@ int fbxi_session_open(fbx_fabric *f)
         f->identity = identity(i, f->session_incarnation);
         return 0;
     }
-    return fbxi_fail(FBX_E_BUSY, "all %u sessions of the fabric are in use", table->capacity);
+    return fbxi_fail(FBX_E_BUSY, "all %u sessions of the fabric are in use", f->capacity[FBXL_SESSIONS]);
 }
 
 void fbxi_session_close(fbx_fabric *f)
@@ -178,8 +177,8 @@ void fbxi_session_close(fbx_fabric *f)
 int fbxi_reap(fbx_fabric *f)
 {
     int reaped = 0;
-    uint32_t high = fbx_observe(&f->header->table[FBXL_SESSIONS].high);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_SESSIONS].capacity; i++) {
+    uint32_t high = fbxi_high(f, FBXL_SESSIONS);
+    for (uint32_t i = 0; i < high; i++) {
         if (i == f->session || fbx_observe(&f->sessions[i].state) == FBXL_FREE)
             continue;
         short found = F_UNLCK;
@@ -288,9 +287,9 @@ static int clear_marks(fbx_fabric *f, const uint8_t *bumped, uint32_t requesters
 {
     fbxi_membarrier(f);
     uint64_t begin = 0;
-    uint32_t high = fbx_observe(&f->header->table[FBXL_LANES].high);
-    if (high > f->header->table[FBXL_LANES].capacity)
-        high = f->header->table[FBXL_LANES].capacity;
+    uint32_t high = fbxi_high(f, FBXL_LANES);
+    if (high > f->capacity[FBXL_LANES])
+        high = f->capacity[FBXL_LANES];
     for (uint32_t i = 0; i < high; i++) {
         struct fbxl_lane *lane = &f->lanes[i];
         uint32_t requester = fbx_observe(&lane->requester);
@@ -312,7 +311,7 @@ static int clear_marks(fbx_fabric *f, const uint8_t *bumped, uint32_t requesters
                 begin = now;
             if (now - begin > FBX_STALL_NS)
                 return fbxi_fail(FBX_E_BUSY, "process %u is stopped in the middle of an operation",
-                                 session < f->header->table[FBXL_SESSIONS].capacity ? f->sessions[session].pid : 0);
+                                 session < f->capacity[FBXL_SESSIONS] ? f->sessions[session].pid : 0);
             struct timespec nap = {0, 50000};
             clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
         }
@@ -322,9 +321,9 @@ static int clear_marks(fbx_fabric *f, const uint8_t *bumped, uint32_t requesters
 
 static int invalidate(fbx_fabric *f, uint32_t node, uint32_t bit)
 {
-    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
-    if (high > f->header->table[FBXL_REQUESTERS].capacity)
-        high = f->header->table[FBXL_REQUESTERS].capacity;
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
+    if (high > f->capacity[FBXL_REQUESTERS])
+        high = f->capacity[FBXL_REQUESTERS];
     uint8_t *bumped = calloc(high ? high : 1, 1);
     if (!bumped)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
@@ -339,9 +338,8 @@ static int invalidate(fbx_fabric *f, uint32_t node, uint32_t bit)
             if (r->node != node)
                 continue;
         } else {
-            uint64_t offset = fbx_observe(&r->dependencies);
-            if (offset) {
-                fbx_au64 *bits = fbxi_at(f, offset);
+            fbx_au64 *bits = fbxi_heap_at(f, fbx_observe(&r->dependencies), (f->link_count + f->node_count + 63u) / 64u * 8u);
+            if (bits) {
                 if (!(fbx_observe(&bits[bit / 64]) >> (bit % 64) & 1))
                     continue;
             }

@@ -9,11 +9,10 @@
 
 static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
 {
-    struct fbxl_table *table = &f->header->table[FBXL_LANES];
     int status = fbxi_control_lock(f);
     if (status)
         return status;
-    uint32_t high = fbx_observe(&table->high), i = 0;
+    uint32_t high = fbxi_high(f, FBXL_LANES), i = 0;
     while (i < high && fbx_observe(&f->lanes[i].requester))
         i++;
     status = fbxi_table_take(f, FBXL_LANES, i);
@@ -29,7 +28,7 @@ static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
 static void release_lane(fbx_fabric *f, const fbx_au32 *in_operation)
 {
     uint64_t index = ((uintptr_t)in_operation - (uintptr_t)f->lanes) / sizeof *f->lanes;
-    if (index < f->header->table[FBXL_LANES].capacity)
+    if (index < f->capacity[FBXL_LANES])
         fbx_publish(&f->lanes[index].requester, 0);
 }
 
@@ -69,15 +68,14 @@ void fbxi_node_forked(fbx_node *n)
 static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
 {
     struct fbxl_node *shared = &f->nodes[node];
-    struct fbxl_table *table = &f->header->table[FBXL_REQUESTERS];
     uint32_t owner = fbx_observe(&shared->owner);
     if (kind == FBX_OWNER && owner) {
-        struct fbxl_requester *r = owner <= fbx_observe(&table->high) ? &f->requesters[owner - 1] : NULL;
+        struct fbxl_requester *r = owner <= fbxi_high(f, FBXL_REQUESTERS) ? &f->requesters[owner - 1] : NULL;
         uint32_t session = r ? fbx_observe(&r->session) - 1 : 0;
         if (r && !fbxi_session_dead(f, session, r->session_incarnation))
-            return fbxi_fail(FBX_E_EXISTS, "%s is attached already, by process %u", shared->name, f->sessions[session].pid);
+            return fbxi_fail(FBX_E_EXISTS, "%s is attached already, by process %u", f->node_facts[node].name, f->sessions[session].pid);
     }
-    uint32_t high = fbx_observe(&table->high), i = 0, function = 0;
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS), i = 0, function = 0;
     while (i < high && fbx_observe(&f->requesters[i].state) != FBXL_FREE)
         i++;
     for (uint32_t k = 0; k < high; k++)
@@ -114,11 +112,11 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
 /* What the last owner left is gone with its power: its buffers are free again and handles to them stale. */
 static void power_on(fbx_fabric *f, uint32_t node)
 {
-    uint32_t high = fbx_observe(&f->header->table[FBXL_BUFFERS].high);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_BUFFERS].capacity; i++) {
+    uint32_t high = fbxi_high(f, FBXL_BUFFERS);
+    for (uint32_t i = 0; i < high; i++) {
         struct fbxl_buffer *b = &f->buffers[i];
         if (fbx_observe(&b->state) == FBXL_BUFFER_LIVE && b->region < f->region_count &&
-            f->regions[b->region].node == node) {
+            f->region_facts[b->region].node == node) {
             fbx_poke(&f->regions[b->region].list_broken, 1);
             fbx_count(&b->generation, 1);
             fbx_publish(&b->state, FBXL_BUFFER_FREE);
@@ -136,7 +134,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     if (index < 0)
         return index;
     struct fbxl_node *shared = &f->nodes[index];
-    if (shared->kind == FBXL_SWITCH)
+    if (f->node_facts[index].kind == FBXL_SWITCH)
         return fbxi_fail(FBX_E_INVALID, "%s is a switch: no process can be it", name);
     fbx_node *n = calloc(1, sizeof *n);
     if (!n)
@@ -183,11 +181,12 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->index = (uint32_t)index;
     n->kind = (uint32_t)kind;
     n->shared = shared;
+    n->facts = &f->node_facts[index];
     n->slot = &f->requesters[n->requester];
     n->incarnation = fbx_peek(&n->slot->incarnation);
     n->generation = &n->slot->generation;
-    n->dependencies = fbxi_at(f, fbx_peek(&n->slot->dependencies));
-    n->stats = fbx_peek(&n->slot->stats) ? fbxi_at(f, fbx_peek(&n->slot->stats)) : NULL;
+    n->dependencies = fbxi_heap_at(f, fbx_peek(&n->slot->dependencies), (f->link_count + f->node_count + 63u) / 64u * 8u);
+    n->stats = fbxi_heap_at(f, fbx_peek(&n->slot->stats), sizeof(struct fbxl_stats));
     n->home = fbxi_thread();
     n->pending = &shared->pending;
     n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;

@@ -61,7 +61,7 @@ static int usable(fbx_node *n, int op, uint64_t gva)
 {
     fbx_fabric *f = n->fabric;
     if (fbx_peek(&n->closed) || fbx_peek(&f->closed) || fbx_peek(&f->forked))
-        return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "the handle of %s is closed%s", n->shared->name,
+        return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "the handle of %s is closed%s", n->facts->name,
                             fbx_peek(&f->forked) ? ": it was made before fork" : "");
     if (fbx_peek(&f->header->state) & FBXL_CLOSED)
         return fbxi_fail_at(FBX_E_CLOSED, op, (int)n->index, gva, "fabric '%s' has been taken down", f->name);
@@ -188,7 +188,7 @@ static int refuse(fbx_node *n, const struct fbx_op *op, int code, uint32_t targe
     static const char *const what[] = {"load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush",
                                        "wait", "dma_read", "dma_write", "operation"};
     const char *name = op->kind < FBX_OP_KINDS ? what[op->kind] : "operation";
-    return fbxi_fail_at(code, op->kind, (int)n->index, op->gva, "%s of %s at 0x%llx (%s): %s", name, n->shared->name,
+    return fbxi_fail_at(code, op->kind, (int)n->index, op->gva, "%s of %s at 0x%llx (%s): %s", name, n->facts->name,
                         (unsigned long long)op->gva, n->fabric->nodes[target].name,
                         code == FBX_E_LINK_DOWN   ? "link down"
                         : code == FBX_E_PEER_LOST ? "the peer died"
@@ -347,7 +347,7 @@ static int move(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl *
         if ((status = usable(n, op->kind, gva)))
             return status;
     }
-    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->shared->name);
+    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
 current:
     if (UNLIKELY(deliver_due(n, (*x)->target, now) < 0) && op->kind != FBX_LOAD && op->kind != FBX_READ &&
         op->kind != FBX_WAIT) {
@@ -459,9 +459,9 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
 {
     struct fbxi_flight out, back;
     fbx_fabric *f = n->fabric;
-    uint64_t latency = region < f->region_count ? f->regions[region].latency_ps : 0;
-    int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->shared->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
-                                : fbxi_send_small(route, 0, at_ps + n->shared->pio_read_ps, FBXI_REQUEST, 0, &out);
+    uint64_t latency = region < f->region_count ? f->region_facts[region].latency_ps : 0;
+    int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->facts->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
+                                : fbxi_send_small(route, 0, at_ps + n->facts->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
     struct fbxl_queue *q = own_queue(n, route);
     op->private_[6] = q ? fbx_observe(&q->tail) : 0;
@@ -573,7 +573,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 return finish(n, op, status, now);
             uint64_t step = min64(op->bytes - p[1], min64(p[6] - (offset & (p[6] - 1)), x->hi - offset));
             /* The CPU's write buffers make packets of 64 bytes, uncached stores packets of its access width. */
-            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->shared->access_bytes;
+            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             struct fbxi_flight flight;
             if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
@@ -649,10 +649,10 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
     uint64_t *p = op->private_;
     use_target(n, x->target);
     p[1] = p[3] = p[4] = 0;
-    p[2] = now + n->shared->pio_write_ps;
+    p[2] = now + n->facts->pio_write_ps;
     /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
     p[6] = PIECE;
-    const struct fbxl_direction *d = x->route->hop[0].out;
+    const struct fbxl_direction *d = x->route->hop[0].out_facts;
     while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
         p[6] <<= 1;
     op->state = FBX_TRAVELS;
@@ -690,7 +690,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     }
     use_target(n, x->target);
     struct fbxi_flight flight;
-    if (fbxi_send_small(x->route, 0, now + n->shared->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctzll(op->bytes), &flight))
+    if (fbxi_send_small(x->route, 0, now + n->facts->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctzll(op->bytes), &flight))
         fbx_count(&f->header->reservations_clamped, 1);
     uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
@@ -708,10 +708,10 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     op->departs_ps = flight.departs_ps;
     op->arrives_ps = post.arrives_ps;
     op->sequence = post.sequence;
-    op->completes_ps = now + n->shared->pio_write_ps;
+    op->completes_ps = now + n->facts->pio_write_ps;
     if (UNLIKELY(status))
         return finish(n, op, status, now);
-    uint64_t credit = x->route->hop[0].out->credit_ps;
+    uint64_t credit = x->route->hop[0].out_facts->credit_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -766,7 +766,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         status = scalar_ok(n, op);
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!status && !lane)
-        status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->shared->name);
+        status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
     if (status)
         return finish(n, op, status, 0);
     if (!scalar && !op->bytes && op->kind != FBX_FLUSH)
@@ -795,10 +795,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             for (uint64_t at = 0; at < op->bytes; at += x->hi - offset) {
                 if ((status = find(n, op->gva + at, 1, &scratch, &x, &offset)))
                     return finish(n, op, status, now);
-                if ((x->hi - offset) < op->bytes - at && x->hi == f->regions[x->region].bytes)
+                if ((x->hi - offset) < op->bytes - at && x->hi == f->region_facts[x->region].bytes)
                     return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
                                   "%llu bytes from 0x%llx leave %s of %s", (unsigned long long)op->bytes,
-                                  (unsigned long long)op->gva, f->regions[x->region].tier, f->nodes[x->target].name), now);
+                                  (unsigned long long)op->gva, f->region_facts[x->region].tier, f->node_facts[x->target].name), now);
             }
         }
         return finish(n, op, untimed(n, op, lane), now);
@@ -815,10 +815,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         for (uint64_t at = 0, o = offset; !scalar && at < op->bytes; at += x->hi - o) {
             if ((status = find(n, op->gva + at, 1, &scratch, &x, &o)))
                 return finish(n, op, status, now);
-            if (x->hi - o < op->bytes - at && x->hi == f->regions[x->region].bytes)
+            if (x->hi - o < op->bytes - at && x->hi == f->region_facts[x->region].bytes)
                 return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
                               "%llu bytes from 0x%llx leave %s of %s", (unsigned long long)op->bytes,
-                              (unsigned long long)op->gva, f->regions[x->region].tier, f->nodes[x->target].name), now);
+                              (unsigned long long)op->gva, f->region_facts[x->region].tier, f->node_facts[x->target].name), now);
         }
     }
     op->target = x->target;
@@ -908,7 +908,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
             return finish(n, op, x->status, now);
         if (op->state == FBX_ISSUED) {
             uint64_t step = min64(min64(op->bytes - op->done, x->hi - offset), PIECE - (offset & (PIECE - 1)));
-            uint32_t width = n->shared->access_bytes;
+            uint32_t width = n->facts->access_bytes;
             uint64_t accesses = ((offset & (width - 1)) + step + width - 1) / width, start = op->completes_ps;
             time_request(n, op, x->route, x->region, start, 0, width);
             uint64_t trip = op->completes_ps - start;
@@ -1306,7 +1306,7 @@ int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
         fbx_poke(&n->dropped_checked, dropped);
     if (!status && (attr & FBX_CHECK) && lost)
         status = fbxi_fail_at(FBX_E_LINK_DOWN, FBX_FLUSH, (int)n->index, 0, "%llu posted writes of %s were lost",
-                              (unsigned long long)lost, n->shared->name);
+                              (unsigned long long)lost, n->facts->name);
     return status;
 }
 
@@ -1426,11 +1426,11 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
     if (!status)
         status = resolve(n, gva, bytes, 0, &x, &offset);
     if (!status && x.status)
-        status = fbxi_fail_at(x.status, FBX_OTHER, (int)n->index, gva, "%s: %s", f->nodes[x.target].name,
+        status = fbxi_fail_at(x.status, FBX_OTHER, (int)n->index, gva, "%s: %s", f->node_facts[x.target].name,
                               fbx_error_hint(x.status));
     if (!status && !(x.perm & FBX_PERM_READ))
         status = fbxi_fail_at(FBX_E_ABORT, FBX_OTHER, (int)n->index, gva, "the window of %s does not permit to look",
-                              n->shared->name);
+                              n->facts->name);
     if (!status)
         status = fbxi_commit(f, x.region, offset, bytes);
     if (status)
@@ -1442,7 +1442,7 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
         pthread_mutex_lock(&f->mutex);
         if (!map->ro) {
             /* The same pages again, protected: a store through this view faults as the hardware's page table would. */
-            uint64_t size = f->regions[x.region].bytes;
+            uint64_t size = f->region_facts[x.region].bytes;
             void *again = mremap(map->rw, 0, size, MREMAP_MAYMOVE);
             if (again != MAP_FAILED && mprotect(again, size, PROT_READ)) {
                 munmap(again, size);
@@ -1479,22 +1479,22 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     if (status || !x.route)
         return status;
     struct fbxi_flight there, back;
-    uint64_t latency = f->regions[x.region].latency_ps;
-    uint32_t width = kind == FBX_READ ? n->shared->access_bytes : (uint32_t)bytes;
-    uint32_t packet = x.mapping == FBX_WRITE_COMBINING ? 64 : n->shared->access_bytes;
+    uint64_t latency = f->region_facts[x.region].latency_ps;
+    uint32_t width = kind == FBX_READ ? n->facts->access_bytes : (uint32_t)bytes;
+    uint32_t packet = x.mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
     out->hops = x.route->hops;
     if (kind == FBX_STORE || kind == FBX_WRITE) {
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
-        fbxi_send(x.route, 0, n->shared->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
+        fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
         out->departs_ps = there.departs_ps;
         out->arrives_ps = there.arrives_ps;
-        out->completes_ps = kind == FBX_STORE ? n->shared->pio_write_ps : there.departs_ps;
+        out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : there.departs_ps;
         return 0;
     }
     uint64_t accesses = kind == FBX_READ ? ((offset & (width - 1)) + bytes + width - 1) / width : 1;
     uint64_t request = kind == FBX_LOAD || kind == FBX_READ ? 0 : kind == FBX_CAS ? 2 * bytes : bytes;
-    fbxi_send(x.route, 0, n->shared->pio_read_ps, request, 1, FBX_MRD_HEADER, 0, 0, &there);
+    fbxi_send(x.route, 0, n->facts->pio_read_ps, request, 1, FBX_MRD_HEADER, 0, 0, &there);
     fbxi_send(x.route, 1, there.arrives_ps + latency, width, 1, FBX_CPLD_HEADER, 0, 0, &back);
     out->departs_ps = there.departs_ps;
     out->arrives_ps = there.arrives_ps + latency + (accesses - 1) * back.arrives_ps;
@@ -1510,12 +1510,12 @@ int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     if (kind < 0 || kind >= (int)FBX_OP_KINDS)
         return fbxi_fail(FBX_E_INVALID, "operation %d is none", kind);
-    uint32_t high = fbx_observe(&f->header->table[FBXL_REQUESTERS].high);
-    for (uint32_t i = 0; i < high && i < f->header->table[FBXL_REQUESTERS].capacity; i++) {
+    uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
+    for (uint32_t i = 0; i < high; i++) {
         uint64_t offset = fbx_observe(&f->requesters[i].stats);
-        if (!offset || offset > f->mapped_bytes - sizeof(struct fbxl_stats))
+        struct fbxl_stats *s = fbxi_heap_at(f, offset, sizeof *s);
+        if (!s)
             continue;
-        struct fbxl_stats *s = fbxi_at(f, offset);
         out->count += fbx_peek(&s->kind[kind].count);
         out->late += fbx_peek(&s->kind[kind].late);
         out->failed += fbx_peek(&s->kind[kind].failed);

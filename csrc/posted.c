@@ -14,15 +14,14 @@
 
 #include <stdlib.h>
 
-#define CELLS 1024u
+#define CELLS 1020u /* with the queue's own four lines a power of two */
 
 static struct fbxl_queue *queue_at(fbx_fabric *f, uint64_t offset)
 {
-    if (offset < f->header->heap_offset || offset > f->mapped_bytes - sizeof(struct fbxl_queue))
+    struct fbxl_queue *q = fbxi_heap_at(f, offset, sizeof *q + CELLS * 64ull);
+    if (!q || offset & 63)
         return NULL;
-    struct fbxl_queue *q = fbxi_at(f, offset);
-    if (q->cells != CELLS || q->cells_offset < f->header->heap_offset ||
-        q->cells_offset > f->mapped_bytes - CELLS * 64ull || q->target >= f->node_count || q->source >= f->node_count) {
+    if (q->cells != CELLS || q->target >= f->node_count || q->source >= f->node_count) {
         fbx_count(&f->header->corrupt_resets, 1);
         return NULL;
     }
@@ -53,10 +52,8 @@ int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc,
         return status;
     struct fbxl_queue *q = fbxi_queue_find(f, source, target, tc);
     if (!q) {
-        uint64_t offset, cells;
-        status = fbxi_heap(f, sizeof *q, &offset);
-        if (!status)
-            status = fbxi_heap(f, CELLS * 64ull, &cells);
+        uint64_t offset;
+        status = fbxi_heap(f, sizeof *q + CELLS * 64ull, &offset);
         if (!status) {
             struct fbxl_node *node = &f->nodes[target];
             q = fbxi_at(f, offset);
@@ -65,7 +62,6 @@ int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc,
             q->traffic_class = tc;
             q->ordinal = fbx_add(&node->queue_count, 1);
             q->cells = CELLS;
-            q->cells_offset = cells;
             fbx_poke(&q->next, fbx_peek(&node->queues));
             /* Pairs with: fbx_observe(&node->queues) of deliverers. Breaks: a queue with garbage in it. */
             fbx_publish(&node->queues, offset);
@@ -78,19 +74,22 @@ int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc,
 
 static struct fbxl_entry *cell(fbx_fabric *f, const struct fbxl_queue *q, uint64_t position)
 {
-    return (struct fbxl_entry *)fbxi_at(f, q->cells_offset) + position % CELLS;
+    (void)f;
+    return (struct fbxl_entry *)(uintptr_t)(q + 1) + position % CELLS;
 }
 
 static uint32_t cells_for(uint32_t bytes) { return bytes <= 16 ? 1 : 1 + (bytes + 63) / 64; }
 
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
 {
-    const uint32_t need = cells_for(post->bytes);
+    const uint32_t need = cells_for(post->bytes), target = q->target, source = q->source;
+    if (target >= f->node_count || source >= f->node_count)
+        return fbxi_fail(FBX_E_CORRUPT, "a queue of posted writes is damaged");
     uint64_t begin = 0;
     for (;;) {
         if (fbxi_lock(f, &q->producer, FBX_STALL_NS) < 0)
             return fbxi_fail(FBX_E_QUEUE_FULL, "a stopped process holds the queue from %s to %s",
-                             f->nodes[q->source].name, f->nodes[q->target].name);
+                             f->node_facts[source].name, f->node_facts[target].name);
         uint64_t tail = fbx_peek(&q->tail), head = fbx_observe(&q->head);
         uint32_t skip = tail % CELLS + need > CELLS ? CELLS - (uint32_t)(tail % CELLS) : 0;
         if (head > tail || tail - head > CELLS) { /* scribbled over: empty it */
@@ -137,7 +136,7 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             fbx_publish(&q->tail, tail + need);
             /* A full exchange, so that a deliverer that clears the mark either sees this tail or leaves the mark.
              * Pairs with: the and + observe at the end of fbxi_deliver(). Breaks: an entry that nobody finds. */
-            fbx_or(&f->nodes[q->target].pending, 1ull << (q->ordinal & 63));
+            fbx_or(&f->nodes[target].pending, 1ull << (q->ordinal & 63));
             fbxi_unlock(f, &q->producer);
             return 0;
         }
@@ -148,25 +147,25 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
         if (!begin)
             begin = now;
         if (f->clock.kind != FBX_REAL) {
-            fbxi_deliver(f, q->target, due);
+            fbxi_deliver(f, target, due);
             continue;
         }
         uint64_t ticks;
         fbxi_wait(&f->clock, due, 20000000u, NULL, &ticks);
-        if (fbxi_deliver(f, q->target, fbxi_now(&f->clock)) < 0 && now - begin > FBX_STALL_NS)
+        if (fbxi_deliver(f, target, fbxi_now(&f->clock)) < 0 && now - begin > FBX_STALL_NS)
             return fbxi_fail(FBX_E_QUEUE_FULL, "the queue from %s to %s is full and a stopped process holds its delivery",
-                             f->nodes[q->source].name, f->nodes[q->target].name);
+                             f->node_facts[source].name, f->node_facts[target].name);
     }
 }
 
-static void apply(fbx_fabric *f, const struct fbxl_entry *e, struct fbxl_node *node)
+static void apply(fbx_fabric *f, const struct fbxl_entry *e, uint32_t cells, struct fbxl_node *node)
 {
     const uint32_t region = e->region, bytes = e->bytes;
     const uint64_t offset = e->offset;
     struct fbxi_region_map *map;
     if (e->flags & FBXL_ENTRY_DROPPED || e->kind != FBXL_ENTRY_WRITE || region >= f->region_count ||
-        bytes > (CELLS - 1) * 64 || offset > f->regions[region].bytes || bytes > f->regions[region].bytes - offset ||
-        e->cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
+        bytes > (CELLS - 1) * 64 || offset > f->region_facts[region].bytes || bytes > f->region_facts[region].bytes - offset ||
+        cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
         (!fbxi_committed(f, region, offset, bytes ? bytes : 1) && fbxi_commit(f, region, offset, bytes))) {
         if (e->kind != FBXL_ENTRY_SKIP)
             fbx_count(&node->posted_dropped, 1);
@@ -274,37 +273,13 @@ int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
         }
         fbx_poke(&node->delivering_queue, (uint64_t)((uint8_t *)best - f->base));
         fbx_poke(&node->delivering_seq, e->sequence);
-        apply(f, e, node);
+        apply(f, e, cells, node);
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
         fbx_publish(&best->head, head + cells);
         delivered++;
     }
     fbxi_unlock(f, &node->delivery);
     return delivered;
-}
-
-void fbxi_overlay(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes, uint8_t *out, uint64_t until_ps)
-{
-    uint32_t target = f->regions[region].node, bound = 0;
-    for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
-        struct fbxl_queue *q = queue_at(f, at);
-        if (!q)
-            return;
-        for (uint64_t p = fbx_observe(&q->head), tail = fbx_observe(&q->tail); p < tail;) {
-            const struct fbxl_entry *e = cell(f, q, p);
-            if (!e->cells || e->cells > CELLS || fbx_peek(&e->arrives_ps) > until_ps || cells_for(e->bytes) > CELLS)
-                break;
-            if (e->kind == FBXL_ENTRY_WRITE && e->region == region && !(e->flags & FBXL_ENTRY_DROPPED) &&
-                e->offset < offset + bytes && offset < e->offset + e->bytes && e->bytes <= (CELLS - 1) * 64) {
-                const uint8_t *payload = e->bytes <= 16 ? e->inline_payload : (const uint8_t *)(e + 1);
-                uint64_t from = e->offset > offset ? e->offset : offset;
-                uint64_t to = e->offset + e->bytes < offset + bytes ? e->offset + e->bytes : offset + bytes;
-                memcpy(out + (from - offset), payload + (from - e->offset), to - from);
-            }
-            p += e->cells;
-        }
-        at = fbx_observe(&q->next);
-    }
 }
 
 int fbx_progress(fbx_node *n)
@@ -366,7 +341,8 @@ void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
                     crosses |= route->hop[i].direction / 2 == link;
             if (!crosses)
                 continue;
-            for (uint64_t p = fbx_observe(&q->head), tail = fbx_observe(&q->tail); p < tail;) {
+            uint64_t first = fbx_observe(&q->head), tail = fbx_observe(&q->tail);
+            for (uint64_t p = first; p < tail && p - first < CELLS;) {
                 struct fbxl_entry *e = cell(f, q, p);
                 if (!e->cells || e->cells > CELLS)
                     break;

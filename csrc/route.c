@@ -15,11 +15,11 @@ int fbxi_routes_init(fbx_fabric *f)
     if (!f->adjacent_first || !f->adjacent)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     for (uint32_t i = 0; i < f->link_count * 2; i++)
-        f->adjacent_first[f->links[i / 2].node[i & 1] + 2]++;
+        f->adjacent_first[f->link_facts[i / 2].node[i & 1] + 2]++;
     for (uint32_t i = 2; i < f->node_count + 2; i++)
         f->adjacent_first[i] += f->adjacent_first[i - 1];
     for (uint32_t i = 0; i < f->link_count * 2; i++) /* direction i leaves node[i & 1] */
-        f->adjacent[f->adjacent_first[f->links[i / 2].node[i & 1] + 1]++] = i;
+        f->adjacent[f->adjacent_first[f->link_facts[i / 2].node[i & 1] + 1]++] = i;
     return 0;
 }
 
@@ -44,11 +44,11 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
             delay[source] = 0;
             while (head < last) {
                 uint32_t node = queue[head++];
-                if (node != source && f->nodes[node].kind != FBXL_SWITCH)
+                if (node != source && f->node_facts[node].kind != FBXL_SWITCH)
                     continue;
                 for (uint32_t k = f->adjacent_first[node]; k < f->adjacent_first[node + 1]; k++) {
-                    uint32_t direction = f->adjacent[k], to = f->links[direction / 2].node[!(direction & 1)];
-                    uint64_t d = delay[node] + f->directions[direction].delay_ps;
+                    uint32_t direction = f->adjacent[k], to = f->link_facts[direction / 2].node[!(direction & 1)];
+                    uint64_t d = delay[node] + f->direction_facts[direction].delay_ps;
                     if (hops[to] == UINT32_MAX) {
                         queue[last++] = to;
                         hops[to] = hops[node] + 1;
@@ -91,7 +91,7 @@ static int calendar(fbx_fabric *f, uint32_t direction, fbx_au64 **out)
             if (status)
                 return status;
         }
-        if (offset < f->header->heap_offset || offset > f->mapped_bytes - FBX_CAL_SLOTS * 8)
+        if (!fbxi_heap_at(f, offset, FBX_CAL_SLOTS * 8))
             return fbxi_fail(FBX_E_CORRUPT, "a link's calendar lies outside the control segment");
         f->calendars[direction] = fbxi_at(f, offset);
     }
@@ -104,13 +104,13 @@ int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbx
     uint32_t *t = tree(f, source), count = 0, directions[FBX_MAX_HOPS];
     if (!t)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
-    for (uint32_t at = target; at != source; at = f->links[t[at] / 2].node[t[at] & 1]) {
+    for (uint32_t at = target; at != source; at = f->link_facts[t[at] / 2].node[t[at] & 1]) {
         if (t[at] == UINT32_MAX)
-            return fbxi_fail(FBX_E_UNSUPPORTED, "there is no way from %s to %s", f->nodes[source].name,
-                             f->nodes[target].name);
+            return fbxi_fail(FBX_E_UNSUPPORTED, "there is no way from %s to %s", f->node_facts[source].name,
+                             f->node_facts[target].name);
         if (count == FBX_MAX_HOPS)
-            return fbxi_fail(FBX_E_TOPOLOGY, "the way from %s to %s has more than %u links", f->nodes[source].name,
-                             f->nodes[target].name, FBX_MAX_HOPS);
+            return fbxi_fail(FBX_E_TOPOLOGY, "the way from %s to %s has more than %u links", f->node_facts[source].name,
+                             f->node_facts[target].name, FBX_MAX_HOPS);
         directions[count++] = t[at];
     }
     memset(route, 0, offsetof(struct fbxi_route, hop));
@@ -121,16 +121,18 @@ int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbx
     route->rcb = 64;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t direction = directions[count - 1 - i];
-        const struct fbxl_link *l = &f->links[direction / 2];
+        const struct fbxl_link *l = &f->link_facts[direction / 2];
         struct fbxi_hop *hop = &route->hop[i];
         memset(hop, 0, sizeof *hop);
         hop->direction = direction;
         hop->out = &f->directions[direction];
         hop->back = &f->directions[direction ^ 1];
+        hop->out_facts = &f->direction_facts[direction];
+        hop->back_facts = &f->direction_facts[direction ^ 1];
         hop->ethernet = l->kind;
         hop->mtu = l->mtu;
         hop->overhead = l->overhead_bytes;
-        route->fixed_ps += hop->out->delay_ps;
+        route->fixed_ps += hop->out_facts->delay_ps;
         if (!l->kind) {
             if (l->mps < route->mps)
                 route->mps = l->mps;

@@ -141,13 +141,13 @@ int fbxi_commit_control(fbx_fabric *f, uint64_t offset, uint64_t bytes)
 int fbxi_table_take(fbx_fabric *f, int which, uint32_t index)
 {
     struct fbxl_table *table = &f->header->table[which];
-    if (index >= table->capacity)
-        return fbxi_fail(FBX_E_NO_MEMORY, "a table of the fabric is full (%u entries)", table->capacity);
-    uint32_t high = fbx_observe(&table->high);
+    if (index >= f->capacity[which])
+        return fbxi_fail(FBX_E_NO_MEMORY, "a table of the fabric is full (%u entries)", f->capacity[which]);
+    uint32_t high = fbxi_high(f, which);
     if (index < high)
         return 0;
-    int status = fbxi_commit_control(f, table->offset + (uint64_t)high * table->stride,
-                                     (uint64_t)(index + 1 - high) * table->stride);
+    int status = fbxi_commit_control(f, f->table_offset[which] + (uint64_t)high * f->stride[which],
+                                     (uint64_t)(index + 1 - high) * f->stride[which]);
     if (status)
         return status;
     while (high < index + 1 && !fbx_claim32(&table->high, high, index + 1))
@@ -174,7 +174,7 @@ int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset)
         return fbxi_fail(FBX_E_NO_MEMORY, "%llu bytes are too much for the control segment",
                          (unsigned long long)bytes);
     uint64_t block = fbx_peek(&h->heap_free[c]);
-    if (block >= h->heap_offset && block + room <= h->heap_offset + h->heap_bytes) {
+    if (fbxi_heap_at(f, block, room)) {
         /* Dying after this line leaks one block, which is all that a crash may cost. */
         fbx_publish(&h->heap_free[c], *(uint64_t *)fbxi_at(f, block));
         memset(fbxi_at(f, block), 0, room);
@@ -182,13 +182,13 @@ int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset)
         return 0;
     }
     uint64_t used = fbx_peek(&h->heap_used), start = (used + (room < 4096 ? room : 4096) - 1) & ~((room < 4096 ? room : 4096) - 1);
-    if (start + room > h->heap_bytes)
+    if (start + room > f->heap_bytes)
         return fbxi_fail(FBX_E_NO_MEMORY, "the control segment's heap is full");
-    int status = fbxi_commit_control(f, h->heap_offset + start, room);
+    int status = fbxi_commit_control(f, f->heap_offset + start, room);
     if (status)
         return status;
     fbx_publish(&h->heap_used, start + room);
-    *offset = h->heap_offset + start;
+    *offset = f->heap_offset + start;
     return 0;
 }
 
@@ -196,7 +196,7 @@ void fbxi_heap_free(fbx_fabric *f, uint64_t offset, uint64_t bytes)
 {
     struct fbxl_header *h = f->header;
     uint32_t c = size_class(bytes);
-    if (!offset || c >= 24)
+    if (!offset || c >= 24 || !fbxi_heap_at(f, offset, 64ull << c))
         return;
     *(uint64_t *)fbxi_at(f, offset) = fbx_peek(&h->heap_free[c]);
     fbx_publish(&h->heap_free[c], offset);
@@ -212,8 +212,8 @@ static uint64_t bitmap_bytes(uint64_t bytes)
 
 static void region_path(const fbx_fabric *f, uint32_t region, char *out, size_t room)
 {
-    snprintf(out, room, "%s/fabrex@%u@%s@%016llx@r%u", f->directory, f->header->uid, f->name,
-             (unsigned long long)f->header->instance, region);
+    snprintf(out, room, "%s/fabrex@%u@%s@%016llx@r%u", f->directory, f->uid, f->name,
+             (unsigned long long)f->instance, region);
 }
 
 static int region_fd(fbx_fabric *f, uint32_t region)
@@ -233,16 +233,16 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
     *out = map;
     if (fbx_observe_pointer(&map->rw))
         return 0;
-    uint64_t bytes = f->regions[region].bytes, whole = bytes + bitmap_bytes(bytes);
+    uint64_t bytes = f->region_facts[region].bytes, whole = bytes + bitmap_bytes(bytes);
     int status = 0, fd = region_fd(f, region);
     if (fd < 0)
         return fbxi_fail_system(fbx_peek(&f->header->state) & FBXL_CLOSED ? FBX_E_CLOSED : FBX_E_CORRUPT,
-                                "the memory of %s is gone", f->nodes[f->regions[region].node].name);
+                                "the memory of %s is gone", f->node_facts[f->region_facts[region].node].name);
     struct stat found;
     if (fstat(fd, &found) || (uint64_t)found.st_size < whole) {
         close(fd);
         return fbxi_fail(FBX_E_CORRUPT, "the memory of %s is %llu bytes long and should be %llu",
-                         f->nodes[f->regions[region].node].name, (unsigned long long)found.st_size,
+                         f->node_facts[f->region_facts[region].node].name, (unsigned long long)found.st_size,
                          (unsigned long long)whole);
     }
     pthread_mutex_lock(&f->mutex);
@@ -289,18 +289,18 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
         return status;
     uint64_t first = offset >> FBX_COMMIT_SHIFT, last = (offset + bytes - 1) >> FBX_COMMIT_SHIFT;
     uint64_t start = first << FBX_COMMIT_SHIFT, end = (last + 1) << FBX_COMMIT_SHIFT;
-    if (end > r->bytes)
-        end = r->bytes;
+    if (end > f->region_facts[region].bytes)
+        end = f->region_facts[region].bytes;
     /* The fixed area comes with the first buffer, so that what is committed from the start has no hole. */
     if (start == FBX_FIXED_BYTES && fbx_observe(&r->prefix) < start)
         start = first = 0;
     int fd = region_fd(f, region);
     if (fd < 0)
-        return fbxi_fail_system(FBX_E_CORRUPT, "the memory of %s is gone", f->nodes[r->node].name);
+        return fbxi_fail_system(FBX_E_CORRUPT, "the memory of %s is gone", f->node_facts[f->region_facts[region].node].name);
     if ((status = room_for(f, fd, end - start)))
         goto close_fd;
     if ((status = fbxi_lock(f, &r->lock, 5 * FBX_STALL_NS)) < 0) {
-        status = fbxi_fail(FBX_E_BUSY, "another process holds the allocator of %s", f->nodes[r->node].name);
+        status = fbxi_fail(FBX_E_BUSY, "another process holds the allocator of %s", f->node_facts[f->region_facts[region].node].name);
         goto close_fd;
     }
     /* Space first, then the bits that say so: dying between them costs nothing but doing it again. */
@@ -314,8 +314,8 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
         }
         if (fbx_observe(&r->top[page / 64]) >> (page % 64) & 1)
             continue;
-        uint64_t at = page * 4096, room = bitmap_bytes(r->bytes) - at;
-        if ((status = allocate(f, fd, r->bytes + at, room < 4096 ? room : 4096)))
+        uint64_t at = page * 4096, room = bitmap_bytes(f->region_facts[region].bytes) - at;
+        if ((status = allocate(f, fd, f->region_facts[region].bytes + at, room < 4096 ? room : 4096)))
             goto unlock;
         fbx_or(&r->top[page / 64], 1ull << (page % 64));
     }
@@ -328,14 +328,14 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
     uint64_t prefix = fbx_peek(&r->prefix);
     if (start <= prefix && end > prefix) {
         prefix = end;
-        while (prefix < r->bytes) { /* pieces that were committed out of order join up */
+        while (prefix < f->region_facts[region].bytes) { /* pieces that were committed out of order join up */
             uint64_t piece = prefix >> FBX_COMMIT_SHIFT, page = prefix / FBX_BITS_PAGE;
             if (!(fbx_observe(&r->top[page / 64]) >> (page % 64) & 1) || !(fbx_bits_observe(&map->bits[piece / 8]) >> (piece % 8) & 1))
                 break;
             prefix = (piece + 1) << FBX_COMMIT_SHIFT;
         }
         /* Pairs with: fbx_observe(&region->prefix) before an access. Breaks: a bus error. */
-        fbx_publish(&r->prefix, prefix < r->bytes ? prefix : r->bytes);
+        fbx_publish(&r->prefix, prefix < f->region_facts[region].bytes ? prefix : f->region_facts[region].bytes);
     }
 unlock:
     fbxi_unlock(f, &r->lock);
@@ -349,7 +349,7 @@ int fbx_commit(fbx_fabric *f, uint64_t gva, uint64_t bytes)
     if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     uint64_t region = (gva >> FBX_SLOT_SHIFT) - 1, offset = gva & FBX_SLOT_MASK;
-    if (region >= f->region_count || bytes > f->regions[region].bytes || offset > f->regions[region].bytes - bytes)
+    if (region >= f->region_count || bytes > f->region_facts[region].bytes || offset > f->region_facts[region].bytes - bytes)
         return fbxi_fail_at(FBX_E_ADDRESS, -1, -1, gva, "0x%llx is in no region", (unsigned long long)gva);
     return fbxi_commit(f, (uint32_t)region, offset, bytes);
 }

@@ -58,10 +58,10 @@ static inline uint64_t units(uint64_t duration_ps, uint64_t at_ps, uint32_t unit
     return (duration_ps + (scatter(at_ps) & ((1ull << unit) - 1))) >> unit;
 }
 
-static inline int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
                                 uint64_t *start_ps, uint64_t *end_ps)
 {
-    const uint32_t shift = d->slot_shift, unit = shift - UNIT_BITS;
+    const uint32_t shift = facts->slot_shift, unit = shift - UNIT_BITS;
     uint32_t need = (uint32_t)units(duration_ps, at_ps, unit);
     uint64_t number = at_ps >> shift;
     uint32_t offset = (uint32_t)((at_ps >> unit) & (FULL - 1));
@@ -118,7 +118,7 @@ static inline int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, ui
                 if (s.bulk + displaced) {
                     uint64_t random = scatter(*start_ps + 1);
                     if ((random & 0xfff) < (before < FULL ? before : FULL))
-                        *start_ps += (d->tlp_ps * (random >> 12)) >> 12;
+                        *start_ps += (facts->tlp_ps * (random >> 12)) >> 12;
                 }
                 *end_ps = *start_ps + duration_ps;
             } else {
@@ -139,10 +139,10 @@ static inline int reserve_small(struct fbxl_direction *d, fbx_au64 *calendar, ui
     return 1;
 }
 
-static int reserve_bulk(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+static int reserve_bulk(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
                         uint64_t *start_ps, uint64_t *end_ps)
 {
-    const uint32_t shift = d->slot_shift, unit = shift - UNIT_BITS;
+    const uint32_t shift = facts->slot_shift, unit = shift - UNIT_BITS;
     uint64_t need = units(duration_ps, at_ps, unit);
     if (fbx_peek(&d->debt)) {
         uint64_t debt = fbx_swap(&d->debt, 0);
@@ -188,11 +188,11 @@ static int reserve_bulk(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t a
     return 1;
 }
 
-int fbxi_reserve(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
+int fbxi_reserve(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
                  uint64_t *start_ps, uint64_t *end_ps)
 {
-    return bulk ? reserve_bulk(d, calendar, at_ps, duration_ps, start_ps, end_ps)
-                : reserve_small(d, calendar, at_ps, duration_ps, start_ps, end_ps);
+    return bulk ? reserve_bulk(d, facts, calendar, at_ps, duration_ps, start_ps, end_ps)
+                : reserve_small(d, facts, calendar, at_ps, duration_ps, start_ps, end_ps);
 }
 
 uint64_t fbxi_wire(const struct fbxi_hop *hop, uint64_t payload, uint64_t tlps, uint32_t header)
@@ -211,17 +211,18 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
     for (uint32_t i = 0; i < route->hops; i++) {
         const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
         struct fbxl_direction *d = back ? hop->back : hop->out;
+        const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
         uint64_t wire = fbxi_wire(hop, payload, tlps, header);
-        uint64_t duration = fbx_bytes_to_ps(d->ps_per_byte_q24, wire), start = head, end = head + duration;
+        uint64_t duration = fbx_bytes_to_ps(facts->ps_per_byte_q24, wire), start = head, end = head + duration;
         if (reserve) {
-            clamped |= fbxi_reserve(d, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
+            clamped |= fbxi_reserve(d, facts, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
         }
         if (end < tail)
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + d->delay_ps;
-        tail = end + d->delay_ps;
+        head = start + facts->delay_ps;
+        tail = end + facts->delay_ps;
     }
     if (!route->hops)
         out->departs_ps = at_ps;
@@ -234,7 +235,7 @@ void fbxi_route_times(struct fbxi_route *route)
     for (uint32_t i = 0; i < route->hops; i++) {
         struct fbxi_hop *hop = &route->hop[i];
         for (uint32_t back = 0; back < 2; back++) {
-            uint64_t rate = (back ? hop->back : hop->out)->ps_per_byte_q24;
+            uint64_t rate = (back ? hop->back_facts : hop->out_facts)->ps_per_byte_q24;
             hop->small_ps[back][FBXI_REQUEST][0] = fbx_bytes_to_ps(rate, fbxi_wire(hop, 0, 1, FBX_MRD_HEADER));
             for (uint32_t log2_bytes = 0; log2_bytes < 7; log2_bytes++) {
                 uint64_t bytes = 1ull << log2_bytes;
@@ -254,14 +255,15 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
     for (uint32_t i = 0; i < route->hops; i++) {
         const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
         struct fbxl_direction *d = back ? hop->back : hop->out;
-        clamped |= reserve_small(d, back ? hop->back_calendar : hop->out_calendar, head,
+        const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
+        clamped |= reserve_small(d, facts, back ? hop->back_calendar : hop->out_calendar, head,
                                  hop->small_ps[back][what][log2_bytes], &start, &end);
         if (end < tail)
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + d->delay_ps;
-        tail = end + d->delay_ps;
+        head = start + facts->delay_ps;
+        tail = end + facts->delay_ps;
     }
     out->arrives_ps = tail;
     return clamped;

@@ -7,9 +7,9 @@
 #define FBX_TIMING_H
 #include "internal.h"
 
-/* Reserve `duration_ps` of a link for traffic that reaches it at `at_ps`; where it starts and ends.
+/* Reserve `duration_ps` of a link (`d`, whose constants `facts` holds where nobody can scribble over them) for traffic that reaches it at `at_ps`; where it starts and ends.
  * `bulk`: one of many packets of a long transfer, which small operations pass between. Returns 1 if it was clamped. */
-int fbxi_reserve(struct fbxl_direction *d, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
+int fbxi_reserve(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
                  uint64_t *start_ps, uint64_t *end_ps);
 
 #define FBX_MWR_HEADER 24u /* 64-bit address, with framing, sequence and LCRC: see pcie.h */

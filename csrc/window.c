@@ -51,10 +51,8 @@ static uint64_t window_limit(const struct fbxl_node *n, uint32_t widx)
 static struct fbxl_window *table(fbx_fabric *f, uint32_t node)
 {
     uint64_t offset = fbx_observe(&f->nodes[node].mw_table);
-    uint64_t bytes = (uint64_t)(f->nodes[node].mw_count + f->nodes[node].lut_count) * sizeof(struct fbxl_window);
-    if (!offset || offset < f->header->heap_offset || offset > f->mapped_bytes - bytes)
-        return NULL;
-    return fbxi_at(f, offset);
+    uint64_t bytes = (uint64_t)(f->node_facts[node].mw_count + f->node_facts[node].lut_count) * sizeof(struct fbxl_window);
+    return fbxi_heap_at(f, offset, bytes);
 }
 
 struct setting {
@@ -100,14 +98,16 @@ static struct setting window_get(fbx_fabric *f, uint32_t node, uint32_t widx)
     struct setting s = {0};
     if (w)
         s = window_read(&w[widx]);
-    const struct fbxl_node *n = &f->nodes[node];
+    if (s.peer >= f->node_count)
+        memset(&s, 0, sizeof s); /* scribbled over: leads nowhere */
+    const struct fbxl_node *n = &f->node_facts[node];
     if (s.state == FBXL_MW_DEFAULT) {
         memset(&s, 0, sizeof s);
         if ((f->flags & FBXL_AUTO_WINDOWS) && n->profile == FBX_PROFILE_FABREX && widx < f->region_count &&
-            f->regions[widx].node != node) {
-            s.translation = f->regions[widx].bus;
-            s.bytes = f->regions[widx].bytes;
-            s.peer = f->regions[widx].node;
+            f->region_facts[widx].node != node) {
+            s.translation = f->region_facts[widx].bus;
+            s.bytes = f->region_facts[widx].bytes;
+            s.peer = f->region_facts[widx].node;
             s.perm = FBX_PERM_RW;
             s.mapping = FBX_WRITE_COMBINING;
         }
@@ -119,8 +119,8 @@ static struct setting window_get(fbx_fabric *f, uint32_t node, uint32_t widx)
 static int64_t bus_region(const fbx_fabric *f, uint32_t node, uint64_t bus)
 {
     uint64_t index = bus >> FBX_SLOT_SHIFT;
-    const struct fbxl_node *n = &f->nodes[node];
-    if (index >= n->region_count || (bus & FBX_SLOT_MASK) >= f->regions[n->first_region + index].bytes)
+    const struct fbxl_node *n = &f->node_facts[node];
+    if (index >= n->region_count || (bus & FBX_SLOT_MASK) >= f->region_facts[n->first_region + index].bytes)
         return -1;
     return n->first_region + (int64_t)index;
 }
@@ -142,7 +142,7 @@ static int through(fbx_fabric *f, uint32_t node, uint32_t widx, const struct set
     out->offset = offset;
     out->lo = s->translation > base ? s->translation - base : 0;
     uint64_t end = s->translation + s->bytes - base;
-    out->hi = end < f->regions[region].bytes ? end : f->regions[region].bytes;
+    out->hi = end < f->region_facts[region].bytes ? end : f->region_facts[region].bytes;
     (void)node;
     return offset + bytes <= out->hi;
 }
@@ -152,62 +152,63 @@ static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct 
 /* Point the next of a small device's windows at the piece around `bus` of `peer`. */
 static int multiplex(fbx_fabric *f, uint32_t node, uint32_t peer, uint64_t bus, uint64_t bytes)
 {
-    struct fbxl_node *n = &f->nodes[node];
+    struct fbxl_node *shared = &f->nodes[node];
+    const struct fbxl_node *n = &f->node_facts[node];
     const struct profile *p = &profiles[n->profile];
     int64_t region = bus_region(f, peer, bus);
     if (region < 0 || !n->mw_count)
-        return fbxi_fail(FBX_E_NO_WINDOW, "%s has no window to %s", n->name, f->nodes[peer].name);
+        return fbxi_fail(FBX_E_NO_WINDOW, "%s has no window to %s", n->name, f->node_facts[peer].name);
     uint64_t size = 4096;
-    while (size < n->mw_max_bytes && size < f->regions[region].bytes)
+    while (size < n->mw_max_bytes && size < f->region_facts[region].bytes)
         size <<= 1;
     uint64_t offset = bus & FBX_SLOT_MASK, base = bus - offset, start = offset & ~(size - 1);
     if (offset + bytes > start + size) /* across the edge of an aligned piece */
         start = p->address_align ? (offset & ~(p->address_align < 4096 ? 4095 : p->address_align - 1)) : start;
-    uint64_t room = f->regions[region].bytes - start;
+    uint64_t room = f->region_facts[region].bytes - start;
     struct setting s = {.translation = base + start, .bytes = size < room ? size : room, .peer = peer,
                         .perm = FBX_PERM_RW, .mapping = FBX_WRITE_COMBINING, .state = FBXL_MW_SET};
-    int status = fbxi_lock(f, &n->mw_lock, FBX_STALL_NS);
+    int status = fbxi_lock(f, &shared->mw_lock, FBX_STALL_NS);
     if (status < 0)
         return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", n->name);
-    uint32_t widx = fbx_add(&n->mw_next, 1) % n->mw_count;
+    uint32_t widx = fbx_add(&shared->mw_next, 1) % n->mw_count;
     status = set_locked(f, node, widx, &s);
-    fbxi_unlock(f, &n->mw_lock);
+    fbxi_unlock(f, &shared->mw_lock);
     return status;
 }
 
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
 {
-    uint32_t count = f->nodes[node].mw_count + f->nodes[node].lut_count;
+    uint32_t count = f->node_facts[node].mw_count + f->node_facts[node].lut_count;
     if (address & FBX_BUS) {
         uint64_t bus = address & ~FBX_BUS;
         if (bus >= FBX_BAR_BASE) {
             uint64_t widx = (bus - FBX_BAR_BASE) >> FBX_SLOT_SHIFT, inside = bus & FBX_SLOT_MASK;
             if (widx >= count)
                 return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "%s has %u windows, no window %llu",
-                                    f->nodes[node].name, count, (unsigned long long)widx);
+                                    f->node_facts[node].name, count, (unsigned long long)widx);
             struct setting s = window_get(f, node, (uint32_t)widx);
             if (!s.bytes || inside >= s.bytes || bytes > s.bytes - inside ||
                 !through(f, node, (uint32_t)widx, &s, s.translation + inside, bytes, out))
                 return fbxi_fail_at(s.bytes ? FBX_E_ADDRESS : FBX_E_NO_WINDOW, -1, (int)node, address,
                                     "offset 0x%llx of window %llu of %s leads nowhere", (unsigned long long)inside,
-                                    (unsigned long long)widx, f->nodes[node].name);
+                                    (unsigned long long)widx, f->node_facts[node].name);
             return 0;
         }
         int64_t region = bus_region(f, node, bus);
-        if (region < 0 || bytes > f->regions[region].bytes - (bus & FBX_SLOT_MASK))
+        if (region < 0 || bytes > f->region_facts[region].bytes - (bus & FBX_SLOT_MASK))
             return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "bus address 0x%llx of %s is in none of its regions",
-                                (unsigned long long)bus, f->nodes[node].name);
+                                (unsigned long long)bus, f->node_facts[node].name);
         address = ((uint64_t)(region + 1) << FBX_SLOT_SHIFT) | (bus & FBX_SLOT_MASK);
     }
     uint64_t slot = address >> FBX_SLOT_SHIFT, offset = address & FBX_SLOT_MASK;
     if (!slot || slot > f->region_count)
         return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "0x%llx is in no region of the fabric",
                             (unsigned long long)address);
-    const struct fbxl_region *r = &f->regions[slot - 1];
+    const struct fbxl_region *r = &f->region_facts[slot - 1];
     if (offset >= r->bytes || bytes > r->bytes - offset)
         return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address,
                             "0x%llx and %llu bytes from there leave %s of %s, which ends at 0x%llx",
-                            (unsigned long long)address, (unsigned long long)bytes, r->tier, f->nodes[r->node].name,
+                            (unsigned long long)address, (unsigned long long)bytes, r->tier, f->node_facts[r->node].name,
                             (unsigned long long)((slot << FBX_SLOT_SHIFT) + r->bytes));
     if (r->node == node) {
         *out = (struct fbxi_target){(uint32_t)slot - 1, node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0,
@@ -217,7 +218,7 @@ int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t byte
     const uint64_t bus = r->bus + offset;
     for (int attempt = 0; attempt < 2; attempt++) {
         /* The manager's own window first: with the idealised device it is the one. */
-        if ((f->flags & FBXL_AUTO_WINDOWS) && f->nodes[node].profile == FBX_PROFILE_FABREX && slot - 1 < count) {
+        if ((f->flags & FBXL_AUTO_WINDOWS) && f->node_facts[node].profile == FBX_PROFILE_FABREX && slot - 1 < count) {
             struct setting s = window_get(f, node, (uint32_t)slot - 1);
             if (s.peer == r->node && through(f, node, (uint32_t)slot - 1, &s, bus, bytes, out))
                 return 0;
@@ -228,21 +229,21 @@ int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t byte
                 if (s.peer == r->node && through(f, node, w, &s, bus, bytes, out))
                     return 0;
             }
-        if (attempt || !(f->flags & FBXL_AUTO_WINDOWS) || f->nodes[node].profile == FBX_PROFILE_FABREX)
+        if (attempt || !(f->flags & FBXL_AUTO_WINDOWS) || f->node_facts[node].profile == FBX_PROFILE_FABREX)
             break;
         int status = multiplex(f, node, r->node, bus, bytes < 64 ? bytes : 1);
         if (status)
             return status;
     }
     return fbxi_fail_at(FBX_E_NO_WINDOW, -1, (int)node, address, "no window of %s reaches 0x%llx (%s of %s)",
-                        f->nodes[node].name, (unsigned long long)address, r->tier, f->nodes[r->node].name);
+                        f->node_facts[node].name, (unsigned long long)address, r->tier, f->node_facts[r->node].name);
 }
 
 int fbx_mw_count(fbx_fabric *f, uint32_t node)
 {
     if (node >= f->node_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no node %u", node);
-    return (int)(f->nodes[node].mw_count + f->nodes[node].lut_count);
+    return (int)(f->node_facts[node].mw_count + f->node_facts[node].lut_count);
 }
 
 int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_info *out)
@@ -251,8 +252,8 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
     if (count < 0)
         return count;
     if (widx >= (uint32_t)count)
-        return fbxi_fail(FBX_E_INVALID, "%s has %d windows, no window %u", f->nodes[node].name, count, widx);
-    const struct fbxl_node *n = &f->nodes[node];
+        return fbxi_fail(FBX_E_INVALID, "%s has %d windows, no window %u", f->node_facts[node].name, count, widx);
+    const struct fbxl_node *n = &f->node_facts[node];
     const struct profile *p = &profiles[n->profile];
     struct setting s = window_get(f, node, widx);
     *out = (struct fbx_window_info){
@@ -273,7 +274,7 @@ static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct 
         if ((status = fbxi_control_lock(f)))
             return status;
         if (!fbx_observe(&n->mw_table)) {
-            status = fbxi_heap(f, (uint64_t)(n->mw_count + n->lut_count) * sizeof(struct fbxl_window), &offset);
+            status = fbxi_heap(f, (uint64_t)(f->node_facts[node].mw_count + f->node_facts[node].lut_count) * sizeof(struct fbxl_window), &offset);
             if (!status)
                 fbx_publish(&n->mw_table, offset);
         }
@@ -283,7 +284,7 @@ static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct 
     }
     struct fbxl_window *w = table(f, node);
     if (!w)
-        return fbxi_fail(FBX_E_CORRUPT, "the window table of %s lies outside the control segment", n->name);
+        return fbxi_fail(FBX_E_CORRUPT, "the window table of %s lies outside the control segment", f->node_facts[node].name);
     window_write(&w[widx], s);
     return fbxi_invalidate_node_routes(f, node);
 }
@@ -292,7 +293,7 @@ static int set(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting
 {
     struct fbxl_node *n = &f->nodes[node];
     if (fbxi_lock(f, &n->mw_lock, FBX_STALL_NS) < 0)
-        return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", n->name);
+        return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", f->node_facts[node].name);
     int status = set_locked(f, node, widx, s);
     fbxi_unlock(f, &n->mw_lock);
     return status;
@@ -307,20 +308,20 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
         return status;
-    const char *name = f->nodes[node].name;
+    const char *name = f->node_facts[node].name;
     if (peer >= f->node_count || peer == node)
         return fbxi_fail(FBX_E_INVALID, "a window of %s needs another node of the fabric as its peer", name);
     if (perm < FBX_PERM_NONE || perm > FBX_PERM_RW || mapping < 0 || mapping > 1)
         return fbxi_fail(FBX_E_INVALID, "permission %d or mapping %d is none", perm, mapping);
     if (!bytes || bytes < w.min_bytes || bytes > w.max_bytes)
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s (%s) takes %llu to %llu bytes, not %llu", widx, name,
-                         profiles[f->nodes[node].profile].name, (unsigned long long)w.min_bytes,
+                         profiles[f->node_facts[node].profile].name, (unsigned long long)w.min_bytes,
                          (unsigned long long)w.max_bytes, (unsigned long long)bytes);
     uint64_t align = w.address_align;
-    if (w.lut && f->nodes[node].profile != FBX_PROFILE_FABREX && bytes != w.max_bytes)
+    if (w.lut && f->node_facts[node].profile != FBX_PROFILE_FABREX && bytes != w.max_bytes)
         return fbxi_fail(FBX_E_WINDOW, "LUT window %u of %s has the fixed size of %llu bytes", widx, name,
                          (unsigned long long)w.max_bytes);
-    if (w.lut && align < w.max_bytes && f->nodes[node].profile == FBX_PROFILE_SWITCHTEC)
+    if (w.lut && align < w.max_bytes && f->node_facts[node].profile == FBX_PROFILE_SWITCHTEC)
         align = w.max_bytes;
     if (translation & (align - 1))
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a translation aligned to 0x%llx bytes, not 0x%llx", widx, name,
@@ -329,9 +330,9 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a multiple of %llu bytes, not %llu", widx, name,
                          (unsigned long long)w.size_align, (unsigned long long)bytes);
     int64_t region = bus_region(f, peer, translation);
-    if (region < 0 || bytes > f->regions[region].bytes - (translation & FBX_SLOT_MASK))
+    if (region < 0 || bytes > f->region_facts[region].bytes - (translation & FBX_SLOT_MASK))
         return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
-                         (unsigned long long)translation, (unsigned long long)bytes, f->nodes[peer].name);
+                         (unsigned long long)translation, (unsigned long long)bytes, f->node_facts[peer].name);
     struct setting s = {translation, bytes, peer, (uint32_t)perm, (uint32_t)mapping, FBXL_MW_SET};
     return set(f, node, widx, &s);
 }
