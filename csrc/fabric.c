@@ -248,8 +248,7 @@ static int fabric_ready(fbx_fabric *f)
 {
     f->maps = calloc(f->region_count ? f->region_count : 1, sizeof *f->maps);
     f->trees = calloc(f->node_count, sizeof *f->trees);
-    f->calendars = calloc((size_t)f->link_count * 2 + 1, sizeof *f->calendars);
-    if (!f->maps || !f->trees || !f->calendars)
+    if (!f->maps || !f->trees)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     for (uint32_t i = 0; i < f->region_count; i++)
         f->maps[i].fd = -1;
@@ -289,7 +288,6 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->direction_facts);
     free(f->maps);
     free(f->trees);
-    free(f->calendars);
     free(f->adjacent);
     free(f->adjacent_first);
     pthread_mutex_destroy(&f->mutex);

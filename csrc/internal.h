@@ -134,7 +134,6 @@ struct fbx_fabric {
     struct fbxi_region_map *maps;
     uint32_t **trees; /* by source node: the direction by which each node is reached */
     uint32_t *adjacent_first, *adjacent;
-    fbx_au64 **calendars; /* by direction */
     fbx_node *node_list;
     pthread_mutex_t mutex; /* everything above that is filled on first use */
     pthread_t service;

@@ -75,28 +75,20 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
 static int calendar(fbx_fabric *f, uint32_t direction, fbx_au64 **out)
 {
     struct fbxl_direction *d = &f->directions[direction];
-    if (!f->calendars[direction]) {
-        uint64_t offset = fbx_observe(&d->calendar);
-        if (!offset) {
-            int status = fbxi_control_lock(f);
-            if (status)
-                return status;
-            offset = fbx_observe(&d->calendar);
-            if (!offset) {
-                status = fbxi_heap(f, FBX_CAL_SLOTS * 8, &offset);
-                if (!status)
-                    fbx_publish(&d->calendar, offset);
-            }
-            fbxi_control_unlock(f);
-            if (status)
-                return status;
-        }
-        if (!fbxi_heap_at(f, offset, FBX_CAL_SLOTS * 8))
-            return fbxi_fail(FBX_E_CORRUPT, "a link's calendar lies outside the control segment");
-        f->calendars[direction] = fbxi_at(f, offset);
+    uint64_t offset = fbx_observe(&d->calendar);
+    if (!offset) {
+        int status = fbxi_control_lock(f);
+        if (status)
+            return status;
+        offset = fbx_observe(&d->calendar);
+        if (!offset && !(status = fbxi_heap(f, FBX_CAL_SLOTS * 8, &offset)))
+            fbx_publish(&d->calendar, offset);
+        fbxi_control_unlock(f);
+        if (status)
+            return status;
     }
-    *out = f->calendars[direction];
-    return 0;
+    *out = fbxi_heap_at(f, offset, FBX_CAL_SLOTS * 8);
+    return *out ? 0 : fbxi_fail(FBX_E_CORRUPT, "a link's calendar lies outside the control segment");
 }
 
 int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route)
