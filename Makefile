@@ -175,11 +175,11 @@ build/lib/libfabrex.a: $(CORE_C:csrc/%.c=build/core/%.o)
 	@rm -f $@ && $(AR) rcs $@ $^
 
 install-lib: lib
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)/fabrex
 	install -m 755 build/lib/$(SONAME) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libfabrex.so
 	install -m 644 build/lib/libfabrex.a $(DESTDIR)$(LIBDIR)/libfabrex.a
-	install -m 644 $(PUBLIC_H) $(DESTDIR)$(INCLUDEDIR)
+	install -m 644 $(PUBLIC_H) $(DESTDIR)$(INCLUDEDIR)/fabrex
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|' \
 	    csrc/fabrex.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/fabrex.pc
 
