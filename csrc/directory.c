@@ -345,6 +345,19 @@ static int region_lock(fbx_fabric *f, uint32_t region)
     return 0;
 }
 
+/* The entry of a named buffer that is alive; one whose buffer died with its owner goes. Control lock held. */
+static struct fbxl_name *live_name(fbx_fabric *f, const char *name)
+{
+    struct fbxl_name *e = name_find(f, name, FBXL_NAME_BUFFER);
+    struct fbxl_buffer *b = e ? buffer_at(f, (uint32_t)fbx_peek(&e->value[0].offset) + 1) : NULL;
+    if (!e)
+        return NULL;
+    if (b && fbx_observe(&b->state) == FBXL_BUFFER_LIVE && !strncmp(b->name, name, FBX_NAME_BYTES))
+        return e;
+    name_remove(f, e);
+    return NULL;
+}
+
 int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
 {
     fbx_fabric *f = n->fabric;
@@ -374,7 +387,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     /* Reserve an entry first; the holder of RESERVED entries is its session, which reclaims them if it dies. */
     if ((status = fbxi_control_lock(f)))
         return status;
-    if (name && name[0] && name_find(f, name, FBXL_NAME_BUFFER)) {
+    if (name && name[0] && live_name(f, name)) {
         fbxi_control_unlock(f);
         return fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
     }
@@ -432,7 +445,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
         status = fbxi_control_lock(f);
         if (!status) {
             struct fbxl_name *e = NULL;
-            if (name_find(f, name, FBXL_NAME_BUFFER))
+            if (live_name(f, name))
                 status = fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
             else if (!(status = name_add(f, name, FBXL_NAME_BUFFER, &e))) {
                 fbx_poke(&e->value[0].offset, index);
@@ -462,7 +475,8 @@ static int live(fbx_fabric *f, const struct fbx_buffer *buffer, struct fbxl_buff
         return fbxi_fail(FBX_E_STALE, "the handle is of another fabric, or of an earlier one of the same name");
     struct fbxl_buffer *b = buffer_at(f, buffer->index + 1);
     if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || fbx_observe(&b->generation) != buffer->generation ||
-        b->region >= f->region_count)
+        b->region >= f->region_count || b->region != buffer->region || b->offset != buffer->offset ||
+        b->bytes != buffer->bytes)
         return fbxi_fail(FBX_E_STALE, "buffer %u.%u was freed", buffer->index, buffer->generation);
     *out = b;
     return 0;
@@ -515,11 +529,9 @@ int fbx_buffer_find(fbx_fabric *f, const char *name, struct fbx_buffer *out)
         status = fbxi_control_lock(f);
     if (status)
         return status;
-    struct fbxl_name *e = name_find(f, name, FBXL_NAME_BUFFER);
+    struct fbxl_name *e = live_name(f, name);
     struct fbxl_buffer *b = e ? buffer_at(f, (uint32_t)fbx_peek(&e->value[0].offset) + 1) : NULL;
-    if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || strncmp(b->name, name, FBX_NAME_BYTES)) {
-        if (e)
-            name_remove(f, e); /* its buffer died with its owner between two steps */
+    if (!b) {
         status = fbxi_fail(FBX_E_NOT_FOUND, "no buffer '%s' in fabric '%s'", name, f->name);
     } else {
         describe(f, (uint32_t)(b - f->buffers), out);

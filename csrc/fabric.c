@@ -42,6 +42,7 @@ static void after_fork_child(void)
         f->fd = -1;
         f->service_running = 0;
         pthread_mutex_init(&f->mutex, NULL);
+        pthread_mutex_init(&f->map_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
             fbxi_node_forked(n);
     }
@@ -161,7 +162,8 @@ static int check_tables(fbx_fabric *f)
     for (uint32_t i = 0; i < f->node_count; i++) {
         const struct fbxl_node *n = &f->node_facts[i];
         if (!memchr(n->name, 0, sizeof n->name) || n->first_region > f->region_count ||
-            n->region_count > f->region_count - n->first_region || n->profile >= FBX_PROFILES)
+            n->region_count > f->region_count - n->first_region || n->profile >= FBX_PROFILES ||
+            !n->access_bytes || n->access_bytes > 64 || (n->access_bytes & (n->access_bytes - 1)))
             return fbxi_fail(FBX_E_CORRUPT, "node %u of the fabric is damaged", i);
     }
     for (uint32_t i = 0; i < f->region_count; i++) {
@@ -174,7 +176,9 @@ static int check_tables(fbx_fabric *f)
         bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
                     (l->kind == 0 || (l->kind == 1 && l->mtu));
         for (uint32_t d = 2 * i; d < 2 * i + 2; d++)
-            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40;
+            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40 &&
+                   f->direction_facts[d].ps_per_byte_q24 && f->direction_facts[d].ps_per_byte_q24 < 1ull << 56 &&
+                   f->direction_facts[d].delay_ps < 1ull << 52;
         if (!good)
             return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
     }
@@ -241,6 +245,7 @@ static fbx_fabric *fabric_new(const char *directory)
     f->session = UINT32_MAX;
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
+    pthread_mutex_init(&f->map_mutex, NULL);
     return f;
 }
 
@@ -272,7 +277,7 @@ void fbx_fabric_free(fbx_fabric *f)
         if (f->maps[i].rw)
             munmap(f->maps[i].rw, bytes + bits);
         if (f->maps[i].ro)
-            munmap(f->maps[i].ro, bytes + bits);
+            munmap(f->maps[i].ro, bytes);
         if (f->maps[i].fd >= 0)
             close(f->maps[i].fd);
     }
@@ -291,7 +296,21 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->adjacent);
     free(f->adjacent_first);
     pthread_mutex_destroy(&f->mutex);
+    pthread_mutex_destroy(&f->map_mutex);
     free(f);
+}
+
+/* A mapping keeps the description that it was made from, and a child that was forked keeps the mapping: made from the one
+ * that holds our locks, it would keep them after our death. */
+static void *map_file(const fbx_fabric *f)
+{
+    int fd = fbxi_reopen(f->fd);
+    void *at = mmap(NULL, f->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd < 0 ? f->fd : fd, 0);
+    int system = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = system;
+    return at;
 }
 
 /* Map the control segment of `fd` (which f then owns) and check it. */
@@ -313,7 +332,7 @@ static int map_control(fbx_fabric *f)
     if (status)
         return status;
     f->mapped_bytes = copy.control_bytes;
-    void *at = mmap(NULL, f->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
+    void *at = map_file(f);
     if (at == MAP_FAILED)
         return fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map the control segment");
     f->base = at;
@@ -401,9 +420,7 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
     if (!f)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     /* A lock belongs to an open file description: ours must not be the one that the sender still uses. */
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", control_fd);
-    f->fd = open(path, O_RDWR | O_CLOEXEC);
+    f->fd = fbxi_reopen(control_fd);
     int status = f->fd < 0 ? fbxi_fail_system(FBX_E_SYSTEM, "cannot open descriptor %d anew", control_fd) : map_control(f);
     if (!status)
         status = start(f);
@@ -511,7 +528,9 @@ int fbx_fabric_reclaim(const char *directory, const char *name)
         int held = fbxi_sessions_held(fd);
         struct fbxl_header h;
         memset(&h, 0, sizeof h);
-        if (!held && pread(fd, &h, sizeof h, 0) >= 0) {
+        struct stat named, ours;
+        if (!held && pread(fd, &h, sizeof h, 0) >= 0 && !stat(path, &named) && !fstat(fd, &ours) &&
+            named.st_ino == ours.st_ino && named.st_dev == ours.st_dev) {
             unlink(path);
             if (fbx_peek(&h.magic) == FBX_MAGIC)
                 remove_segments(directory, (uint32_t)getuid(), name, h.instance);
@@ -608,8 +627,9 @@ static int check_config(const struct fbx_config *c)
                          c->node_count, c->region_count, c->link_count);
     for (uint32_t i = 0; i < c->node_count; i++)
         if (!fbxi_name_ok(c->nodes[i].name) || c->nodes[i].kind < FBX_HOST || c->nodes[i].kind > FBX_SWITCH ||
-            c->nodes[i].profile >= FBX_PROFILES)
-            return fbxi_fail(FBX_E_TOPOLOGY, "node %u ('%.64s') has a bad name, kind or profile", i,
+            c->nodes[i].profile >= FBX_PROFILES || c->nodes[i].access_bytes > 64 ||
+            (c->nodes[i].access_bytes & (c->nodes[i].access_bytes - 1)))
+            return fbxi_fail(FBX_E_TOPOLOGY, "node %u ('%.64s') has a bad name, kind, profile or access width", i,
                              c->nodes[i].name ? c->nodes[i].name : "");
     for (uint32_t i = 0; i < c->region_count; i++) {
         const struct fbx_config_region *r = &c->regions[i];
@@ -845,7 +865,7 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     }
     if ((status = fbxi_commit_control(f, 0, eager_end)))
         goto fail;
-    void *map = mmap(NULL, f->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, f->fd, 0);
+    void *map = map_file(f);
     if (map == MAP_FAILED) {
         status = fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map the control segment");
         goto fail;
@@ -1078,8 +1098,9 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
     int status = fbxi_control_lock(f);
     if (status)
         return status;
-    if ((fbx_observe(&l->state) == 0) != !!up) {
-        if (!up)
+    /* Down again after BUSY must wait again: the state alone does not say that marks have cleared. */
+    if (!up || fbx_observe(&l->state)) {
+        if (!up && !fbx_observe(&l->state))
             fbx_poke(&l->down_at_ps, fbxi_now(&f->clock));
         /* Pairs with: fbx_observe(&link->state) in resolve(). Breaks: a route over a dead link. */
         fbx_publish(&l->state, up ? 0 : 1);

@@ -135,7 +135,8 @@ struct fbx_fabric {
     uint32_t **trees; /* by source node: the direction by which each node is reached */
     uint32_t *adjacent_first, *adjacent;
     fbx_node *node_list;
-    pthread_mutex_t mutex; /* everything above that is filled on first use */
+    pthread_mutex_t mutex; /* trees, nodes and what else is filled on first use */
+    pthread_mutex_t map_mutex; /* maps; taken last, also inside a delivery */
     pthread_t service;
     uint32_t service_running;
     fbx_au32 service_stop, service_wake;
@@ -169,6 +170,7 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
 int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
 int fbxi_table_take(fbx_fabric *f, int table, uint32_t index); /* commit an entry before its first use */
 int fbxi_name_ok(const char *name);
+int fbxi_reopen(int fd); /* the same file, another open file description: locks of one are not held by the other */
 int fbxi_read_file(const char *path, char *out, size_t room);
 uint64_t fbxi_process_start(uint32_t pid);
 

@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <time.h>
 
 static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
 {
@@ -109,6 +110,15 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
     return 0;
 }
 
+static int owner_died(fbx_fabric *f, uint32_t node)
+{
+    uint32_t owner = fbx_observe(&f->nodes[node].owner);
+    if (!owner || owner > fbxi_high(f, FBXL_REQUESTERS))
+        return 0;
+    const struct fbxl_requester *r = &f->requesters[owner - 1];
+    return fbxi_session_dead(f, fbx_observe(&r->session) - 1, r->session_incarnation);
+}
+
 /* What the last owner left is gone with its power: its buffers are free again and handles to them stale. */
 static void power_on(fbx_fabric *f, uint32_t node)
 {
@@ -134,6 +144,12 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     if (index < 0)
         return index;
     struct fbxl_node *shared = &f->nodes[index];
+    /* An owner that died is buried first: its peers must learn of it, and its memory is gone. */
+    for (int i = 0; i < 1000 && owner_died(f, (uint32_t)index); i++)
+        if (!fbxi_reap(f)) {
+            struct timespec nap = {0, 1000000}; /* another is at it */
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+        }
     if (f->node_facts[index].kind == FBXL_SWITCH)
         return fbxi_fail(FBX_E_INVALID, "%s is a switch: no process can be it", name);
     fbx_node *n = calloc(1, sizeof *n);

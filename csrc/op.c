@@ -143,7 +143,7 @@ static void shorten(fbx_node *n, struct fbxi_xl *x)
 {
     struct fbxi_tlb *t = &n->tlb[x->region + 1];
     uint64_t committed = fbx_observe(&n->fabric->regions[x->region].prefix), end = x->hi < committed ? x->hi : committed;
-    uint64_t span = end > x->lo && !x->status && (n->may_shorten == 1 || !x->route) ? end - x->lo : 0;
+    uint64_t span = end > x->lo && !x->status && (n->may_shorten == 1 || (n->may_shorten == 2 && !x->route)) ? end - x->lo : 0;
     t->base = x->base;
     t->lo = x->lo;
     t->load_span = x->perm & FBX_PERM_READ ? span : 0;
@@ -156,6 +156,7 @@ static int find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scrat
                 uint64_t *offset)
 {
     uint64_t slot = gva >> FBX_SLOT_SHIFT, generation = fbx_observe(n->generation);
+    *out = NULL;
     int home = n->home == fbxi_thread();
     if (home && n->generation_seen != generation) {
         memset(n->tlb, 0, n->tlb_count * sizeof *n->tlb);
@@ -495,7 +496,7 @@ static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
 {
-    struct fbxi_xl scratch, *x;
+    struct fbxi_xl scratch, *x = NULL;
     uint64_t offset, now = fbx_observe(n->pending) || n->fabric->clock.kind ? fbxi_now(&n->fabric->clock) : UINT64_MAX;
     uint64_t begin = 0;
     for (;;) {
@@ -520,7 +521,7 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
         }
         if (status) {
             op->target = x ? x->target : n->index;
-            if (is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) &&
+            if (x && is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) &&
                 !(n->fabric->flags & FBXL_STRICT)) {
                 vanish(n, x->target, x->route);
                 return 0;
@@ -1439,7 +1440,7 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
     *writable = (x.perm & FBX_PERM_WRITE) != 0;
     if (!*writable) {
         struct fbxi_region_map *map = &f->maps[x.region];
-        pthread_mutex_lock(&f->mutex);
+        pthread_mutex_lock(&f->map_mutex);
         if (!map->ro) {
             /* The same pages again, protected: a store through this view faults as the hardware's page table would. */
             uint64_t size = f->region_facts[x.region].bytes;
@@ -1454,7 +1455,7 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
                 status = fbxi_fail_system(FBX_E_NO_MEMORY, "cannot map a second view");
         }
         base = map->ro;
-        pthread_mutex_unlock(&f->mutex);
+        pthread_mutex_unlock(&f->map_mutex);
         if (status)
             return status;
     }

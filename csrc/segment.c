@@ -17,6 +17,13 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+int fbxi_reopen(int fd)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
 int fbxi_read_file(const char *path, char *out, size_t room)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -245,7 +252,7 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
                          f->node_facts[f->region_facts[region].node].name, (unsigned long long)found.st_size,
                          (unsigned long long)whole);
     }
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->map_mutex);
     if (!map->rw) {
         void *at = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
         if (at == MAP_FAILED) {
@@ -255,7 +262,7 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
             fbx_publish_pointer(&map->rw, (uint8_t *)at);
         }
     }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->map_mutex);
     close(fd);
     return status;
 }
@@ -322,7 +329,8 @@ int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
     for (uint64_t piece = first; piece <= last; piece++) {
         uint8_t bit = (uint8_t)(1u << (piece % 8));
         if (!(fbx_bits_or(&map->bits[piece / 8], bit) & bit))
-            added += FBX_COMMIT_BYTES;
+            added += piece < (f->region_facts[region].bytes >> FBX_COMMIT_SHIFT) ? FBX_COMMIT_BYTES
+                                                                                  : f->region_facts[region].bytes & (FBX_COMMIT_BYTES - 1);
     }
     fbx_count(&r->committed, added);
     uint64_t prefix = fbx_peek(&r->prefix);

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fabricctl demo`: shows what `fabrex.demo` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from . import output
+from .output import document, emit, note, table, usage
+
+
+class _Bar:
+    """A progress bar on a terminal; one line per stage elsewhere."""
+
+    def __init__(self) -> None:
+        self._drawn = output.tty(sys.stderr)
+        self._what = ""
+
+    def __call__(self, what: str, done: float) -> None:
+        if not self._drawn:
+            if what != self._what:
+                note(f"{what} ...")
+            self._what = what
+            return
+        if self._what and what != self._what:
+            self._draw(self._what, 1.0)
+            sys.stderr.write("\n")
+        self._what = what
+        self._draw(what, done)
+
+    def _draw(self, what: str, done: float) -> None:
+        import shutil
+
+        columns = shutil.get_terminal_size().columns
+        length = max(min(columns - 44, 40), 5)
+        full = int(length * min(max(done, 0.0), 1.0))
+        line = f"{output.cut_to(what, 36):<36} {'█' * full}{'░' * (length - full)} {int(100 * min(done, 1.0)):3d}%"
+        sys.stderr.write("\r" + line[: columns - 1])
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Finish the last line."""
+        if self._drawn and self._what:
+            self._draw(self._what, 1.0)
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+
+def demo(arguments: Any) -> int:
+    """`demo`: exits nonzero if the data differ."""
+    from .. import demo as demonstration
+
+    if arguments.size < 1 << 20:
+        usage("--size is at least 1MiB")
+    if not arguments.json:
+        emit(output.fit("A SuperNODE of 32 accelerators, four hosts and a memory box, in real time."))
+        sys.stdout.flush()
+    bar = _Bar()
+    try:
+        result = demonstration.run(size=arguments.size, quick=arguments.quick, output_dir=arguments.output_dir, progress=bar)
+    except demonstration.Failed as error:
+        raise output.CommandError(str(error), "the lines above say why", output.FAILURE) from None
+    bar.end()
+    if arguments.json:
+        facts = dataclasses.asdict(result)
+        facts["histogram"] = {str(bound): count for bound, count in result.histogram.items()}
+        document("demo", **facts, same=result.same)
+        return output.OK if result.same else output.FAILURE
+    quantity = demonstration.quantity
+    rows = []
+    for f in result.figures:
+        rows.append((
+            f.what,
+            quantity(f.modelled, f.unit),
+            quantity(f.measured, f.unit),
+            "" if f.p99 is None else quantity(f.p99, f.unit),
+            "" if f.p999 is None else quantity(f.p999, f.unit),
+            demonstration.lateness(f),
+        ))  # fmt: skip
+    emit("")
+    header = ("", "MODELLED", "MEASURED", "P99", "P99.9", "LATE")
+    emit(table(header, rows, right=header[1:]))
+    emit("")
+    emit(output.wrapped("Measured times are medians. They hold what the model asks for and what this machine adds to it: Python, "
+                        "and processes that wake one another."))  # fmt: skip
+    if any(f.behind or (f.unit == "ns" and (f.late or 0) > 0.05) for f in result.figures):
+        emit(output.wrapped("late: what this machine finished after its modelled time. Rates above what its "
+                            "processors can copy come out lower than modelled; `fabricctl doctor` shows its limits, and a "
+                            "topology's `dilation` stretches time to fit them."))  # fmt: skip
+    emit("")
+    if result.same:
+        amount = output.size(result.file_bytes)
+        emit(output.fit(f"SHA-256 {result.sha256_received[:16]}… of {amount}: sent and received are the same."))
+    else:
+        emit(f"SHA-256 sent {result.sha256_sent}, received {result.sha256_received}: THE DATA DIFFER.")
+    emit(f"Wrote {result.picture}. Took {result.seconds:.0f} s.")
+    return output.OK if result.same else output.FAILURE

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands' words and options. What is wrong is said in one line, with what was probably meant.
+
+Owns: syntax. Must not know: fabrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .output import nearest, usage
+
+Command = list[tuple[str, list[str]]]
+"""Pairs of a node pattern (empty: all) and the command for it."""
+
+
+class Namespace(argparse.Namespace):
+    """Parsed arguments."""
+
+    handler: str
+    commands: Command | None
+    json: bool
+    directory: str | None
+
+    def __getattr__(self, name: str) -> Any:  # for type checkers: attributes come from the parser
+        raise AttributeError(name)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with shorter and more helpful errors."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise one line instead of printing the usage and leaving."""
+        command = self.prog.partition(" ")[2]
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if choice:
+            known = [word.strip(" '") for word in choice[2].split(",")]
+            what = message.partition(":")[0][len("argument ") :]
+            what = what.lower() if what in ("COMMAND", "ACTION") else f"value of {what}:"
+            near = nearest(choice[1], known)
+            usage(f"unknown {what} {choice[1]!r}", f"did you mean {near!r}?" if near else f"one of: {', '.join(known)}")
+        if message.startswith("unrecognized arguments: "):
+            word = message.partition(": ")[2].split()[0]
+            if word.startswith("-"):
+                near = nearest(word.partition("=")[0], self._option_string_actions)
+                usage(f"unknown option {word}", f"did you mean {near}?" if near else f"see `{self.prog} --help`")
+            usage(f"did not expect {word!r}", "a command to run comes after `--`" if command in ("run", "exec") else self._short())
+        message = re.sub(r"^the following arguments are required: ", "missing: ", message)
+        usage(re.sub(r"^argument (\S+): ", r"\1: ", message), self._short())
+
+    def _short(self) -> str:
+        text = " ".join(self.format_usage().split())
+        return text if len(text) < 160 else f"see `{self.prog} --help`"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Report unknown options here, where the subcommand's own options are known."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error("unrecognized arguments: " + " ".join(rest))
+        return found, rest
+
+
+def seconds(text: str) -> float:
+    """A duration for people: `5`, `5s`, `200ms`, `2min`."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|s|min|m|h)?", text.strip())
+    value = float(match[1]) * {"ms": 1e-3, "m": 60, "min": 60, "h": 3600}.get(match[2] or "s", 1) if match else math.nan
+    if not match or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 5, 5s, 200ms or 2min")
+    return value
+
+
+def number(text: str) -> int:
+    """A whole number, decimal or with 0x."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; write 42 or 0x2a") from None
+
+
+def size(text: str) -> int:
+    """A size with a unit (`64KiB`), or a number of bytes."""
+    if re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]+", text):
+        return int(text, 0)
+    from ..units import UnitError, parse_size
+
+    try:
+        return parse_size(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def split_command(words: list[str]) -> tuple[list[str], Command | None]:
+    """Divide `OPTIONS -- COMMAND` or `OPTIONS --on A -- COMMAND --on B -- COMMAND`.
+
+    Returns:
+        The words for the parser, and the commands; None if there was no `--`.
+    """
+    if "--" not in words:
+        return words, None
+    cut = words.index("--")
+    head, tail = words[:cut], words[cut + 1 :]
+    first: list[str] = []
+    while len(head) >= 2 and head[-2] == "--on":
+        first.insert(0, head[-1])
+        head = head[:-2]
+    if not first:
+        return head, [("", tail)]
+    commands: Command = []
+    names, start, at = first, 0, 0
+    while at <= len(tail):
+        following: list[str] = []
+        here = at
+        while here + 1 < len(tail) and tail[here] == "--on":
+            following.append(tail[here + 1])
+            here += 2
+        if at == len(tail) or (following and here < len(tail) and tail[here] == "--"):
+            commands += [(name, tail[start:at]) for name in names]
+            if at == len(tail):
+                break
+            names, start = following, here + 1
+            at = start
+            continue
+        at += 1
+    return head, commands
+
+
+_TOPOLOGY = "a preset's name or a YAML file"
+
+
+def build() -> Parser:
+    """Return the parser of all commands."""
+    top = Parser(
+        prog="fabricctl",
+        description="PCIe NTB memory fabrics without the hardware.",
+        epilog="fabricctl COMMAND --help says more about a command.",
+    )
+    from .. import __version__
+
+    top.add_argument("--version", action="version", version=f"fabrex {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, summary: str, *, parent: Any = commands, full: str = "", **settings: Any) -> Parser:
+        parser: Parser = parent.add_parser(name, help=summary, description=summary, **settings)
+        parser.set_defaults(handler=(full or name))
+        return parser
+
+    def facts(parser: Parser) -> Parser:
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        return parser
+
+    def placed(parser: Parser) -> Parser:
+        parser.add_argument("--directory", metavar="D", help="where the segments are (FABREX_DIRECTORY, or /dev/shm)")
+        return parser
+
+    def described(parser: Parser, *, behaviour: bool = True) -> Parser:
+        parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes",
+                            help="change a value, as in links.NAME.delay=500ns; may be repeated")  # fmt: skip
+        if behaviour:
+            parser.add_argument("--timing", choices=("on", "off"), help="inject modelled time or not")
+            parser.add_argument("--ordering", choices=("posted", "immediate", "adversarial"), help="what software may rely on")
+            parser.add_argument("--seed", type=number, metavar="N", help="of all that is random")
+        return parser
+
+    def group(name: str, summary: str) -> Any:
+        parser = commands.add_parser(name, help=summary, description=summary)
+        return parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
+
+    # Descriptions
+
+    at = facts(command("presets", "list the topologies that come with fabrex, or show one"))
+    at.add_argument("name", nargs="?", metavar="NAME")
+    at = facts(described(command("validate", "check a topology file; every error is shown with its line"), behaviour=False))
+    at.add_argument("file", metavar="FILE", help="a YAML file, `-` for standard input, or a preset's name")
+    at = placed(described(command("graph", "draw a fabric or a topology"), behaviour=False))
+    at.add_argument("target", metavar="NAME|TOPOLOGY", help=f"a fabric, or {_TOPOLOGY}")
+    how = at.add_mutually_exclusive_group()
+    how.add_argument("--svg", dest="form", action="store_const", const="svg", help="a picture with its own layout")
+    how.add_argument("--dot", dest="form", action="store_const", const="dot", help="for Graphviz (the default)")
+    how.add_argument("--mermaid", dest="form", action="store_const", const="mermaid", help="for Markdown")
+    at.add_argument("-o", "--output", metavar="FILE", help="write there; its ending chooses the form if no option does")
+
+    # Life
+
+    at = placed(facts(described(command("up", "make a fabric that lasts until `down`"))))
+    at.add_argument("topology", metavar="TOPOLOGY", help=_TOPOLOGY)
+    at.add_argument("--name", metavar="N", help="the topology's name if left out")
+    at = placed(facts(command("down", "end fabrics")))
+    at.add_argument("names", nargs="*", metavar="NAME")
+    at.add_argument("--all", action="store_true", help="all of this user's fabrics in the directory")
+    at.add_argument("--force", action="store_true", help="also while processes are attached")
+    placed(facts(command("list", "list fabrics")))
+    at = placed(facts(command("inspect", "show a fabric's nodes, links, buffers and counters")))
+    at.add_argument("name", metavar="NAME")
+    at = placed(facts(command("prune", "remove what dead processes left: owned fabrics without an owner, half-made ones")))
+    at.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+    # Programs
+
+    at = placed(facts(described(command(
+        "run",
+        "make a fabric and start a command once per node, with each line of output marked",
+        usage="fabricctl run TOPOLOGY [OPTIONS] -- COMMAND...\n"
+        "       fabricctl run TOPOLOGY [OPTIONS] --on NODE -- COMMAND... [--on NODE -- COMMAND...]...",
+        epilog="Each process finds FABREX_FABRIC, FABREX_DIRECTORY, FABREX_NODE, FABREX_RANK and FABREX_SIZE in its\n"
+        "environment; fabrex.attach() reads them. If one fails the others are ended, and its code is returned.",
+    ))))  # fmt: skip
+    at.add_argument("topology", metavar="TOPOLOGY", help=_TOPOLOGY)
+    at.add_argument("--name", metavar="N", help="the fabric's name; a random one if left out")
+    at.add_argument("--kind", action="append", metavar="KIND", help="nodes that get a process: host (default), accelerator, memory")
+    at.add_argument("--on", action="append", metavar="NODE", help="only these nodes (`gpu*` matches many), before `-- COMMAND`")
+    at.add_argument("--timeout", type=seconds, metavar="S", help="end everything after so long (exit code 124)")
+    at.add_argument("--grace", type=seconds, default=5.0, metavar="S", help="from asking a process to end to killing it (5 s)")
+    at.add_argument("--keep", action="store_true", help="leave the fabric for looking at; end it with `down`")
+    at.add_argument("--output-dir", metavar="D", help="also write each process's output to D/NODE.out and D/NODE.err")
+    at = placed(command(
+        "exec",
+        "run a command as a node of a fabric that exists",
+        usage="fabricctl exec NAME --node N -- COMMAND...",
+    ))  # fmt: skip
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("--node", required=True, metavar="N")
+
+    # Control
+
+    link = group("link", "show and change links")
+    for action, summary in (
+        ("show", "show links, their state and their counters"),
+        ("down", "take a link down; when it returns nothing crosses it any more"),
+        ("up", "bring a link up"),
+        ("reset", "take a link down and up again"),
+    ):
+        at = placed(facts(command(action, summary, parent=link, full=f"link {action}")))
+        at.add_argument("name", metavar="NAME")
+        at.add_argument("link", metavar="LINK", nargs="?" if action == "show" else None)
+    window = group("window", "show and program translation windows")
+    at = placed(facts(command("list", "list windows", parent=window, full="window list")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("node", metavar="NODE", nargs="?")
+    at.add_argument("--all", action="store_true", help="also windows that lead nowhere")
+    at = placed(facts(command("set", "point a window at a peer's memory", parent=window, full="window set")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("node", metavar="NODE")
+    at.add_argument("index", metavar="INDEX", type=number)
+    at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
+    at.add_argument("size", metavar="SIZE", type=size)
+    at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
+    at.add_argument("--mapping", choices=("wc", "uc"), default="wc", help="write-combining (default) or uncached")
+    at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("node", metavar="NODE")
+    at.add_argument("index", metavar="INDEX", type=number)
+    mem = group("mem", "read and write a fabric's memory")
+    place = "host1:dram+0x40, host1+0x40 (its first tier), @BUFFER+8, or a global address"
+    at = placed(facts(command("read", "read memory", parent=mem, full="mem read")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("address", metavar="ADDRESS", help=place)
+    at.add_argument("--size", type=size, default=64, metavar="N", help="bytes (64)")
+    at.add_argument("--from", dest="source", metavar="NODE", help="the node that reads; the memory's own if left out")
+    at.add_argument("--raw", action="store_true", help="the bytes themselves")
+    at = placed(facts(command("write", "write memory, and wait until it is visible", parent=mem, full="mem write")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("address", metavar="ADDRESS", help=place)
+    at.add_argument("value", metavar="VALUE", nargs="?", help="a number, little-endian; `-` for bytes from standard input")
+    at.add_argument("--size", type=number, default=8, choices=(1, 2, 4, 8), help="bytes of the number (8)")
+    what = at.add_mutually_exclusive_group()
+    what.add_argument("--hex", metavar="BYTES", help="bytes in hex instead of a number")
+    what.add_argument("--text", metavar="TEXT", help="text in UTF-8 instead of a number")
+    at.add_argument("--from", dest="source", metavar="NODE", help="the node that writes; the memory's own if left out")
+
+    # Seeing it work
+
+    at = placed(facts(command("demo", "see a fabric of 42 nodes work: modelled beside measured, in under a minute")))
+    at.add_argument("--output-dir", metavar="D", default=".", help="where the picture goes (the current directory)")
+    at.add_argument("--size", type=size, default=64 << 20, metavar="N", help="of the file that is moved (64MiB)")
+    at.add_argument("--quick", action="store_true", help="a few seconds only")
+    at = placed(facts(command("bench", "measure operations: what the model asks beside what this machine gives")))
+    at.add_argument("--quick", action="store_true", help="fewer samples")
+    at.add_argument("--topology", action="append", metavar="T", help=f"{_TOPOLOGY} (fabrex-pair); may be repeated")
+    at.add_argument("--op", action="append", metavar="OP", help="only these operations; may be repeated")
+    at.add_argument("--size", action="append", type=size, metavar="N", help="only these sizes; may be repeated")
+    at.add_argument("--timing", choices=("on", "off", "both"), default="both")
+    at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
+    at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
+    at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    placed(facts(command("doctor", "look at this machine: what it can do for a fabric, and how to mend what is weak")))
+    at = command("completion", "print a completion script: `source <(fabricctl completion bash)`")
+    at.add_argument("shell", choices=("bash", "zsh"))
+    return top
+
+
+def options_of(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
+    """Return a parser's actions, for completion."""
+    return parser._actions

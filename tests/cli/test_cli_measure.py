@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`fabricctl bench`, `doctor` and `demo`: their shape, never their figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import Cli
+
+
+def test_bench_rows(cli: Cli) -> None:
+    found = cli.good("bench", "--quick", "--seconds", "5ms", "--json").document
+    rows = found["rows"]
+    assert {row["op"] for row in rows} == {
+        "empty", "load", "store", "write", "read", "fetch_add", "gather", "scatter", "pingpong",
+    }  # fmt: skip
+    assert {(row["api"], row["timing"]) for row in rows if row["op"] == "load"} == {
+        ("c", "on"), ("c", "off"), ("python", "on"), ("python", "off"),
+    }  # fmt: skip
+    for row in rows:
+        assert row["p50_ns"] <= row["p99_ns"] <= row["p999_ns"], row
+        assert (row["floor_ns"] is None) == (row["timing"] == "off"), row
+    timed = [row for row in rows if row["timing"] == "on" and row["op"] == "load"]
+    assert all(row["requested_ns"] == timed[0]["requested_ns"] > 0 and row["late"] is not None for row in timed)
+
+
+def test_bench_table(cli: Cli) -> None:
+    out = cli.good("bench", "--quick", "--seconds", "2ms", "--op", "load,store", "--api", "c", "--timing", "on", "--size", "8").out
+    lines = out.splitlines()
+    assert "cores" in lines[0] and any(line.startswith("load ") for line in lines)
+    header = next(line for line in lines if line.startswith("OP"))
+    assert header.split() == ["OP", "API", "SIZE", "REQUESTED", "P50", "P99", "P99.9", "LATE", "FLOOR", "RATE"]
+    assert cli.segments() == []
+
+
+def test_bench_sizes_and_topologies(cli: Cli) -> None:
+    found = cli.good("bench", "--quick", "--seconds", "2ms", "--op", "write", "--size", "128", "--size", "1KiB", "--api", "c",
+                     "--timing", "off", "--topology", "local", "--topology", "fabrex-pair", "--json").document  # fmt: skip
+    assert [(row["topology"], row["size"]) for row in found["rows"]] == [
+        ("local", 128), ("local", 1024), ("fabrex-pair", 128), ("fabrex-pair", 1024),
+    ]  # fmt: skip
+
+
+def test_doctor(cli: Cli) -> None:
+    result = cli("doctor", "--json")
+    found = result.document
+    names = {check["name"] for check in found["checks"]}
+    assert {"processors", "clock", "shared memory", "membarrier", "fallocate", "copy", "spin accuracy", "wake-up"} <= names
+    assert (result.code == 0) == found["ok"]
+    for check in found["checks"]:
+        assert (check["remedy"] == "") == (check["verdict"] == "ok"), check
+
+
+def test_doctor_where_nothing_works(cli: Cli) -> None:
+    result = cli("doctor", "--directory", "/nonexistent", "--json")
+    assert result.code == 1 and not result.document["ok"]
+
+
+@pytest.mark.slow
+def test_demo(cli: Cli, tmp_path: Path) -> None:
+    result = cli("demo", "--quick", "--size", "8MiB", "--output-dir", str(tmp_path), "--json")
+    found = result.document
+    assert result.code == 0 and found["same"] and found["sha256_sent"] == found["sha256_received"]
+    assert found["file_bytes"] == 8 << 20 and len(found["figures"]) >= 6
+    assert (tmp_path / "fabrex-demo.svg").read_text().startswith("<svg")
+    assert cli.segments() == []
