@@ -211,6 +211,8 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
                 sched_yield();
         }
     }
+    if (__builtin_expect(now - last > gap, 0) && jumped)
+        ++*jumped; /* it was away while the deadline passed */
     *reached_ticks = now;
     return 0;
 }

@@ -196,6 +196,78 @@ int fbx_get(fbx_fabric *f, const char *key, void *value, uint64_t *bytes)
 
 /* ---- barriers ------------------------------------------------------------------------------------------------------- */
 
+/* Who has arrived: a word per node that names the requester, so that a mark dies with the process that made it. */
+static uint64_t mark_of(const fbx_node *n) { return (uint64_t)n->incarnation << 32 | (n->requester + 1u); }
+
+static bool mark_lives(fbx_fabric *f, uint64_t mark)
+{
+    uint32_t requester = (uint32_t)mark - 1u;
+    if (!mark || requester >= fbxi_high(f, FBXL_REQUESTERS))
+        return false;
+    const struct fbxl_requester *r = &f->requesters[requester];
+    return fbx_observe(&r->state) == FBXL_LIVE && fbx_observe(&r->incarnation) == (uint32_t)(mark >> 32) &&
+           !fbxi_session_dead(f, fbx_observe(&r->session) - 1, r->session_incarnation);
+}
+
+/* One look at the barrier under the control lock: 0 the round is over, AGAIN wait, or an error. */
+static int arrive(fbx_node *n, struct fbxl_name *e, const char *name, uint32_t expected, uint64_t *ticket, bool *changed)
+{
+    fbx_fabric *f = n->fabric;
+    fbx_au64 *arrived = fbxi_heap_at(f, fbx_peek(&e->value[0].offset), f->node_count * 8ull);
+    if (!arrived)
+        return fbxi_fail(FBX_E_CORRUPT, "barrier '%s' lies outside the control segment", name);
+    const uint32_t round = fbx_peek(&e->round);
+    if (*ticket && (uint32_t)(*ticket >> 32) != round) {
+        *ticket = 0; /* our round is over */
+        return 0;
+    }
+    uint32_t count = 0, dead = 0, alike = 0, lost = UINT32_MAX;
+    for (uint32_t i = 0; i < f->node_count; i++) {
+        uint64_t mark = fbx_peek(&arrived[i]);
+        bool here = mark_lives(f, mark);
+        if (mark && !here) {
+            fbx_poke(&arrived[i], 0);
+            lost = i;
+            dead++;
+        }
+        count += here;
+        if (f->node_facts[i].kind != n->facts->kind)
+            continue;
+        alike++;
+        if (!here && fbx_observe(&f->nodes[i].state) == FBXL_LOST)
+            lost = i;
+    }
+    if (!*ticket) {
+        if (count == 0)
+            fbx_poke(&e->expected, expected); /* a fresh round may have another size */
+        else if (fbx_peek(&e->expected) != expected)
+            return fbxi_fail(FBX_E_INVALID, "barrier '%s' is used with %u ranks here and %u elsewhere", name, expected,
+                             fbx_peek(&e->expected));
+        uint64_t mark = fbx_peek(&arrived[n->index]);
+        if (mark_lives(f, mark))
+            return fbxi_fail(FBX_E_INVALID, "%s is waiting at barrier '%s' already", n->facts->name, name);
+        fbx_poke(&arrived[n->index], mark_of(n));
+        *ticket = (uint64_t)round << 32 | 1;
+        *changed = true;
+        count++;
+    }
+    if (count >= expected) {
+        for (uint32_t i = 0; i < f->node_count; i++)
+            fbx_poke(&arrived[i], 0);
+        fbx_publish(&e->round, round + 1);
+        *ticket = 0;
+        *changed = true;
+        return 0;
+    }
+    /* Somebody who arrived and died may come again, but did not wait; somebody who is dead and needed will not come. */
+    if (dead || (lost != UINT32_MAX && expected >= alike)) {
+        fbx_poke(&arrived[n->index], 0);
+        *ticket = 0;
+        return fbxi_fail(FBX_E_PEER_LOST, "%s died, so barrier '%s' cannot complete", f->node_facts[lost].name, name);
+    }
+    return FBX_E_AGAIN;
+}
+
 int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *ticket, uint64_t max_wait_ns)
 {
     fbx_fabric *f = n->fabric;
@@ -214,65 +286,41 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
     struct fbxl_name *e = name_find(f, name, FBXL_NAME_BARRIER);
     if (!e && !(status = name_add(f, name, FBXL_NAME_BARRIER, &e))) {
         uint64_t offset = 0;
-        status = fbxi_heap(f, (f->node_count + 63u) / 64u * 8u, &offset);
+        status = fbxi_heap(f, f->node_count * 8ull, &offset);
         if (status) {
             fbx_publish(&e->state, FBXL_NAME_FREE);
         } else {
-            fbx_poke(&e->expected, expected);
             fbx_poke(&e->value[0].offset, offset);
             name_publish(f, e);
         }
     }
     bool changed = false;
-    if (!status) {
-        uint64_t offset = fbx_peek(&e->value[0].offset), words = (f->node_count + 63u) / 64u;
-        fbx_au64 *arrived = fbxi_heap_at(f, offset, words * 8);
-        if (!arrived)
-            status = fbxi_fail(FBX_E_CORRUPT, "barrier '%s' lies outside the control segment", name);
-        uint32_t round = fbx_peek(&e->round);
-        if (status) {
-        } else if (*ticket && (uint32_t)(*ticket >> 32) != round) {
-            *ticket = 0; /* our round is over */
-            fbxi_control_unlock(f);
-            return 0;
-        } else if (fbx_peek(&e->expected) != expected) {
-            status = fbxi_fail(FBX_E_INVALID, "barrier '%s' is used with %u ranks here and %u elsewhere", name, expected,
-                               fbx_peek(&e->expected));
-        } else if (!*ticket) {
-            uint64_t bit = 1ull << (n->index % 64);
-            if (fbx_peek(&arrived[n->index / 64]) & bit) {
-                status = fbxi_fail(FBX_E_INVALID, "%s is waiting at barrier '%s' already", n->facts->name, name);
-            } else {
-                fbx_or(&arrived[n->index / 64], bit);
-                changed = true;
-                uint32_t count = 0;
-                for (uint64_t w = 0; w < words; w++)
-                    count += (uint32_t)__builtin_popcountll(fbx_peek(&arrived[w]));
-                *ticket = (uint64_t)round << 32 | 1;
-                if (count >= expected) {
-                    for (uint64_t w = 0; w < words; w++)
-                        fbx_poke(&arrived[w], 0);
-                    fbx_publish(&e->round, round + 1);
-                    *ticket = 0;
-                }
-            }
-        }
-        /* Somebody who arrived and died will not leave; somebody who died before will not come. */
-        if (!status && *ticket)
-            for (uint32_t i = 0; i < f->node_count && !status; i++)
-                if (f->node_facts[i].kind == n->facts->kind && fbx_observe(&f->nodes[i].state) == FBXL_LOST) {
-                    status = fbxi_fail(FBX_E_PEER_LOST, "%s died, so barrier '%s' cannot complete", f->node_facts[i].name, name);
-                    fbx_and(&arrived[n->index / 64], ~(1ull << (n->index % 64)));
-                    *ticket = 0;
-                }
-    }
+    if (!status)
+        status = arrive(n, e, name, expected, ticket, &changed);
     fbxi_control_unlock(f);
     if (changed)
         names_changed(f);
-    if (status || !*ticket)
+    if (status == FBX_E_AGAIN)
+        fbx_names_wait(f, changed ? seen + 1 : seen, max_wait_ns);
+    return status;
+}
+
+int fbx_barrier_leave(fbx_node *n, const char *name, uint64_t ticket)
+{
+    fbx_fabric *f = n->fabric;
+    int status = usable(f);
+    if (!status)
+        status = name_check(name);
+    if (!status)
+        status = fbxi_control_lock(f);
+    if (status)
         return status;
-    fbx_names_wait(f, changed ? seen + 1 : seen, max_wait_ns);
-    return FBX_E_AGAIN;
+    struct fbxl_name *e = name_find(f, name, FBXL_NAME_BARRIER);
+    fbx_au64 *arrived = e ? fbxi_heap_at(f, fbx_peek(&e->value[0].offset), f->node_count * 8ull) : NULL;
+    if (arrived && ticket && (uint32_t)(ticket >> 32) == fbx_peek(&e->round) && fbx_peek(&arrived[n->index]) == mark_of(n))
+        fbx_poke(&arrived[n->index], 0);
+    fbxi_control_unlock(f);
+    return 0;
 }
 
 /* ---- buffers -------------------------------------------------------------------------------------------------------- */

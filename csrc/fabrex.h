@@ -104,7 +104,7 @@ struct fbx_config_link {
     uint32_t node_a, node_b;
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
-    uint32_t posted_credits_header, posted_credits_data; /* 0: 64 headers, 1,024 units of 16 bytes */
+    uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -215,6 +215,8 @@ FBX_API int fbx_buffer_check(fbx_fabric *fabric, const struct fbx_buffer *buffer
 FBX_API int fbx_buffer_list(fbx_fabric *fabric, uint32_t *cursor, struct fbx_buffer *out);
 /* The bytes themselves, functional and untimed: committed, writable unless every window to them is read-only. */
 FBX_API int fbx_map(fbx_node *node, uint64_t gva, uint64_t bytes, void **out, int *writable);
+/* A view that fbx_map() gave is no longer looked at. */
+FBX_API void fbx_unmap(fbx_node *node, uint64_t gva);
 FBX_API int fbx_commit(fbx_fabric *fabric, uint64_t gva, uint64_t bytes);
 
 /* ---- names ------------------------------------------------------------------------------------------------------ */
@@ -226,6 +228,8 @@ FBX_API int fbx_names_wait(fbx_fabric *fabric, uint32_t seen, uint64_t max_wait_
 FBX_API uint32_t fbx_names_seen(fbx_fabric *fabric);
 /* Arrive at barrier `name`; *ticket is 0 at first. AGAIN until all `expected` ranks have arrived. */
 FBX_API int fbx_barrier(fbx_node *node, const char *name, uint32_t expected, uint64_t *ticket, uint64_t max_wait_ns);
+/* Take back an arrival that will not be waited for. */
+FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket);
 
 /* ---- operations ------------------------------------------------------------------------------------------------- */
 
@@ -262,17 +266,25 @@ FBX_API int fbx_compare_swap(fbx_node *node, uint64_t gva, uint32_t bytes, const
                              const uint64_t *desired, uint64_t *old);
 FBX_API int fbx_read(fbx_node *node, uint64_t gva, void *out, uint64_t bytes);
 FBX_API int fbx_write(fbx_node *node, uint64_t gva, const void *data, uint64_t bytes);
-FBX_API int fbx_gather(fbx_node *node, const uint64_t *gvas, uint64_t count, uint32_t bytes_each, void *out,
-                       uint64_t *done);
-FBX_API int fbx_scatter(fbx_node *node, const uint64_t *gvas, uint64_t count, uint32_t bytes_each, const void *values,
-                        uint64_t *done);
+/* Many accesses, one after the other. `*done` counts those that are complete and is where the next call goes on; what is
+ * under way when AGAIN is returned is in `op`, whose kind is FBX_OTHER before the first call. */
+FBX_API int fbx_gather(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
+                       void *out, uint64_t *done, uint64_t max_wait_ns);
+FBX_API int fbx_scatter(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
+                        const void *values, uint64_t *done, uint64_t max_wait_ns);
 FBX_API int fbx_drain(fbx_node *node);
 FBX_API int fbx_fence(fbx_node *node);
 /* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */
 FBX_API int fbx_flush(fbx_node *node, uint32_t target, uint32_t attr);
+/* The nodes that this handle has written to, and whether any posted write of it was lost since the last such check
+ * (LINK_DOWN): what a flush of all is made of, for bindings that wait in slices with operations of kind FBX_FLUSH
+ * (operand[0]: the node). */
+FBX_API uint32_t fbx_written_nodes(fbx_node *node, uint32_t *out, uint32_t room);
+FBX_API int fbx_check_lost(fbx_node *node);
 enum fbx_compare { FBX_EQ, FBX_NE, FBX_LT, FBX_LE, FBX_GT, FBX_GE };
-/* Wait until the unsigned value at `gva` compares so; AGAIN after max_wait_ns or at fabric time deadline_ps. */
-FBX_API int fbx_wait_until(fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
+/* Wait until the unsigned value at `gva` compares so; AGAIN after max_wait_ns or at fabric time deadline_ps. `op` as for
+ * fbx_gather(). */
+FBX_API int fbx_wait_until(fbx_node *node, struct fbx_op *op, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
                            uint64_t deadline_ps, uint64_t max_wait_ns, uint64_t *last);
 /* Deliver what is due at this node; returns the number of writes delivered. */
 FBX_API int fbx_progress(fbx_node *node);

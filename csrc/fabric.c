@@ -667,10 +667,12 @@ static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c,
     d->slot_shift = 14;
     while (d->slot_shift < 40 && (1ull << d->slot_shift) < 2 * d->tlp_ps)
         d->slot_shift++;
-    uint64_t headers = l->posted_credits_header ? l->posted_credits_header : 64;
-    uint64_t data = l->posted_credits_data ? l->posted_credits_data : 1024;
-    uint64_t bytes = headers * (d->mps + 24u) < data * 16 ? headers * (d->mps + 24u) : data * 16;
-    d->credit_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
+    /* As much as the credits of the nearest receiver hold; 0 means that it advertises infinite ones. */
+    const uint64_t infinite = 1ull << 62;
+    uint64_t headers = l->posted_credits_header ? (uint64_t)l->posted_credits_header * (d->mps + 24u) : infinite;
+    uint64_t data = l->posted_credits_data ? (uint64_t)l->posted_credits_data * 16u : infinite;
+    uint64_t bytes = headers < data ? headers : data;
+    d->credit_ps = bytes == infinite ? infinite : fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
 }
 
 static int fill(fbx_fabric *f, const struct fbx_config *c)

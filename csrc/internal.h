@@ -86,7 +86,7 @@ struct fbx_node {
     fbx_au64 *dependencies;
     uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
     fbx_au64 fence_floor;
-    fbx_au64 dropped, dropped_checked; /* posted writes of this handle that vanished */
+    fbx_au64 dropped_checked; /* of slot->dropped: what flush(check) has told */
     fbx_au32 used_targets_count;
     uint32_t *used_targets; /* nodes that this handle wrote to since it was opened */
     uint8_t *used_target;
@@ -229,12 +229,15 @@ struct fbxi_post {
     uint64_t offset, arrives_ps, sequence;
     const void *payload;
 };
+/* AGAIN: the queue is full; post->arrives_ps says when its head is due. */
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);
+/* Wait until what `source` has posted so far has arrived everywhere; BUSY if a stopped process holds it up. */
+int fbxi_land(fbx_fabric *f, uint32_t source);
 /* Add what scalar posted writes put on `link`, per direction. */
 void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2]);
 

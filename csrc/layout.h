@@ -242,7 +242,8 @@ struct fbxl_requester {
     uint32_t session_incarnation, pad0;
     fbx_au64 stats; /* heap offset of struct fbxl_stats */
     fbx_au64 dependencies; /* heap offset of a bitmap of links, then of nodes, that cached routes depend on */
-    uint64_t pad1[2];
+    fbx_au64 dropped; /* its posted writes that vanished, wherever that was */
+    uint64_t pad1;
     _Alignas(64) fbx_au64 generation; /* changes whenever a cached route may be wrong: written by whoever changes */
     uint64_t pad2[7];
 };
@@ -273,8 +274,8 @@ struct fbxl_name { /* put/get values, barriers, names of buffers: chained in has
         fbx_au64 offset; /* heap */
         fbx_au32 bytes, capacity;
     } value[2];
-    fbx_au32 arrived, round; /* barrier; value[0] is then a bitmap of requesters that arrived */
-    fbx_au32 expected, broken;
+    fbx_au32 round, expected; /* barrier; value[0] is then a word per node: who has arrived */
+    uint32_t pad[2];
 };
 enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER };
 

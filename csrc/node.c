@@ -91,6 +91,7 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
     r->function = function;
     r->session_incarnation = f->session_incarnation;
     fbx_poke(&r->session, f->session + 1);
+    fbx_poke(&r->dropped, 0);
     fbx_add(&r->incarnation, 1);
     fbx_add(&r->generation, 1);
     if (!fbx_peek(&r->dependencies)) {
@@ -128,6 +129,7 @@ static void power_on(fbx_fabric *f, uint32_t node)
         if (fbx_observe(&b->state) == FBXL_BUFFER_LIVE && b->region < f->region_count &&
             f->region_facts[b->region].node == node) {
             fbx_poke(&f->regions[b->region].list_broken, 1);
+            fbx_count(&f->regions[b->region].allocated, 0 - b->bytes);
             fbx_count(&b->generation, 1);
             fbx_publish(&b->state, FBXL_BUFFER_FREE);
         }

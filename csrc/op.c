@@ -202,7 +202,7 @@ static int is_posted(const struct fbx_op *op) { return op->kind == FBX_STORE || 
 /* A posted write that the fabric lost: nobody is told at once, counters and flush(check) say it. */
 static void vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route)
 {
-    fbx_count(&n->dropped, 1);
+    fbx_count(&n->slot->dropped, 1);
     fbx_count(&n->fabric->nodes[target].posted_dropped, 1);
     fbx_count(&n->shared->aer_nonfatal, 1);
     if (route && route->hops)
@@ -537,6 +537,30 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
     return 0;
 }
 
+/* A request pushes its requester's earlier posted writes before it: they are visible before it reads. */
+static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now)
+{
+    struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
+    struct fbxl_queue *q = op->private_[6] ? own_queue(n, route) : NULL;
+    if (LIKELY(!q || fbx_observe(&q->head) >= op->private_[6]))
+        return 0;
+    fbxi_deliver(n->fabric, op->target, now);
+    return fbx_observe(&q->head) < op->private_[6];
+}
+
+/* Another process is delivering. The living finish within nanoseconds; a stopped one is what completion timeouts are
+ * for: its lock is never taken from it. */
+static int stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
+{
+    uint64_t ns = fbxi_monotonic_ns();
+    if (!op->private_[7])
+        op->private_[7] = ns;
+    if (ns - op->private_[7] > FBX_STALL_NS)
+        return finish(n, op, code, now);
+    op->next_ps = now == UINT64_MAX ? 0 : now + 100000u;
+    return FBX_E_AGAIN;
+}
+
 /* Timed bulk write: pieces are reserved as they depart, copied when they arrive; what is still under way when the last
  * byte has departed stays in the queue. private_: 1 reserved bytes, 2 cursor (when the next piece may start), 3 head and
  * 4 tail of the ring of pieces in flight, 6 piece size, 8.. pairs (end, arrives). */
@@ -555,10 +579,8 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                     return finish(n, op, status, now);
                 step = min64(end - op->done, x->hi - offset);
                 status = move(n, op, lane, &x, &scratch, step, now);
-                if (status == FBX_E_AGAIN) {
-                    op->next_ps = now + 1000000u;
-                    return FBX_E_AGAIN;
-                }
+                if (status == FBX_E_AGAIN)
+                    return stalled(n, op, FBX_E_QUEUE_FULL, now);
                 if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) {
                     vanish(n, x->target, x->route);
                     if (f->flags & FBXL_STRICT)
@@ -589,7 +611,11 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             if (flight.arrives_ps < floor)
                 flight.arrives_ps = floor;
             p[1] += step;
+            /* Credits let the source run ahead of the narrowest link by as much and no further. */
             p[2] = flight.departs_ps;
+            uint64_t ahead = x->route->fixed_ps + x->route->hop[0].out_facts->credit_ps;
+            if (flight.arrives_ps > p[2] + ahead)
+                p[2] = flight.arrives_ps - ahead;
             p[8 + p[4] % RING * 2] = p[1];
             p[8 + p[4] % RING * 2 + 1] = flight.arrives_ps;
             p[4]++;
@@ -625,6 +651,12 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                         unmark(lane);
                         if (!current)
                             continue;
+                        if (status == FBX_E_AGAIN) {
+                            if (post.arrives_ps <= now)
+                                return stalled(n, op, FBX_E_QUEUE_FULL, now);
+                            op->next_ps = post.arrives_ps;
+                            return FBX_E_AGAIN;
+                        }
                         if (status)
                             return finish(n, op, status, now);
                     }
@@ -701,18 +733,31 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     int status;
     if (f->ordering == FBX_IMMEDIATE) {
         touch(n, op, x, offset, op->bytes);
+        fbxi_count_way(x->route, 0, op->bytes, 1, FBX_MWR_HEADER);
         status = 0;
     } else {
         status = fbxi_post(f, q, &post);
     }
     unmark(lane);
+    if (UNLIKELY(status == FBX_E_AGAIN)) {
+        /* What was reserved is lost on the link; nothing has been issued. Come again when there is room. */
+        op->state = FBX_ISSUED;
+        op->completes_ps = post.arrives_ps;
+        if (post.arrives_ps <= now)
+            return stalled(n, op, FBX_E_QUEUE_FULL, now);
+        op->next_ps = post.arrives_ps;
+        return FBX_E_AGAIN;
+    }
     op->departs_ps = flight.departs_ps;
     op->arrives_ps = post.arrives_ps;
     op->sequence = post.sequence;
     op->completes_ps = now + n->facts->pio_write_ps;
     if (UNLIKELY(status))
         return finish(n, op, status, now);
+    /* What a narrower link further on has not taken yet holds credits as well. */
     uint64_t credit = x->route->hop[0].out_facts->credit_ps;
+    if (flight.arrives_ps > flight.departs_ps + x->route->fixed_ps)
+        flight.departs_ps = flight.arrives_ps - x->route->fixed_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -765,6 +810,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
     if (!status && scalar)
         status = scalar_ok(n, op);
+    if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
+        status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!status && !lane)
         status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
@@ -776,6 +823,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
     op->issued_ps = now;
     if (op->kind == FBX_FLUSH) {
+        if (op->operand[0] >= f->node_count)
+            return finish(n, op, fbxi_fail(FBX_E_NOT_FOUND, "no node %llu", (unsigned long long)op->operand[0]), now);
         op->target = (uint32_t)op->operand[0];
         struct fbxi_route *route = NULL;
         if (op->target != n->index && (status = route_to(n, op->target, &route)))
@@ -846,6 +895,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             if (status)
                 return finish(n, op, status, now);
             struct fbxi_flight flight;
+            fbxi_count_way(x->route, 0, bytes, (bytes + 63) / 64, FBX_MWR_HEADER);
             for (uint64_t at = 0, t = now; at < bytes; at += PIECE, t = flight.departs_ps)
                 fbxi_send(x->route, 0, t, min64(PIECE, bytes - at), (min64(PIECE, bytes - at) + 63) / 64, FBX_MWR_HEADER, 1, 1,
                           &flight);
@@ -869,30 +919,6 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
                  op->bytes);
     op->next_ps = op->arrives_ps;
     op->state = FBX_TRAVELS;
-    return FBX_E_AGAIN;
-}
-
-/* A request pushes its requester's earlier posted writes before it: they are visible before it reads. */
-static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now)
-{
-    struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
-    struct fbxl_queue *q = op->private_[6] ? own_queue(n, route) : NULL;
-    if (LIKELY(!q || fbx_observe(&q->head) >= op->private_[6]))
-        return 0;
-    fbxi_deliver(n->fabric, op->target, now);
-    return fbx_observe(&q->head) < op->private_[6];
-}
-
-/* Another process is delivering. The living finish within nanoseconds; a stopped one is what completion timeouts are
- * for: its lock is never taken from it. */
-static int stalled(fbx_node *n, struct fbx_op *op, uint64_t now)
-{
-    uint64_t ns = fbxi_monotonic_ns();
-    if (!op->private_[7])
-        op->private_[7] = ns;
-    if (ns - op->private_[7] > FBX_STALL_NS)
-        return finish(n, op, FBX_E_COMPLETION_TIMEOUT, now);
-    op->next_ps = now == UINT64_MAX ? 0 : now + 100000u;
     return FBX_E_AGAIN;
 }
 
@@ -925,7 +951,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
             }
             uint64_t step = op->private_[1];
             if (own_writes_pending(n, op, now))
-                return stalled(n, op, now);
+                return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
             status = move(n, op, lane, &x, &scratch, min64(step, op->bytes - op->done), now);
             if (status)
                 return finish(n, op, status, now);
@@ -954,6 +980,8 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
         return finish(n, op, status ? status : FBX_E_CLOSED, 0);
     if (op->kind == FBX_WRITE && op->state == FBX_TRAVELS)
         return write_step(n, op, lane, now);
+    if (op->kind == FBX_STORE && op->state == FBX_ISSUED)
+        return begin_store(n, op, lane, now);
     if (op->kind == FBX_READ)
         return read_step(n, op, lane, now);
     if (op->state == FBX_TRAVELS) {
@@ -968,14 +996,14 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
                 return finish(n, op, status, now);
             fbxi_deliver(f, op->target, now);
             if (q && fbx_observe(&q->head) < op->private_[6])
-                return stalled(n, op, now);
+                return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
         } else {
             struct fbxi_xl scratch, *x = NULL;
             op->state = FBX_MOVES;
             status = own_writes_pending(n, op, now) ? FBX_E_AGAIN : move(n, op, lane, &x, &scratch, op->bytes, now);
             if (status == FBX_E_AGAIN) {
                 op->state = FBX_TRAVELS;
-                return stalled(n, op, now);
+                return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
             }
             if (status)
                 return finish(n, op, status, now);
@@ -1216,48 +1244,132 @@ int fbx_write(fbx_node *n, uint64_t gva, const void *data, uint64_t bytes)
     return run(n, &op);
 }
 
-int fbx_gather(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out, uint64_t *done)
+static int try_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
 {
-    uint8_t *to = out;
-    for (uint64_t i = 0; i < count; i++, to += bytes) {
-        int status;
-        *done = i;
-        if (bytes <= 8) {
-            uint64_t value;
-            status = fbx_load(n, gvas[i], bytes, &value);
-            switch (bytes) {
-            case 8: memcpy(to, &value, 8); break;
-            case 4: memcpy(to, &value, 4); break;
-            case 2: memcpy(to, &value, 2); break;
-            default: memcpy(to, &value, 1); break;
-            }
-        } else {
-            status = fbx_load_wide(n, gvas[i], bytes, to);
-        }
-        if (UNLIKELY(status))
-            return status;
-    }
-    *done = count;
+    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 0) : bytes == 4 || bytes == 2 || bytes == 1 ? short_way(n, gva, bytes, 0) : NULL;
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    *value = fbx_mem_load(at, bytes);
+    unmark(n->lane);
     return 0;
 }
 
-int fbx_scatter(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, const void *values, uint64_t *done)
+static int try_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
 {
-    const uint8_t *from = values;
-    for (uint64_t i = 0; i < count; i++, from += bytes) {
-        int status;
-        *done = i;
-        if (bytes == 8 || bytes == 4 || bytes == 2 || bytes == 1) {
-            uint64_t value = 0;
-            memcpy(&value, from, bytes);
-            status = fbx_store(n, gvas[i], bytes, value);
-        } else {
-            status = fbx_store_wide(n, gvas[i], bytes, from);
-        }
+    if (bytes != 8 && ((bytes != 4 && bytes != 2 && bytes != 1) || value >> (bytes * 8)))
+        return FBX_E_AGAIN;
+    uint8_t *at = short_way(n, gva, bytes, 1);
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    fbx_mem_store(at, value, bytes);
+    unmark(n->lane);
+    return 0;
+}
+
+static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+{
+    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 1) : NULL;
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    int whole = n->tlb[gva >> FBX_SLOT_SHIFT].load_span != 0;
+    if (whole)
+        *old = fbx_mem_fetch_add(at, value, 8);
+    unmark(n->lane);
+    return whole ? 0 : FBX_E_AGAIN;
+}
+
+/* A load that may be left under way in `op` (kind OTHER: none) and be taken up again by the next call. */
+static int load_resumably(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes, void *wide, uint64_t *value,
+                          uint64_t max_wait_ns)
+{
+    int status;
+    if (op->kind == FBX_OTHER) {
+        if (!wide && LIKELY(!try_load(n, gva, bytes, value)))
+            return 0;
+        op->kind = FBX_LOAD;
+        op->gva = gva;
+        op->bytes = bytes;
+        op->buffer = wide;
+        op->tc = op->attr = 0;
+        op->path = 0;
+        op->trace_id = 0;
+        status = fbx_op_begin(n, op);
+    } else {
+        status = FBX_E_AGAIN;
+    }
+    if (status == FBX_E_AGAIN)
+        status = fbx_op_wait(n, op, max_wait_ns);
+    if (status != FBX_E_AGAIN) {
+        op->kind = FBX_OTHER;
+        *value = op->operand[0];
+    }
+    return status;
+}
+
+int fbx_gather(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out,
+               uint64_t *done, uint64_t max_wait_ns)
+{
+    uint8_t *to = (uint8_t *)out + *done * bytes;
+    uint64_t begin = 0;
+    for (uint64_t i = *done; i < count; i++, to += bytes) {
+        uint64_t value;
+        int status = load_resumably(n, op, gvas[i], bytes, bytes > 8 ? to : NULL, &value, max_wait_ns);
         if (UNLIKELY(status))
             return status;
+        switch (bytes) {
+        case 8: memcpy(to, &value, 8); break;
+        case 4: memcpy(to, &value, 4); break;
+        case 2: memcpy(to, &value, 2); break;
+        case 1: memcpy(to, &value, 1); break;
+        default: break;
+        }
+        *done = i + 1;
+        if (UNLIKELY((i & 255) == 255 && max_wait_ns != FOREVER)) {
+            uint64_t ns = fbxi_monotonic_ns();
+            if (!begin)
+                begin = ns;
+            else if (ns - begin > max_wait_ns && *done < count)
+                return FBX_E_AGAIN;
+        }
     }
-    *done = count;
+    return 0;
+}
+
+int fbx_scatter(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes, const void *values,
+                uint64_t *done, uint64_t max_wait_ns)
+{
+    const uint8_t *from = (const uint8_t *)values + *done * bytes;
+    for (uint64_t i = *done; i < count; i++, from += bytes) {
+        uint64_t value = 0;
+        int status;
+        if (bytes <= 8)
+            memcpy(&value, from, bytes);
+        if (op->kind == FBX_OTHER && bytes <= 8 && LIKELY(!try_store(n, gvas[i], bytes, value))) {
+            *done = i + 1;
+            continue;
+        }
+        if (op->kind == FBX_OTHER) {
+            op->kind = FBX_STORE;
+            op->gva = gvas[i];
+            op->bytes = bytes;
+            op->buffer = bytes > 8 ? (void *)(uintptr_t)from : NULL;
+            op->operand[0] = value;
+            op->tc = op->attr = 0;
+            op->path = 0;
+            op->trace_id = 0;
+            status = fbx_op_begin(n, op);
+        } else {
+            status = FBX_E_AGAIN;
+        }
+        if (status == FBX_E_AGAIN)
+            status = fbx_op_wait(n, op, max_wait_ns);
+        if (status == FBX_E_AGAIN)
+            return status;
+        op->kind = FBX_OTHER;
+        if (UNLIKELY(status))
+            return status;
+        *done = i + 1;
+    }
     return 0;
 }
 
@@ -1290,6 +1402,25 @@ static int flush_one(fbx_node *n, uint32_t target)
     return run(n, &op);
 }
 
+uint32_t fbx_written_nodes(fbx_node *n, uint32_t *out, uint32_t room)
+{
+    uint32_t count = fbx_observe(&n->used_targets_count);
+    for (uint32_t i = 0; i < count && i < room; i++)
+        out[i] = n->used_targets[i];
+    return count;
+}
+
+int fbx_check_lost(fbx_node *n)
+{
+    int status = usable(n, FBX_FLUSH, 0);
+    uint64_t dropped = fbx_peek(&n->slot->dropped), lost = dropped - fbx_peek(&n->dropped_checked);
+    fbx_poke(&n->dropped_checked, dropped);
+    if (!status && lost)
+        status = fbxi_fail_at(FBX_E_LINK_DOWN, FBX_FLUSH, (int)n->index, 0, "%llu posted writes of %s were lost",
+                              (unsigned long long)lost, n->facts->name);
+    return status;
+}
+
 int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
 {
     int status = usable(n, FBX_FLUSH, 0);
@@ -1302,13 +1433,7 @@ int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
     else
         for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++)
             status = flush_one(n, n->used_targets[i]);
-    uint64_t dropped = fbx_peek(&n->dropped), lost = dropped - fbx_peek(&n->dropped_checked);
-    if (attr & FBX_CHECK)
-        fbx_poke(&n->dropped_checked, dropped);
-    if (!status && (attr & FBX_CHECK) && lost)
-        status = fbxi_fail_at(FBX_E_LINK_DOWN, FBX_FLUSH, (int)n->index, 0, "%llu posted writes of %s were lost",
-                              (unsigned long long)lost, n->facts->name);
-    return status;
+    return status || !(attr & FBX_CHECK) ? status : fbx_check_lost(n);
 }
 
 static int compare(uint64_t a, int how, uint64_t b)
@@ -1323,8 +1448,8 @@ static int compare(uint64_t a, int how, uint64_t b)
     }
 }
 
-int fbx_wait_until(fbx_node *n, uint64_t gva, uint32_t bytes, int how, uint64_t value, uint64_t deadline_ps,
-                   uint64_t max_wait_ns, uint64_t *last)
+int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes, int how, uint64_t value,
+                   uint64_t deadline_ps, uint64_t max_wait_ns, uint64_t *last)
 {
     fbx_fabric *f = n->fabric;
     static _Thread_local int processors;
@@ -1336,14 +1461,16 @@ int fbx_wait_until(fbx_node *n, uint64_t gva, uint32_t bytes, int how, uint64_t 
     }
     uint64_t begin = 0;
     for (uint32_t round = 0;; round++) {
-        int status = fbx_load(n, gva, bytes, last);
+        uint64_t found;
+        int status = load_resumably(n, op, gva, bytes, NULL, &found, max_wait_ns);
         if (status)
             return status;
+        *last = found;
         if (compare(*last, how, value))
             return 0;
         if (f->clock.kind != FBX_REAL)
             return FBX_E_AGAIN;
-        if ((round & 31) != 31)
+        if ((round & 31) != 31 && op->completes_ps - op->issued_ps < 100000u)
             continue;
         uint64_t ns = fbxi_monotonic_ns();
         if (!begin)
@@ -1464,6 +1591,13 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
     return 0;
 }
 
+void fbx_unmap(fbx_node *n, uint64_t gva)
+{
+    uint64_t region = (gva >> FBX_SLOT_SHIFT) - 1;
+    if (!(gva & FBX_BUS) && region < n->fabric->region_count && !fbx_peek(&n->fabric->forked))
+        fbx_count(&n->fabric->nodes[n->fabric->region_facts[region].node].raw_views, 0xffffffffu);
+}
+
 /* ---- asking the model ------------------------------------------------------------------------------------------------- */
 
 int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx_estimate *out)
@@ -1488,9 +1622,10 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
         fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
-        out->departs_ps = there.departs_ps;
+        const uint64_t ahead = x.route->fixed_ps + x.route->hop[0].out_facts->credit_ps;
+        out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
-        out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : there.departs_ps;
+        out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : out->departs_ps;
         return 0;
     }
     uint64_t accesses = kind == FBX_READ ? ((offset & (width - 1)) + bytes + width - 1) / width : 1;
@@ -1533,40 +1668,6 @@ int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
 }
 
 /* ---- for the _hot extension ------------------------------------------------------------------------------------------- */
-
-static int try_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
-{
-    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 0) : bytes == 4 || bytes == 2 || bytes == 1 ? short_way(n, gva, bytes, 0) : NULL;
-    if (UNLIKELY(!at))
-        return FBX_E_AGAIN;
-    *value = fbx_mem_load(at, bytes);
-    unmark(n->lane);
-    return 0;
-}
-
-static int try_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
-{
-    if (bytes != 8 && ((bytes != 4 && bytes != 2 && bytes != 1) || value >> (bytes * 8)))
-        return FBX_E_AGAIN;
-    uint8_t *at = short_way(n, gva, bytes, 1);
-    if (UNLIKELY(!at))
-        return FBX_E_AGAIN;
-    fbx_mem_store(at, value, bytes);
-    unmark(n->lane);
-    return 0;
-}
-
-static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
-{
-    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 1) : NULL;
-    if (UNLIKELY(!at))
-        return FBX_E_AGAIN;
-    int whole = n->tlb[gva >> FBX_SLOT_SHIFT].load_span != 0;
-    if (whole)
-        *old = fbx_mem_fetch_add(at, value, 8);
-    unmark(n->lane);
-    return whole ? 0 : FBX_E_AGAIN;
-}
 
 static int node_virtual(fbx_node *n) { return n->fabric->clock.kind != FBX_REAL; }
 

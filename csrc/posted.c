@@ -85,7 +85,6 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
     const uint32_t need = cells_for(post->bytes), target = q->target, source = q->source;
     if (target >= f->node_count || source >= f->node_count)
         return fbxi_fail(FBX_E_CORRUPT, "a queue of posted writes is damaged");
-    uint64_t begin = 0;
     for (;;) {
         if (fbxi_lock(f, &q->producer, FBX_STALL_NS) < 0)
             return fbxi_fail(FBX_E_QUEUE_FULL, "a stopped process holds the queue from %s to %s",
@@ -140,21 +139,12 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             fbxi_unlock(f, &q->producer);
             return 0;
         }
-        uint64_t due = fbx_peek(&cell(f, q, head)->arrives_ps);
+        post->arrives_ps = fbx_peek(&cell(f, q, head)->arrives_ps);
         fbxi_unlock(f, &q->producer);
-        /* Full: credits are exhausted. The producer waits for its own head and delivers it. */
-        uint64_t now = fbxi_monotonic_ns();
-        if (!begin)
-            begin = now;
-        if (f->clock.kind != FBX_REAL) {
-            fbxi_deliver(f, target, due);
-            continue;
-        }
-        uint64_t ticks;
-        fbxi_wait(&f->clock, due, 20000000u, NULL, &ticks);
-        if (fbxi_deliver(f, target, fbxi_now(&f->clock)) < 0 && now - begin > FBX_STALL_NS)
-            return fbxi_fail(FBX_E_QUEUE_FULL, "the queue from %s to %s is full and a stopped process holds its delivery",
-                             f->node_facts[source].name, f->node_facts[target].name);
+        /* Full: credits are exhausted, and the producer delivers its own head when that is due. If it is already, whoever
+         * holds the delivery is at it; a stopped one is the caller's to wait for. */
+        if (fbxi_deliver(f, target, fbxi_now(&f->clock)) <= 0)
+            return FBX_E_AGAIN;
     }
 }
 
@@ -167,8 +157,12 @@ static void apply(fbx_fabric *f, const struct fbxl_entry *e, uint32_t cells, str
         bytes > (CELLS - 1) * 64 || offset > f->region_facts[region].bytes || bytes > f->region_facts[region].bytes - offset ||
         cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
         (!fbxi_committed(f, region, offset, bytes ? bytes : 1) && fbxi_commit(f, region, offset, bytes))) {
-        if (e->kind != FBXL_ENTRY_SKIP)
-            fbx_count(&node->posted_dropped, 1);
+        if (e->kind == FBXL_ENTRY_SKIP)
+            return;
+        fbx_count(&node->posted_dropped, 1);
+        uint32_t requester = e->requester;
+        if (requester < fbxi_high(f, FBXL_REQUESTERS))
+            fbx_count(&f->requesters[requester].dropped, 1);
         return;
     }
     const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
@@ -282,6 +276,32 @@ int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
     return delivered;
 }
 
+int fbxi_land(fbx_fabric *f, uint32_t source)
+{
+    for (uint32_t target = 0; target < f->node_count; target++) {
+        struct fbxl_queue *q = fbx_observe(&f->nodes[target].queues) ? fbxi_queue_find(f, source, target, 0) : NULL;
+        if (!q)
+            continue;
+        uint64_t tail = fbx_observe(&q->tail), last = fbx_observe(&q->last_arrives), begin = 0, ticks;
+        while (fbx_observe(&q->head) < tail) {
+            uint64_t now = fbxi_now(&f->clock);
+            if (f->clock.kind != FBX_REAL)
+                now = last; /* nobody else can move time on meanwhile */
+            if (fbxi_deliver(f, target, now) >= 0 && now < last) {
+                fbxi_wait(&f->clock, last, 100000000u, NULL, &ticks);
+                continue;
+            }
+            uint64_t ns = fbxi_monotonic_ns();
+            if (!begin)
+                begin = ns;
+            if (fbx_observe(&q->head) < tail && ns - begin > FBX_STALL_NS)
+                return fbxi_fail(FBX_E_BUSY, "a stopped process holds what %s has sent to %s", f->node_facts[source].name,
+                                 f->node_facts[target].name);
+        }
+    }
+    return 0;
+}
+
 int fbx_progress(fbx_node *n)
 {
     if (fbx_peek(&n->closed) || fbx_peek(&n->fabric->forked))
@@ -335,22 +355,24 @@ void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
             if (!q)
                 break;
             at = fbx_observe(&q->next);
-            bool crosses = false;
+            uint32_t crossed = UINT32_MAX, entries = 0;
             if (!fbxi_route_build(f, q->source, q->target, route))
                 for (uint32_t i = 0; i < route->hops; i++)
-                    crosses |= route->hop[i].direction / 2 == link;
-            if (!crosses)
+                    if (route->hop[i].direction / 2 == link)
+                        crossed = route->hop[i].direction;
+            if (crossed == UINT32_MAX)
                 continue;
             uint64_t first = fbx_observe(&q->head), tail = fbx_observe(&q->tail);
             for (uint64_t p = first; p < tail && p - first < CELLS;) {
                 struct fbxl_entry *e = cell(f, q, p);
                 if (!e->cells || e->cells > CELLS)
                     break;
-                e->flags |= FBXL_ENTRY_DROPPED; /* counted when its turn comes */
+                entries += e->kind != FBXL_ENTRY_SKIP;
+                e->flags |= FBXL_ENTRY_DROPPED; /* counted for its requester and target when its turn comes */
                 fbx_poke(&e->arrives_ps, now);
                 p += e->cells;
             }
-            fbx_count(&f->directions[2 * link].dropped, 1);
+            fbx_count(&f->directions[crossed].dropped, entries);
         }
         fbxi_unlock(f, &node->delivery);
         fbxi_deliver(f, target, now);

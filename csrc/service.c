@@ -51,8 +51,11 @@ static void *service(void *argument)
             if (leader) {
                 fbxi_reap(f);
                 fbxi_end_if_orphan(f);
+                /* Memory boxes and nodes that nobody is have no thread of their own to keep views of them current. */
+                for (uint32_t i = 0; i < f->node_count; i++)
+                    if (fbx_observe(&f->nodes[i].raw_views) && !fbx_observe(&f->nodes[i].owner))
+                        fbxi_deliver(f, i, fbxi_now(&f->clock));
             }
-            /* Heads of queues whose target nobody serves and whose source has stopped: let them land. */
             look_at = now_ns + (leader ? LOOK_NS : 4 * LOOK_NS);
         }
         if (nap > 0 && !fbx_observe(&f->service_stop))

@@ -348,16 +348,5 @@ int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
     struct setting s = {.state = FBXL_MW_CLEARED};
     status = set(f, node, widx, &s);
     /* What was translated before is on its way already: let it land before we say that nothing more will. */
-    for (uint32_t i = 0; !status && w.programmed && i < 100000; i++) {
-        struct fbxl_queue *q = fbxi_queue_find(f, node, w.peer, 0);
-        if (!q || fbx_observe(&q->head) == fbx_observe(&q->tail))
-            break;
-        uint64_t now = fbxi_now(&f->clock);
-        fbxi_deliver(f, w.peer, now);
-        uint64_t ticks;
-        fbxi_wait(&f->clock, now + 1000000u, 20000000u, NULL, &ticks);
-        if (f->clock.kind != FBX_REAL)
-            break;
-    }
-    return status;
+    return status ? status : fbxi_land(f, node);
 }

@@ -13,9 +13,9 @@ from typing import Any
 
 from . import _hot
 from ._core import ffi, lib
-from .errors import BY_CODE, FabricError, SystemRefused
+from .errors import BY_CODE, FabricError, InvalidArgument, SystemRefused
 
-__all__ = ["SLICE_NS", "FabricHandle", "NodeHandle", "Requester", "check", "ffi", "lib", "raise_code", "text", "wait_slices"]
+__all__ = ["SLICE_NS", "FabricHandle", "NodeHandle", "Requester", "check", "encoded", "ffi", "lib", "raise_code", "text"]
 
 SLICE_NS = 20_000_000
 """Waits come back to Python at least this often, so that Ctrl-C works everywhere."""
@@ -40,6 +40,15 @@ def text(value: Any) -> str:
     """Return the str of a NUL-terminated C string."""
     raw: bytes = ffi.string(value)
     return raw.decode("utf-8", "replace")
+
+
+def encoded(name: str) -> bytes:
+    """Return a name's bytes for the core; raises InvalidArgument where a C string would end early."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__}")
+    if "\0" in name:
+        raise InvalidArgument(f"{name!r} is no name: it contains a NUL")
+    return name.encode("utf-8", "surrogateescape")
 
 
 def raise_code(code: int, node: Any = None) -> None:
@@ -119,7 +128,7 @@ class NodeHandle:
         self.fabric = fabric
         self.pointer: Any = ffi.NULL
         out = ffi.new("fbx_node **")
-        check(lib.fbx_node_attach(fabric.live(), name.encode(), kind, out))
+        check(lib.fbx_node_attach(fabric.live(), encoded(name), kind, out))
         self.pointer = out[0]
         self.closed = False
         self.pid = os.getpid()
@@ -140,10 +149,3 @@ class NodeHandle:
         if self.pointer != ffi.NULL and lib is not None:
             lib.fbx_node_free(self.pointer)
             self.pointer = ffi.NULL
-
-
-def wait_slices(attempt: Callable[[], int], node: Any = None) -> None:
-    """Call `attempt` (which waits at most a slice) until it is done; signals are seen in between."""
-    while (code := attempt()) == lib.FBX_E_AGAIN:
-        pass
-    check(code, node)

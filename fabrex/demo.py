@@ -218,7 +218,7 @@ def _ping_pong(fabric: Fabric, demo: Demo, rounds: int, progress: Progress) -> N
 
 def _contend(fabric: Fabric, demo: Demo, seconds: float, progress: Progress) -> None:
     count = 2 if len(os.sched_getaffinity(0)) <= 2 else 4
-    for writers in ([1, count] if count > 1 else [1]):
+    for writers in [1, count] if count > 1 else [1]:
         names = [f"host{i}" for i in range(writers)]
         what = f"{', '.join(names)} write to mem0 at once" if writers > 1 else "host0 writes to mem0 alone"
         progress(what, 0.0)

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgpack
 
-from ._handle import SLICE_NS, FabricHandle, check, ffi, lib, text
-from .errors import FabricNotFound, InvalidArgument, WaitTimeout
+from ._handle import SLICE_NS, FabricHandle, check, encoded, ffi, lib, text
+from .errors import CorruptSegment, FabricNotFound, InvalidArgument, WaitTimeout
 from .memory import HANDLE_VERSION, Buffer
 from .node import Node, seconds_to_ps
 from .topology import Topology
@@ -108,7 +108,11 @@ class Fabric:
         self.directory = directory
         size = ffi.new("uint64_t *")
         blob = lib.fbx_fabric_topology(handle.pointer, size)
-        self.topology: Topology = Topology.from_dict(msgpack.unpackb(bytes(ffi.buffer(blob, size[0])), strict_map_key=False))
+        try:
+            self.topology: Topology = Topology.from_dict(msgpack.unpackb(bytes(ffi.buffer(blob, size[0])), strict_map_key=False))
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            handle.close()
+            raise CorruptSegment(f"the fabric's own description is damaged: {error}") from None
         info = self.info()
         self.name: str = info["name"]
         self.timing: bool = info["timing"]
@@ -139,7 +143,7 @@ class Fabric:
             name: by which others open it; a random one if left out.
             persistent: it outlives this process and ends by `fabricctl down`.
             timing: True or "on", False or "off"; the topology's if left out.
-            ordering: "posted", "immediate" or "adversarial"; the topology's if left out.
+            ordering: "posted" or "immediate"; the topology's if left out ("adversarial" is refused in this version).
             seed: of all that is random; the topology's if left out.
             strict_errors: posted writes raise what is known when they are issued.
             directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
@@ -159,7 +163,7 @@ class Fabric:
         place = directory or default_directory()
         config, keep = _config(described)
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
-        keep.append(ffi.new("char[]", called.encode()))
+        keep.append(ffi.new("char[]", encoded(called)))
         config.name = keep[-1]
         keep.append(ffi.new("char[]", os.fsencode(place)))
         config.directory = keep[-1]
@@ -188,7 +192,7 @@ class Fabric:
         deadline = time.monotonic() + timeout
         while True:
             try:
-                handle = FabricHandle(lambda out: lib.fbx_fabric_open(os.fsencode(place), name.encode(), out))
+                handle = FabricHandle(lambda out: lib.fbx_fabric_open(os.fsencode(place), encoded(name), out))
                 return cls(handle, place)
             except FabricNotFound:
                 if time.monotonic() >= deadline:
@@ -219,13 +223,18 @@ class Fabric:
         return (Fabric.open, (self.name, self.directory))
 
     @staticmethod
+    def prune(directory: str | None = None) -> int:
+        """Remove this user's fabrics whose life is over, and files that half-made ones left; returns how many."""
+        return check(lib.fbx_fabric_prune(os.fsencode(directory or default_directory())))
+
+    @staticmethod
     def destroy(name: str, directory: str | None = None, *, force: bool = False) -> None:
         """Take a fabric down by name.
 
         Raises:
             Busy: processes are attached and `force` is not given. FabricNotFound: there is none.
         """
-        check(lib.fbx_fabric_destroy(os.fsencode(directory or default_directory()), name.encode(), int(force)))
+        check(lib.fbx_fabric_destroy(os.fsencode(directory or default_directory()), encoded(name), int(force)))
 
     # -- nodes and memory ---------------------------------------------------------------------------------------------
 
@@ -266,7 +275,7 @@ class Fabric:
             FabricNotFound: it is not there (and none appeared in time: WaitTimeout, if a timeout was given).
         """
         record = ffi.new("struct fbx_buffer *")
-        self._await_name(lambda: lib.fbx_buffer_find(self._live(), name.encode(), record), f"buffer {name!r}", timeout)
+        self._await_name(lambda: lib.fbx_buffer_find(self._live(), encoded(name), record), f"buffer {name!r}", timeout)
         return Buffer(self, None, record[0])
 
     def buffers(self) -> list[Buffer]:
@@ -283,12 +292,13 @@ class Fabric:
             StaleHandle: it was freed, or is of another fabric. InvalidArgument: these bytes are no handle.
         """
         record = ffi.new("struct fbx_buffer *")
+        self._live()
         try:
             version, *numbers, name = msgpack.unpackb(handle)
             if version != HANDLE_VERSION or len(numbers) != 6:
                 raise ValueError(f"version {version}")
             record.instance, record.index, record.generation, record.region, record.offset, record.bytes = numbers
-            record.name = name.encode()[:63]
+            record.name = encoded(name)[:63]
             info = self._region_info(record.region)
         except (ValueError, TypeError, OverflowError, AttributeError, FabricNotFound, msgpack.UnpackException) as error:
             raise InvalidArgument(f"these bytes are no handle of a buffer: {error}") from None
@@ -302,7 +312,7 @@ class Fabric:
     def put(self, key: str, value: bytes) -> None:
         """Store `value` (bytes, at most 16 MiB) under `key`, replacing what was there."""
         data = ffi.from_buffer("char[]", value)
-        check(lib.fbx_put(self._live(), key.encode(), data, len(data)))
+        check(lib.fbx_put(self._live(), encoded(key), data, len(data)))
 
     def get(self, key: str, timeout: float | None = 0.0) -> bytes:
         """Return the value of `key`.
@@ -321,7 +331,7 @@ class Fabric:
             while True:
                 out = ffi.new("char[]", room)
                 size[0] = room
-                code: int = lib.fbx_get(self._live(), key.encode(), out, size)
+                code: int = lib.fbx_get(self._live(), encoded(key), out, size)
                 if code == lib.FBX_E_NO_MEMORY and size[0] > room:
                     room = int(size[0])
                     continue

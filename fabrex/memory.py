@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
-from ._handle import check, ffi, lib, text
+from ._handle import NodeHandle, check, ffi, lib, text
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -23,11 +23,14 @@ HANDLE_VERSION = 1
 class _View:
     """Keeps the mapping of a raw view: the fabric's memory stays mapped until the last view dies."""
 
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
+    def __init__(self, owner: NodeHandle, gva: int) -> None:
+        self.owner: NodeHandle | None = owner
+        self.gva = gva
 
     def __call__(self, _pointer: object) -> None:
-        self.owner = None
+        owner, self.owner = self.owner, None
+        if owner is not None and lib is not None:
+            lib.fbx_unmap(owner.pointer, self.gva)
 
 
 def map_view(node: Node, gva: int, size: int) -> memoryview:
@@ -44,7 +47,7 @@ def map_view(node: Node, gva: int, size: int) -> memoryview:
     """
     out, writable = ffi.new("void **"), ffi.new("int *")
     check(lib.fbx_map(node._pointer(), gva, size, out, writable), node)
-    pointer = ffi.gc(ffi.cast("char *", out[0]), _View(node._handle))
+    pointer = ffi.gc(ffi.cast("char *", out[0]), _View(node._handle, gva))
     view = memoryview(ffi.buffer(pointer, size))
     return view if writable[0] else view.toreadonly()
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ._handle import SLICE_NS, NodeHandle, Requester, check, ffi, lib, wait_slices
+from ._handle import SLICE_NS, NodeHandle, Requester, check, encoded, ffi, lib
 from .errors import ClosedHandle, InvalidArgument, WaitTimeout
 from .memory import Buffer, map_view
 from .ntb import Ntb
@@ -28,7 +29,7 @@ def seconds_to_ps(seconds: float) -> int:
     """Return picoseconds; raises InvalidArgument for what is no duration."""
     if not isinstance(seconds, (int, float)) or math.isnan(seconds) or seconds < 0:
         raise InvalidArgument(f"{seconds!r} is no number of seconds; give one that is not negative")
-    return min(int(seconds * 1e12), 1 << 62)
+    return int(min(seconds * 1e12, 1 << 62))
 
 
 class Operation:
@@ -39,18 +40,29 @@ class Operation:
         gva: where.
     """
 
-    def __init__(self, node: Node, kind: str, record: Any, keep: object) -> None:
+    def __init__(self, node: Node, kind: str, record: Any, keep: Any) -> None:
         self.kind = kind
         self.gva: int = record.gva
         self._node = node
         self._record = record
         self._keep = keep
-        self._status = lib.fbx_op_begin(node._pointer(), record)
+        self._error: BaseException | None = None
+        self._status = lib.FBX_E_AGAIN
+        self._settle(lib.fbx_op_begin(node._pointer(), record))
+
+    def _settle(self, status: int) -> None:
+        """Note how far it is; what went wrong is known only right now, before the thread's next failure."""
+        self._status = status
+        if status < 0 and status != lib.FBX_E_AGAIN:
+            try:
+                check(status, self._node)
+            except Exception as error:
+                self._error = error
 
     def done(self) -> bool:
         """Return whether it is complete; moves it along, never waits."""
         if self._status == lib.FBX_E_AGAIN:
-            self._status = lib.fbx_op_advance(self._node._pointer(), self._record)
+            self._settle(lib.fbx_op_advance(self._node._pointer(), self._record))
         return bool(self._status != lib.FBX_E_AGAIN)
 
     @property
@@ -86,7 +98,7 @@ class Operation:
                     raise WaitTimeout(f"{self.kind} at {self.gva:#x} takes longer than {timeout} s", node=self._node.name)
                 limit = max(min(limit, left // 1000), 0)
             if self._status == lib.FBX_E_AGAIN:
-                self._status = lib.fbx_op_wait(pointer, self._record, limit)
+                self._settle(lib.fbx_op_wait(pointer, self._record, limit))
         return self.result()
 
     def result(self) -> Any:
@@ -97,12 +109,12 @@ class Operation:
         """
         if self._status == lib.FBX_E_AGAIN:
             raise InvalidArgument("the operation is under way; wait() for it, or await it")
-        if self._status < 0:
-            check(self._status, self._node)
+        if self._error is not None:
+            raise self._error
         if self.kind in ("store", "write", "flush"):
             return None
         if self.kind == "read" or (self.kind == "load" and self._record.bytes > 8):
-            return bytes(self._keep)  # type: ignore[call-overload]
+            return bytes(self._keep)
         if self.kind == "compare_swap" and self._record.bytes == 16:
             return int(self._record.operand[0]) | int(self._record.operand[1]) << 64
         return int(self._record.operand[0])
@@ -143,6 +155,7 @@ class Node(Requester):
     def _call_cost_ps(self) -> int:
         """Measure what a timed call from Python takes longer than it was asked to: that counts toward modelled time."""
         ask, nothing, clock = 400, self._nothing, time.perf_counter_ns
+        stretch = self.fabric.topology.dilation_num / self.fabric.topology.dilation_den
         empty, taken = [], []
         for _ in range(101):
             start = clock()
@@ -150,7 +163,8 @@ class Node(Requester):
             start = clock()
             nothing(ask * 1000, size=8)
             taken.append(clock() - start)
-        return max(0, min((sorted(taken)[50] - sorted(empty)[50] - ask) * 1000, 500_000))
+        real = ask * stretch
+        return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - real) * 1000 / stretch), 500_000))
 
     def _place(self) -> tuple[int, int]:
         if os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
@@ -210,7 +224,7 @@ class Node(Requester):
         """
         region = self.fabric._region(self.name if on is None else on, tier)
         record = ffi.new("struct fbx_buffer *")
-        check(lib.fbx_alloc(self._pointer(), region, size, align, (name or "").encode(), record), self)
+        check(lib.fbx_alloc(self._pointer(), region, size, align, encoded(name or ""), record), self)
         return Buffer(self.fabric, self, record[0])
 
     def view(self, gva: int, size: int) -> memoryview:
@@ -222,9 +236,10 @@ class Node(Requester):
     def _record(self, kind: str, gva: int, size: int, pointer: Any, **attributes: Any) -> Any:
         record = ffi.new("struct fbx_op *")
         record.kind = _KINDS[kind]
-        if not 0 <= gva < 1 << 64:
-            raise OverflowError(f"{gva} is no 64-bit address")
-        record.gva = gva
+        address = operator.index(gva)
+        if not 0 <= address < 1 << 64:
+            raise OverflowError(f"{address} is no 64-bit address")
+        record.gva = address
         record.bytes = size
         record.buffer = pointer
         for name, value in attributes.items():
@@ -245,15 +260,19 @@ class Node(Requester):
 
     def read(self, gva: int, size: int) -> bytes:
         """Read `size` bytes (bulk PIO: one request of the CPU's access width at a time, so slow over a real fabric)."""
-        out = bytearray(size)
+        out = bytearray(operator.index(size))
         self.readinto(gva, out)
         return bytes(out)
 
     def readinto(self, gva: int, array: Any) -> int:
         """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
         pointer = ffi.from_buffer("char[]", array, require_writable=True)
-        self._run(self._record("read", gva, len(pointer), pointer))
-        return len(pointer)
+        size = len(pointer)
+        if self.fabric.timing:
+            self._run(self._record("read", gva, size, pointer))
+        elif (code := lib.fbx_read(self._pointer(), operator.index(gva), pointer, size)) < 0:
+            check(code, self)
+        return size
 
     def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0) -> int:
         """Write all of `data` (any C-contiguous buffer), posted; returns the bytes written.
@@ -262,8 +281,12 @@ class Node(Requester):
         raise: see `flush(check=True)`.
         """
         pointer = ffi.from_buffer("char[]", data)
-        self._run(self._record("write", gva, len(pointer), pointer, ro=ro, ido=ido, tc=tc))
-        return len(pointer)
+        size = len(pointer)
+        if self.fabric.timing or ro or ido or tc:
+            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc))
+        elif (code := lib.fbx_write(self._pointer(), operator.index(gva), pointer, size)) < 0:
+            check(code, self)
+        return size
 
     def gather(self, gvas: Any, out: Any, size: int | None = None) -> None:
         """Load from many addresses in one call, one after the other.
@@ -289,12 +312,11 @@ class Node(Requester):
         each = len(data) // count if size is None else size
         if each < 1 or each * count != len(data):
             raise InvalidArgument(f"{len(data)} bytes do not divide into {count} elements" + (f" of {size}" if size else ""))
-        pointer, done = self._pointer(), ffi.new("uint64_t *")
-        # In pieces, so that Ctrl-C works while modelled time passes.
-        step = count if not self.fabric.timing else 1024
-        for start in range(0, count, step):
-            n = min(step, count - start)
-            check(call(pointer, addresses + start, n, each, data + start * each, done), self)
+        done, record = ffi.new("uint64_t *"), ffi.new("struct fbx_op *")
+        record.kind = lib.FBX_OTHER
+        while (code := call(self._pointer(), record, addresses, count, each, data, done, SLICE_NS)) == lib.FBX_E_AGAIN:
+            pass
+        check(code, self)
 
     # -- order and waiting --------------------------------------------------------------------------------------------
 
@@ -315,8 +337,18 @@ class Node(Requester):
             LinkDown, PeerLost: the read that flushes cannot get there.
             CompletionTimeout: a stopped process holds the delivery.
         """
-        index = ALL_NODES if target is None else self.fabric._node_index(target)
-        _raise_if(lib.fbx_flush(self._pointer(), index, 4 if check else 0), self)
+        if target is not None:
+            targets = [self.fabric._node_index(target)]
+        else:
+            room = len(self.fabric.topology.nodes)
+            written = ffi.new("uint32_t[]", room)
+            targets = list(written[0 : min(lib.fbx_written_nodes(self._pointer(), written, room), room)])
+        for index in targets:
+            record = self._record("flush", 0, 0, ffi.NULL)
+            record.operand[0] = index
+            self._run(record)
+        if check:
+            _raise_if(lib.fbx_check_lost(self._pointer()), self)
 
     def wait_until(self, gva: int, compare: str, value: int, timeout: float | None = None, *, size: int = 8) -> int:
         """Wait until the unsigned value at `gva` compares so with `value`; returns what was found.
@@ -329,12 +361,15 @@ class Node(Requester):
         """
         if compare not in _COMPARE:
             raise InvalidArgument(f"{compare!r} is no comparison; use one of {', '.join(_COMPARE)}")
+        value = operator.index(value)
         if value < 0 or size not in (1, 2, 4, 8) or value >> (8 * size):
             raise OverflowError(f"{value} does not fit an unsigned value of {size} bytes")
-        pointer, last = self._pointer(), ffi.new("uint64_t *")
+        pointer, last, record = self._pointer(), ffi.new("uint64_t *"), ffi.new("struct fbx_op *")
+        record.kind = lib.FBX_OTHER
+        gva = operator.index(gva)
         deadline = (1 << 64) - 1 if timeout is None else self.fabric.now_ps + seconds_to_ps(timeout)
         while True:
-            status = lib.fbx_wait_until(pointer, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
+            status = lib.fbx_wait_until(pointer, record, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
             if status != lib.FBX_E_AGAIN:
                 check(status, self)
                 return int(last[0])
@@ -357,13 +392,16 @@ class Node(Requester):
         expected = self.size if size is None else size
         deadline = None if timeout is None else self.fabric.now_ps + seconds_to_ps(timeout)
 
-        def attempt() -> int:
-            code: int = lib.fbx_barrier(self._pointer(), name.encode(), expected, ticket, SLICE_NS)
-            if code == lib.FBX_E_AGAIN and deadline is not None and self.fabric.now_ps >= deadline:
-                raise WaitTimeout(f"not all {expected} nodes came to barrier {name!r} within {timeout} s", node=self.name)
-            return code
-
-        wait_slices(attempt, self)
+        called = encoded(name)
+        try:
+            while (code := lib.fbx_barrier(self._pointer(), called, expected, ticket, SLICE_NS)) == lib.FBX_E_AGAIN:
+                if deadline is not None and self.fabric.now_ps >= deadline:
+                    raise WaitTimeout(f"not all {expected} nodes came to barrier {name!r} within {timeout} s", node=self.name)
+            check(code, self)
+        except BaseException:
+            if ticket[0] and not self.closed:
+                lib.fbx_barrier_leave(self._handle.pointer, called, ticket[0])  # so that it can come again
+            raise
 
     def progress(self) -> int:
         """Deliver what is due at this node; returns the number of writes delivered. Rarely needed: every access does it."""
@@ -386,28 +424,33 @@ class Node(Requester):
         wanted = {"load": 0, "read": 1, "compare_swap": 2}.get(kind, 1)
         if len(arguments) != wanted:
             raise TypeError(f"{kind} takes {wanted} argument(s) after the address, not {len(arguments)}")
+        size = operator.index(size)
         keep: Any = None
         pointer = ffi.NULL
-        if kind == "read":
-            size = int(arguments[0])
+        if kind == "read" or (kind == "load" and size > 8):
+            size = operator.index(arguments[0]) if kind == "read" else size
             keep = bytearray(size)
             pointer = ffi.from_buffer("char[]", keep, require_writable=True)
         elif kind == "write":
             pointer = ffi.from_buffer("char[]", arguments[0])
-            size, keep = len(pointer), arguments[0]
-        elif kind == "load" and size > 8:
-            keep = bytearray(size)
-            pointer = ffi.from_buffer("char[]", keep, require_writable=True)
+            size = len(pointer)
+        elif kind == "store" and size > 8:
+            value = arguments[0]
+            wide = bytes(value) if isinstance(value, (bytes, bytearray)) else operator.index(value).to_bytes(size, "little")
+            if len(wide) != size:
+                raise InvalidArgument(f"{len(wide)} bytes for a store of {size}")
+            pointer = ffi.from_buffer("char[]", wide)
         record = self._record(kind, gva, size, pointer, **attributes)
-        if kind not in ("load", "read", "write"):
+        if kind not in ("load", "read", "write") and not (kind == "store" and size > 8):
             width = 16 if kind == "compare_swap" and size == 16 else min(max(size, 1), 8)
             for i, argument in enumerate(arguments):
-                value = int(argument)
+                value = operator.index(argument)
                 if value < 0 or value >> (8 * width):
                     raise OverflowError(f"{value} does not fit {width} bytes")
                 record.operand[2 * i] = value & (1 << 64) - 1
                 record.operand[2 * i + 1] = value >> 64
-        return Operation(self, kind, record, (keep, pointer) if keep is None else keep)
+        # The exported buffer is held with the operation: it must not shrink or close while bytes move.
+        return Operation(self, kind, record, pointer if keep is None else keep)
 
     def estimate(self, kind: str, gva: int, size: int = 8) -> dict[str, int]:
         """Return what the model says an operation takes on the idle fabric.
@@ -431,8 +474,8 @@ def _addresses(gvas: Any) -> Any:
     try:
         view = memoryview(gvas)
     except TypeError:
-        values: Iterator[int] | Iterable[int] = gvas
-        return ffi.new("uint64_t[]", [int(v) for v in values])
+        values: Iterable[int] = gvas
+        return ffi.new("uint64_t[]", [operator.index(v) for v in values])
     if view.itemsize != 8 or view.format not in ("Q", "q", "L", "l", "<Q", "=Q", "@Q") or not view.c_contiguous:
         raise InvalidArgument("addresses are a C-contiguous buffer of uint64, or an iterable of ints")
     return ffi.from_buffer("uint64_t[]", gvas)

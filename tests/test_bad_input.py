@@ -91,7 +91,7 @@ VALUES = (0, 1, 2, 0x7F, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1,
     "part",
     [
         "header",
-        pytest.param("nodes", marks=pytest.mark.xfail(strict=True, reason="access_bytes is divided by and not checked")),
+        "nodes",
         "regions",
         "links",
         "directions",
@@ -110,7 +110,6 @@ def test_damaged_words_of_what_is_written_once(place: Path, children: Callable[.
     _damage(place, children, changes, patience=2 if part in ("header", "directions") else 20)
 
 
-@pytest.mark.xfail(strict=True, reason="access_bytes of a node is divided by and not checked when a fabric is opened")
 def test_an_access_width_of_zero(place: Path, children: Callable[..., Child]) -> None:
     with fabrex.Fabric.create(topology(size="1MiB"), "probe"):
         offset, stride, _, high = table(control_path("probe"), "nodes")

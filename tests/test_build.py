@@ -122,13 +122,19 @@ def test_a_c_program_builds_against_the_installed_library(tmp_path: Path) -> Non
     stage = tmp_path / "stage"
     run("make", "install-lib", "PREFIX=/opt/fabrex", f"DESTDIR={stage}", f"PYTHON={sys.executable}")
     installed = {path.relative_to(stage / "opt/fabrex").as_posix() for path in stage.rglob("*") if not path.is_dir()}
-    assert {"include/fabrex.h", "lib/libfabrex.so", "lib/libfabrex.so.1", "lib/libfabrex.a", "lib/pkgconfig/fabrex.pc"} <= installed
+    assert {
+        "include/fabrex/fabrex.h",
+        "lib/libfabrex.so",
+        "lib/libfabrex.so.1",
+        "lib/libfabrex.a",
+        "lib/pkgconfig/fabrex.pc",
+    } <= installed
 
     found = {"PKG_CONFIG_PATH": str(stage / "opt/fabrex/lib/pkgconfig"), "PKG_CONFIG_SYSROOT_DIR": str(stage)}
     version = next(line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("version = "))
     assert run("pkg-config", "--modversion", "fabrex", **found).strip() == version.split('"')[1]
     source = tmp_path / "program.c"
-    source.write_text('#include <fabrex.h>\nint main(void) { return fbx_error_name(-1) ? 0 : 1; }\n')
+    source.write_text("#include <fabrex.h>\nint main(void) { return fbx_error_name(-1) ? 0 : 1; }\n")
     flags = run("pkg-config", "--cflags", "--libs", "fabrex", **found).split()
     run("cc", "-Wall", "-Werror", str(source), "-o", str(tmp_path / "program"), *flags)
     run(str(tmp_path / "program"), LD_LIBRARY_PATH=str(stage / "opt/fabrex/lib"))

@@ -127,7 +127,6 @@ def test_a_failed_operation_says_node_address_and_kind(place: Path) -> None:
             assert (error.op, error.node, error.gva, error.code) == (op, "host0", fabric.gva("host1", 64), "LINK_DOWN")
 
 
-@pytest.mark.xfail(strict=True, reason="Operation.result() reports the thread's last failure, not its own")
 def test_each_operations_error_is_its_own(place: Path) -> None:
     with fabrex.Fabric.create(topology(), "lab", timing=True) as fabric, fabric.attach("host0") as node:
         first, second = node.begin("load", 0x10), node.begin("load", 0x20)

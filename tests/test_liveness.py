@@ -77,7 +77,6 @@ def test_peers_of_a_killed_owner_learn_of_it(place: Path, children: Start, timin
         whole.free()
 
 
-@pytest.mark.xfail(strict=True, reason="power_on() frees the dead owner's buffers and leaves their names taken")
 def test_a_new_owner_can_use_the_names_of_the_old_ones_buffers(place: Path, children: Start) -> None:
     with persistent(topology(), timing=False) as fabric:
         node = fabric.attach("host0")
@@ -89,7 +88,6 @@ def test_a_new_owner_can_use_the_names_of_the_old_ones_buffers(place: Path, chil
         assert again.alloc(4096, "inbox").size == 4096
 
 
-@pytest.mark.xfail(strict=True, reason="fbx_node_attach looks at the owner word only, not at whether that owner lives")
 def test_attaching_right_after_the_owners_death_makes_an_owner(place: Path, children: Start) -> None:
     with persistent(topology(), timing=False) as fabric:
         for _ in range(5):  # before anybody has looked for the dead
@@ -100,7 +98,6 @@ def test_attaching_right_after_the_owners_death_makes_an_owner(place: Path, chil
                 assert again.owner
 
 
-@pytest.mark.xfail(strict=True, reason="an owner that is replaced before it was reaped is never declared lost")
 def test_a_quick_new_owner_does_not_inherit_the_buffers_of_a_dead_one(place: Path, children: Start) -> None:
     with persistent(topology(), timing=False) as fabric:
         for _ in range(3):
@@ -254,9 +251,6 @@ def _down(link: fabrex.Link) -> bool:
         return False
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fbx_link_set calls the link down already when its first attempt was Busy, and does not wait"
-)
 def test_a_second_attempt_after_busy_waits_as_the_first_did(place: Path, children: Start) -> None:
     """The mark of a process that is stopped in the middle of an operation, set by hand."""
     with persistent(topology(), timing=False) as fabric:
@@ -322,7 +316,6 @@ def test_the_watcher_itself_may_be_killed(place: Path, children: Start) -> None:
         fabrex.Fabric.destroy("lab", force=True)
 
 
-@pytest.mark.xfail(strict=True, reason="the service thread maps a region while it holds the mutex that mapping takes")
 def test_an_owner_whose_memory_only_others_look_at(place: Path, children: Start) -> None:
     """Its service thread is the first in its process to touch the region."""
     with persistent(topology(), timing=True) as fabric:

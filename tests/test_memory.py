@@ -121,7 +121,6 @@ def test_garbage_is_no_handle(place: Path) -> None:
                 fabric.from_handle(wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="fbx_buffer_check compares index and generation only")
 @pytest.mark.parametrize("field", ["region", "offset", "bytes"])
 def test_a_handle_cannot_claim_more_than_the_buffer(place: Path, field: str) -> None:
     import msgpack
@@ -252,7 +251,6 @@ def test_collection_in_any_order_is_safe(place: Path) -> None:
     assert said == "alive"
 
 
-@pytest.mark.xfail(strict=True, reason="fbx_fabric_free unmaps more of the read-only view than fbx_map mapped")
 def test_the_end_of_a_read_only_view_takes_nothing_else_along(place: Path) -> None:
     try:
         said = run(

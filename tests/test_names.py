@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +84,6 @@ def test_bad_keys(place: Path, key: str) -> None:
                 node.alloc(64, key)
 
 
-@pytest.mark.xfail(strict=True, reason="a name is cut at its NUL on the way to the core")
 @pytest.mark.parametrize("what", ["put", "get", "alloc", "buffer", "barrier", "attach", "create"])
 def test_a_name_with_a_nul_is_refused_and_not_cut(place: Path, what: str) -> None:
     with fabrex.Fabric.create(topology(), "lab") as fabric:
@@ -205,7 +205,6 @@ def test_a_barrier_that_nobody_else_comes_to_times_out(place: Path) -> None:
         node.barrier("b", timeout=0.03)
 
 
-@pytest.mark.xfail(strict=True, reason="a barrier that timed out leaves its mark, so the node cannot come again")
 def test_a_barrier_can_be_tried_again_after_a_timeout(place: Path) -> None:
     with fabrex.Fabric.create(topology(), "lab") as fabric, fabric.attach("host0") as h0, fabric.attach("host1") as h1:
         with pytest.raises(fabrex.WaitTimeout):
@@ -221,7 +220,18 @@ def test_a_barrier_can_be_tried_again_after_a_timeout(place: Path) -> None:
 
 def test_a_barrier_with_two_sizes_is_refused(place: Path) -> None:
     with fabrex.Fabric.create(topology(3), "lab") as fabric, fabric.attach("host0") as h0, fabric.attach("host1") as h1:
+        waiting = threading.Thread(target=lambda: pytest.raises(fabrex.WaitTimeout, h0.barrier, "b", timeout=1.0, size=3))
+        waiting.start()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                h1.barrier("b", timeout=0.01, size=2)
+            except fabrex.InvalidArgument:
+                break
+            except fabrex.WaitTimeout:
+                continue  # host0 is not there yet
+        else:
+            pytest.fail("two sizes at one barrier were accepted")
+        waiting.join()
         with pytest.raises(fabrex.WaitTimeout):
-            h0.barrier("b", timeout=0.01, size=3)
-        with pytest.raises(fabrex.InvalidArgument):
-            h1.barrier("b", timeout=0.01, size=2)
+            h1.barrier("b", timeout=0.01, size=2)  # a fresh round may have another size

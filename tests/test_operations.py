@@ -120,7 +120,6 @@ def test_random_operations_do_what_a_plain_memory_does(pair: Any, where: str, re
     assert h1.read(base, SPACE) == bytes(model.memory), "the other node sees another memory"
 
 
-@pytest.mark.xfail(strict=True, reason="begin('store') of more than 8 bytes passes no buffer: what lands is not the value")
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_a_resumable_wide_store_stores_its_value(pair: Any, size: int) -> None:
     fabric, h0, _ = pair
@@ -314,7 +313,6 @@ def test_anything_with_index_is_an_integer(pair: Any) -> None:
                 attempt()
 
 
-@pytest.mark.xfail(strict=True, reason="Node takes ints only where the compiled base takes __index__, and floats in begin()")
 @pytest.mark.parametrize("case", ["read", "write", "begin", "begin-float", "begin-text", "gather-float"])
 def test_integers_are_the_same_everywhere(pair: Any, case: str) -> None:
     fabric, h0, _ = pair
@@ -333,7 +331,6 @@ def test_integers_are_the_same_everywhere(pair: Any, case: str) -> None:
                 h0.begin("store", gva, 1.5 if case == "begin-float" else "7")
 
 
-@pytest.mark.xfail(strict=True, reason="load's short way cuts `size` to 32 bits")
 @pytest.mark.parametrize("size", [(1 << 32) + 8, (1 << 64) + 8, 8 - (1 << 32)])
 def test_a_size_that_no_access_has_is_not_cut_to_one_that_has(pair: Any, size: int) -> None:
     fabric, h0, _ = pair
@@ -418,7 +415,6 @@ def test_addresses_outside_every_region_timed(place: Path) -> None:
     assert run(ENDS, topology().to_dict(), True) == []
 
 
-@pytest.mark.xfail(strict=True, reason="untimed() follows an uninitialised pointer when an address does not resolve")
 def test_addresses_outside_every_region_untimed(place: Path) -> None:
     try:
         assert run(ENDS, topology().to_dict(), False) == []
@@ -430,7 +426,6 @@ def test_addresses_outside_every_region_untimed(place: Path) -> None:
 # ---- posted -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=True, reason="shorten() gives local accesses the short way, which delivers nothing, in posted mode")
 def test_a_posted_store_is_seen_at_its_arrival_and_not_before(slow: Any) -> None:
     fabric, h0, h1 = slow
     gva = fabric.gva("host1")
@@ -468,7 +463,6 @@ def test_each_kind_of_access_at_the_target_delivers_first(slow: Any) -> None:
     assert not [name for name in late if name in ("load", "progress")]
 
 
-@pytest.mark.xfail(strict=True, reason="shorten() gives local accesses the short way, which delivers nothing, in posted mode")
 def test_the_target_waits_for_a_store(slow: Any) -> None:
     fabric, h0, h1 = slow
     gva = fabric.gva("host1")
@@ -595,7 +589,6 @@ def test_link_down_loses_what_is_under_way_and_says_so(slow: Any) -> None:
     assert h0.load(gva) == 3
 
 
-@pytest.mark.xfail(strict=True, reason="writes lost in flight are counted at the target only: flush(check=True) does not know")
 def test_a_checked_flush_reports_what_was_lost_in_flight(slow: Any) -> None:
     fabric, h0, _ = slow
     (link,) = fabric.links.values()
@@ -679,7 +672,6 @@ def test_begin_refuses_what_is_no_operation(place: Path) -> None:
             h0.begin("swap", gva, 1, size=16).wait()
 
 
-@pytest.mark.xfail(strict=True, reason="begin('write') gives the buffer's export back while the core still reads from it")
 def test_a_write_under_way_holds_its_buffer(slow: Any) -> None:
     fabric, h0, _ = slow
     data = bytearray(b"x" * 100_000)
@@ -706,7 +698,6 @@ def test_a_timeout_of_a_wait_on_a_value(place: Path) -> None:
             h0.wait_until(gva, "~", 5)
 
 
-@pytest.mark.xfail(strict=True, reason="seconds_to_ps() cannot convert infinity")
 def test_a_timeout_may_be_infinite(place: Path) -> None:
     with fabrex.Fabric.create(topology(), "lab", timing=True) as fabric, fabric.attach("host0") as h0:
         assert h0.wait_until(fabric.gva("host0"), "==", 0, timeout=float("inf")) == 0

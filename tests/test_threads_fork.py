@@ -167,7 +167,6 @@ def test_fork(place: Path, children: Start, how: str) -> None:
         assert fabric.node_info("host0")["owner_pid"] == child.pid and fabric.node_info("host0")["state"] == "powered"
 
 
-@pytest.mark.xfail(strict=True, reason="the child's mapping keeps the open file description, and with it the parent's lock")
 def test_the_death_of_a_parent_is_noticed_though_its_child_lives(place: Path, children: Start) -> None:
     with persistent(topology(), timing=False) as fabric:
         node = fabric.attach("host1")
@@ -257,10 +256,12 @@ INTERRUPTED = """
 """
 
 
-UNINTERRUPTIBLE = pytest.mark.xfail(strict=True, reason="waits inside one call of the core, so no signal is seen until it is over")
 WAITS = [
     "wait_until", "wait_until timeout", "barrier", "get", "buffer", "operation", "load", "fetch_add", "wide load", "read", "open",
-    *(pytest.param(name, marks=UNINTERRUPTIBLE) for name in ("remote wait_until", "flush", "gather", "full queue")),
+    "remote wait_until",
+    "flush",
+    "gather",
+    "full queue",
 ]  # fmt: skip
 
 
@@ -278,7 +279,6 @@ def test_ctrl_c(place: Path, children: Start, name: str) -> None:
         assert took < 1, f"it took {took:.3f} s to notice"
 
 
-@pytest.mark.xfail(strict=True, reason="an interrupted barrier leaves its mark, so the node cannot come again")
 def test_a_barrier_can_be_tried_again_after_ctrl_c(place: Path, children: Start) -> None:
     with fabrex.Fabric.create(topology(), "lab") as fabric:
         child = children(
@@ -372,7 +372,6 @@ def test_everything_after_close_is_a_closed_handle(place: Path, timing: bool) ->
     repr(fabric), repr(node), repr(buffer), buffer.handle()
 
 
-@pytest.mark.xfail(strict=True, reason="from_handle() takes ClosedHandle, a ValueError, for a sign of bad bytes")
 def test_a_handle_after_close_is_not_called_garbage(place: Path) -> None:
     fabric = fabrex.Fabric.create(topology(), "lab")
     handle = fabric.attach("host0").alloc(64).handle()

@@ -438,9 +438,9 @@ def anchors(path: Path) -> set[str]:
     found: set[str] = set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
     for heading in re.findall(r"^#{1,6}\s+(.+?)\s*#*$", text, re.M):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-        slug = "".join(
-            char for char in plain.strip().lower() if char in " -_" or unicodedata.category(char)[0] in "LN"
-        ).replace(" ", "-")
+        slug = "".join(char for char in plain.strip().lower() if char in " -_" or unicodedata.category(char)[0] in "LN").replace(
+            " ", "-"
+        )
         base, count = slug, 0
         while slug in found:
             count += 1

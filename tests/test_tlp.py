@@ -116,8 +116,7 @@ common: dict[str, st.SearchStrategy[Any]] = {
     "digest": st.none() | st.binary(min_size=4, max_size=4),
     "prefixes": st.builds(
         lambda local, ends: (
-            tuple(bytes([0x80 | kind]) + rest for kind, rest in local)
-            + tuple(bytes([0x90 | kind]) + rest for kind, rest in ends)
+            tuple(bytes([0x80 | kind]) + rest for kind, rest in local) + tuple(bytes([0x90 | kind]) + rest for kind, rest in ends)
         ),
         st.lists(st.tuples(st.integers(0, 15), st.binary(min_size=3, max_size=3)), max_size=2),
         st.lists(st.tuples(st.integers(0, 15), st.binary(min_size=3, max_size=3)), max_size=4),

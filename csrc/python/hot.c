@@ -182,9 +182,12 @@ static PyObject *requester_load(Requester *self, PyObject *const *args, Py_ssize
         o.attr = o.tc = 0;
     } else if (count == 1 && PyTuple_Size(names) == 1 && PyTuple_GetItem(names, 0) == name_size &&
                PyLong_CheckExact(args[1])) {
-        o.size = (uint32_t)PyLong_AsUnsignedLongLongMask(args[1]);
+        long size = PyLong_AsLong(args[1]);
+        if (size == -1)
+            PyErr_Clear(); /* parse() says what is wrong with it */
+        o.size = (uint32_t)size;
         o.attr = o.tc = 0;
-        if (o.size > 8 && parse("load", args, count, names, 1, &o))
+        if ((size < 1 || size > 8) && parse("load", args, count, names, 1, &o))
             return NULL;
     } else if (parse("load", args, count, names, 1, &o)) {
         return NULL;

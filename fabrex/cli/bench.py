@@ -130,12 +130,14 @@ def _measure_c(place: _Place, op: str, size: int, effort: _Effort) -> dict[str, 
     if op in ("gather", "scatter"):
         gvas = ffi.new("uint64_t[]", [place.gva + 64 * i for i in range(_GATHERED)])
         data, done = ffi.new("char[]", size * _GATHERED), ffi.new("uint64_t *")
+        record = ffi.new("struct fbx_op *")
         call = lib.fbx_gather if op == "gather" else lib.fbx_scatter
 
         def batch(count: int) -> float:
             begin = lib.fbx_fabric_now(place.fabric._live())
             for _ in range(max(count // _GATHERED, 1)):
-                check(call(pointer, gvas, _GATHERED, size, data, done), node)
+                done[0], record.kind = 0, lib.FBX_OTHER
+                check(call(pointer, record, gvas, _GATHERED, size, data, done, (1 << 64) - 1), node)
             return float(lib.fbx_fabric_now(place.fabric._live()) - begin) / max(count // _GATHERED, 1) / _GATHERED / 1e3
 
         return _batches(place, op, "c", size, batch, effort, least=_GATHERED)

@@ -196,7 +196,7 @@ def test_memory(cli: Cli) -> None:
         "8 bytes written at 0x20000000040 (host1)\n"
     )
     assert cli.good("mem", "read", "lab", "host1+64", "--size", "16", "--from", "host0").out == (
-        "0x020000000040  22 11 00 00 00 00 00 00 00 00 00 00 00 00 00 00  \"...............\n"
+        '0x020000000040  22 11 00 00 00 00 00 00 00 00 00 00 00 00 00 00  "...............\n'
     )
     cli.good("mem", "write", "lab", "0x20000000080", "--text", "hello")
     found = cli.good("mem", "read", "lab", "0x20000000080", "--size", "5", "--json").document

@@ -147,7 +147,6 @@ def test_four_processes_meet_one_late_and_then_one_dies(place: Path, children: S
             member.expect("PeerLost", True, timeout=5)
 
 
-@pytest.mark.xfail(strict=True, reason="the mark of a process that died at a barrier stays in it")
 def test_one_that_died_at_a_barrier_can_come_again(place: Path, children: Start) -> None:
     code = """
         fabric = fabrex.Fabric.open("lab")
@@ -180,7 +179,6 @@ def test_one_that_died_at_a_barrier_can_come_again(place: Path, children: Start)
         other.expect("through")
 
 
-@pytest.mark.xfail(strict=True, reason="a barrier of some nodes fails because a node that is not asked for died")
 def test_a_death_outside_a_barrier_does_not_concern_it(place: Path, children: Start) -> None:
     with persistent(topology(3), timing=True) as fabric:
         node = fabric.attach("host0")

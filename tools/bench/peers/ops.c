@@ -56,7 +56,9 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
         double each[SLICES];
         for (int i = -4; i < (int)SLICES; i++) { /* some to warm up */
             uint64_t begin = now_ns(), done;
-            must(fbx_gather(node, gvas, GATHERED, 8, values, &done), "fbx_gather");
+            struct fbx_op op = {.kind = FBX_OTHER};
+            done = 0;
+            must(fbx_gather(node, &op, gvas, GATHERED, 8, values, &done, UINT64_MAX), "fbx_gather");
             if (i >= 0)
                 each[i] = (double)(now_ns() - begin) / GATHERED;
         }
@@ -106,6 +108,7 @@ static void poll_stamps(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64
     struct {
         uint64_t stamp, took;
     } *taken = calloc(count + 1, sizeof *taken);
+    struct fbx_op op = {.kind = FBX_OTHER};
     const uint64_t limit = now_ns() + 30000000000u;
     __atomic_store_n(word, 0, __ATOMIC_RELEASE);
     say("ready", 8, 0);
@@ -116,7 +119,7 @@ static void poll_stamps(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64
         else if (how[0] == 'a')
             must(fbx_load(node, gva, 8, &seen), "fbx_load");
         else
-            fbx_wait_until(node, gva, 8, FBX_NE, last, UINT64_MAX, 500, &seen);
+            fbx_wait_until(node, &op, gva, 8, FBX_NE, last, UINT64_MAX, 500, &seen);
         const uint64_t before = look;
         look = fbx_fabric_now(fabric);
         if (seen == last) {
@@ -163,20 +166,22 @@ static void send_stamps(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64
 static void push(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
 {
     char *data = calloc(1, bytes);
-    uint64_t sent = 0, now;
+    uint64_t sent = 0, now, last;
     must(fbx_write(node, gva, data, 64), "fbx_write");
     say("ready", 8, 0);
     while ((now = fbx_fabric_now(fabric)) < start)
         usleep(now + 2000000000u < start ? 1000 : 50);
-    /* What the first write waits for until the others have begun belongs to nobody, so it is not counted. */
+    /* The first write meets those that have not begun, the last those that have ended: neither counts. */
     must(fbx_write(node, gva, data, bytes), "fbx_write");
-    const uint64_t begin = fbx_fabric_now(fabric);
-    do {
+    const uint64_t begin = last = fbx_fabric_now(fabric), end = start + ns * 1000;
+    for (;;) {
         must(fbx_write(node, gva, data, bytes), "fbx_write");
+        if ((now = fbx_fabric_now(fabric)) > end)
+            break;
         sent += bytes;
-        now = fbx_fabric_now(fabric);
-    } while (now < start + ns * 1000);
-    say("pushed", sent, (double)(now - begin) / 1e3);
+        last = now;
+    }
+    say("pushed", sent, (double)(last - begin) / 1e3);
 }
 
 static void chase(fbx_fabric *fabric, fbx_node *node, int rounds, uint64_t peers, uint64_t lines)
