@@ -684,7 +684,7 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
     p[1] = p[3] = p[4] = 0;
     p[2] = now + n->facts->pio_write_ps;
     /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
-    p[6] = PIECE;
+    p[6] = op->bytes < 64 * PIECE ? PIECE : 4 * PIECE;
     const struct fbxl_direction *d = x->route->hop[0].out_facts;
     while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
         p[6] <<= 1;
