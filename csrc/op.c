@@ -1160,52 +1160,49 @@ int fbx_store_wide(fbx_node *n, uint64_t gva, uint32_t bytes, const void *data)
     return run(n, &op);
 }
 
-int fbx_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+/* The short way to a word that is read and written: its window must permit both. */
+static inline uint8_t *short_way_rmw(fbx_node *n, uint64_t gva, uint32_t bytes)
 {
-    if (LIKELY(bytes == 8 || (bytes == 4 && !(value >> 32)))) {
-        uint8_t *at = short_way(n, gva, bytes, 1);
-        if (LIKELY(at != NULL && n->tlb[gva >> FBX_SLOT_SHIFT].load_span)) {
-            *old = fbx_mem_fetch_add(at, value, bytes);
-            unmark(n->lane);
-            return 0;
-        }
-        if (at)
-            unmark(n->lane);
-    }
-    OP(op, FBX_FETCH_ADD, gva, bytes);
+    uint8_t *at = short_way(n, gva, bytes, 1);
+    if (LIKELY(at && n->tlb[gva >> FBX_SLOT_SHIFT].load_span))
+        return at;
+    if (at)
+        unmark(n->lane);
+    return NULL;
+}
+
+static __attribute__((noinline)) int atomic_slow(fbx_node *n, int kind, uint64_t gva, uint32_t bytes, uint64_t value,
+                                                 uint64_t *old)
+{
+    OP(op, (uint16_t)kind, gva, bytes);
     op.operand[0] = value;
     *old = UINT64_MAX;
     if (bytes == 4 && value >> 32)
-        return fbxi_fail_at(FBX_E_VALUE, FBX_FETCH_ADD, (int)n->index, gva, "0x%llx does not fit 4 bytes",
-                            (unsigned long long)value);
+        return fbxi_fail_at(FBX_E_VALUE, kind, (int)n->index, gva, "0x%llx does not fit 4 bytes", (unsigned long long)value);
     int status = run(n, &op);
     if (!status)
         *old = op.operand[0];
     return status;
 }
 
+int fbx_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
+{
+    uint8_t *at = LIKELY(bytes == 8 || (bytes == 4 && !(value >> 32))) ? short_way_rmw(n, gva, bytes) : NULL;
+    if (UNLIKELY(!at))
+        return atomic_slow(n, FBX_FETCH_ADD, gva, bytes, value, old);
+    *old = fbx_mem_fetch_add(at, value, bytes);
+    unmark(n->lane);
+    return 0;
+}
+
 int fbx_swap_value(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
 {
-    if (LIKELY(bytes == 8)) {
-        uint8_t *at = short_way(n, gva, bytes, 1);
-        if (LIKELY(at != NULL && n->tlb[gva >> FBX_SLOT_SHIFT].load_span)) {
-            *old = fbx_mem_swap(at, value, bytes);
-            unmark(n->lane);
-            return 0;
-        }
-        if (at)
-            unmark(n->lane);
-    }
-    OP(op, FBX_SWAP, gva, bytes);
-    op.operand[0] = value;
-    *old = UINT64_MAX;
-    if (bytes == 4 && value >> 32)
-        return fbxi_fail_at(FBX_E_VALUE, FBX_SWAP, (int)n->index, gva, "0x%llx does not fit 4 bytes",
-                            (unsigned long long)value);
-    int status = run(n, &op);
-    if (!status)
-        *old = op.operand[0];
-    return status;
+    uint8_t *at = LIKELY(bytes == 8) ? short_way_rmw(n, gva, 8) : NULL;
+    if (UNLIKELY(!at))
+        return atomic_slow(n, FBX_SWAP, gva, bytes, value, old);
+    *old = fbx_mem_swap(at, value, 8);
+    unmark(n->lane);
+    return 0;
 }
 
 int fbx_compare_swap(fbx_node *n, uint64_t gva, uint32_t bytes, const uint64_t *expected, const uint64_t *desired,
@@ -1268,14 +1265,12 @@ static int try_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
 
 static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
 {
-    uint8_t *at = bytes == 8 ? short_way(n, gva, 8, 1) : NULL;
+    uint8_t *at = bytes == 8 ? short_way_rmw(n, gva, 8) : NULL;
     if (UNLIKELY(!at))
         return FBX_E_AGAIN;
-    int whole = n->tlb[gva >> FBX_SLOT_SHIFT].load_span != 0;
-    if (whole)
-        *old = fbx_mem_fetch_add(at, value, 8);
+    *old = fbx_mem_fetch_add(at, value, 8);
     unmark(n->lane);
-    return whole ? 0 : FBX_E_AGAIN;
+    return 0;
 }
 
 /* A load that may be left under way in `op` (kind OTHER: none) and be taken up again by the next call. */
