@@ -1171,7 +1171,7 @@ static inline uint8_t *short_way_rmw(fbx_node *n, uint64_t gva, uint32_t bytes)
     return NULL;
 }
 
-static __attribute__((noinline)) int atomic_slow(fbx_node *n, int kind, uint64_t gva, uint32_t bytes, uint64_t value,
+static __attribute__((noinline)) int rmw_slow(fbx_node *n, int kind, uint64_t gva, uint32_t bytes, uint64_t value,
                                                  uint64_t *old)
 {
     OP(op, (uint16_t)kind, gva, bytes);
@@ -1189,7 +1189,7 @@ int fbx_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uin
 {
     uint8_t *at = LIKELY(bytes == 8 || (bytes == 4 && !(value >> 32))) ? short_way_rmw(n, gva, bytes) : NULL;
     if (UNLIKELY(!at))
-        return atomic_slow(n, FBX_FETCH_ADD, gva, bytes, value, old);
+        return rmw_slow(n, FBX_FETCH_ADD, gva, bytes, value, old);
     *old = fbx_mem_fetch_add(at, value, bytes);
     unmark(n->lane);
     return 0;
@@ -1199,7 +1199,7 @@ int fbx_swap_value(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, ui
 {
     uint8_t *at = LIKELY(bytes == 8) ? short_way_rmw(n, gva, 8) : NULL;
     if (UNLIKELY(!at))
-        return atomic_slow(n, FBX_SWAP, gva, bytes, value, old);
+        return rmw_slow(n, FBX_SWAP, gva, bytes, value, old);
     *old = fbx_mem_swap(at, value, 8);
     unmark(n->lane);
     return 0;
