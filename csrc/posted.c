@@ -288,7 +288,7 @@ int fbxi_land(fbx_fabric *f, uint32_t source)
             if (f->clock.kind != FBX_REAL)
                 now = last; /* nobody else can move time on meanwhile */
             if (fbxi_deliver(f, target, now) >= 0 && now < last) {
-                fbxi_wait(&f->clock, last, 100000000u, NULL, &ticks);
+                fbxi_wait(&f->clock, last, 100000000u, FBX_SPIN_NS, NULL, &ticks);
                 continue;
             }
             uint64_t ns = fbxi_monotonic_ns();

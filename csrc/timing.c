@@ -32,6 +32,9 @@ struct slot {
 static inline struct slot unpack(uint64_t word, uint64_t tag)
 {
     struct slot s = {0, 0, 0, 0};
+    /* A word of a later turn of the ring: this slot's time is long past, and nobody may take it any more. */
+    if (word && (((word >> 51) - tag) & FIELD) - 1 < FIELD / 2)
+        return (struct slot){FULL, 0, 0, 0};
     if (word >> 51 == (tag & FIELD)) {
         s.fill = (uint32_t)word & FIELD;
         s.idle = (uint32_t)(word >> 13) & FIELD;
@@ -56,6 +59,13 @@ static inline uint64_t scatter(uint64_t at_ps) { return (at_ps * 0x9E3779B97F4A7
 static inline uint64_t units(uint64_t duration_ps, uint64_t at_ps, uint32_t unit)
 {
     return (duration_ps + (scatter(at_ps) & ((1ull << unit) - 1))) >> unit;
+}
+
+/* What a packet of the bulk on the link takes: at most a full one. */
+static inline uint64_t packet_of(const struct fbxl_direction *d, const struct fbxl_direction *facts)
+{
+    uint64_t ps = fbx_peek(&d->bulk_packet_ps);
+    return ps && ps < facts->tlp_ps ? ps : facts->tlp_ps;
 }
 
 static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
@@ -118,7 +128,7 @@ static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_dire
                 if (s.bulk + displaced) {
                     uint64_t random = scatter(*start_ps + 1);
                     if ((random & 0xfff) < (before < FULL ? before : FULL))
-                        *start_ps += (facts->tlp_ps * (random >> 12)) >> 12;
+                        *start_ps += (packet_of(d, facts) * (random >> 12)) >> 12;
                 }
                 *end_ps = *start_ps + duration_ps;
             } else {
@@ -215,6 +225,8 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
         uint64_t wire = fbxi_wire(hop, payload, tlps, header);
         uint64_t duration = fbx_bytes_to_ps(facts->ps_per_byte_q24, wire), start = head, end = head + duration;
         if (reserve) {
+            if (bulk && tlps)
+                fbx_poke(&d->bulk_packet_ps, duration / tlps);
             clamped |= fbxi_reserve(d, facts, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
         }
         if (end < tail)

@@ -23,9 +23,11 @@ static PyObject *name_size, *name_ro, *name_ido, *name_tc;
 
 static int as_u64(PyObject *value, uint64_t *out)
 {
-    if (PyLong_CheckExact(value)) {
-        *out = PyLong_AsUnsignedLongLong(value);
-    } else {
+    *out = PyLong_AsUnsignedLongLong(value);
+    if (*out != UINT64_MAX)
+        return 0;
+    if (PyErr_Occurred() && !PyLong_Check(value)) {
+        PyErr_Clear(); /* no int, but perhaps something that stands for one */
         PyObject *index = PyNumber_Index(value);
         if (!index)
             return -1;
