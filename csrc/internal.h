@@ -235,6 +235,7 @@ struct fbxi_post {
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
+int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for who knows that something is due */
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);

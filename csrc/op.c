@@ -1467,9 +1467,11 @@ int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes,
         uint64_t found, ticks;
         if (UNLIKELY(fbx_observe(n->pending)) && op->kind == FBX_OTHER && f->clock.kind == FBX_REAL) {
             /* Something is on its way here: be there when it arrives. */
-            uint64_t due = fbxi_next_due(f, n->index), soon = fbxi_now(&f->clock) + 5000000u;
-            if (due <= soon && !fbxi_wait(&f->clock, due, max_wait_ns, FBX_SPIN_NS, NULL, &ticks))
-                fbxi_deliver(f, n->index, fbxi_ticks_to_ps(&f->clock, ticks));
+            uint64_t due = fbxi_next_due(f, n->index), now = fbxi_now(&f->clock);
+            if (due > now && due - now < 5000000u && !fbxi_wait(&f->clock, due, max_wait_ns, FBX_SPIN_NS, NULL, &ticks))
+                now = due;
+            if (due <= now)
+                fbxi_deliver_now(f, n->index, now);
         }
         int status = load_resumably(n, op, gva, bytes, NULL, &found, max_wait_ns);
         if (status)
