@@ -143,11 +143,18 @@ void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
     clock->source = header->tick_source;
     clock->epoch = header->epoch_ticks;
     clock->ps_per_tick_q32 = header->ps_per_tick_q32 ? header->ps_per_tick_q32 : 1;
-    clock->ticks_per_ps_q64 = (uint64_t)((((unsigned __int128)1) << 96) / clock->ps_per_tick_q32);
-    if (clock->ps_per_tick_q32 <= 1ull << 32) /* a tick of at most 1 ps cannot be: dilation is that extreme */
-        clock->ticks_per_ps_q64 = UINT64_MAX;
+    /* Ticks per ps with as many fractional bits as fit: fewer where dilation makes a tick shorter than a picosecond. */
+    clock->ticks_shift = 64;
+    for (uint64_t scale = clock->ps_per_tick_q32; scale <= 1ull << 32 && clock->ticks_shift > 32; scale <<= 1)
+        clock->ticks_shift--;
+    clock->ticks_per_ps = (uint64_t)((((unsigned __int128)1) << (clock->ticks_shift + 32)) / clock->ps_per_tick_q32);
     clock->tick_cost_ps = header->tick_cost_ps;
     clock->ticks_per_us = header->tick_hz / 1000000u + 1;
+}
+
+static inline uint64_t ticks_for(const struct fbxi_clock *clock, uint64_t ps)
+{
+    return (uint64_t)(((unsigned __int128)ps * clock->ticks_per_ps) >> clock->ticks_shift);
 }
 
 /* A gap in the spin that no instruction explains: the processor was away. */
@@ -158,15 +165,13 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
 {
     if (clock->kind != FBX_REAL)
         return clock->virtual_ps >= deadline_ps ? 0 : FBX_E_AGAIN;
-    uint64_t target = clock->epoch + (uint64_t)(((unsigned __int128)deadline_ps * clock->ticks_per_ps_q64) >> 64);
+    uint64_t target = clock->epoch + ticks_for(clock, deadline_ps);
     uint64_t now = fbxi_ticks_now(clock);
     *reached_ticks = now;
     if ((int64_t)(target - now) <= 0)
         return 0;
-    /* 1 real nanosecond in ticks is what the undilated scale says; derive it from the scale itself. */
     static _Thread_local int processors;
-    uint64_t remaining_ps = (uint64_t)(((unsigned __int128)(target - now) * clock->ps_per_tick_q32) >> 32);
-    if (remaining_ps > 2000000u || max_wait_ns < 2000u) {
+    if (target - now > 2 * clock->ticks_per_us || max_wait_ns < 2000u) {
         /* Long: sleep, then spin. Real time is the kernel's, whatever the dilation. */
         uint64_t begin_ns = fbxi_monotonic_ns(), begin = now;
         for (;;) {
@@ -181,7 +186,7 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
             if (ns - begin_ns > 1000000u)
                 left_ns = (uint64_t)((unsigned __int128)(target - now) * (ns - begin_ns) / (now - begin));
             else
-                left_ns = (uint64_t)((unsigned __int128)(target - now) * clock->ps_per_tick_q32 / 1000u >> 32);
+                left_ns = (uint64_t)((unsigned __int128)(target - now) * 1000u / clock->ticks_per_us);
             if (left_ns <= spin_ns)
                 break;
             uint64_t nap_ns = left_ns - spin_ns;
@@ -193,8 +198,8 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
             clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
         }
     }
-    uint64_t gap = (uint64_t)(((unsigned __int128)(GAP_NS * 1000u) * clock->ticks_per_ps_q64) >> 64), last = now;
-    uint64_t yield_at = (uint64_t)(((unsigned __int128)(5000000u) * clock->ticks_per_ps_q64) >> 64);
+    uint64_t gap = GAP_NS * clock->ticks_per_us / 1000u, last = now;
+    const uint64_t yield_at = 5 * clock->ticks_per_us;
     while ((int64_t)(target - (now = fbxi_ticks_now(clock))) > 0) {
         if (__builtin_expect(now - last > gap, 0) && jumped)
             ++*jumped;

@@ -7,8 +7,8 @@
 #include "layout.h"
 
 struct fbxi_clock {
-    uint32_t kind, source;
-    uint64_t epoch, ps_per_tick_q32, ticks_per_ps_q64, tick_cost_ps, ticks_per_us;
+    uint32_t kind, source, ticks_shift, pad;
+    uint64_t epoch, ps_per_tick_q32, ticks_per_ps, tick_cost_ps, ticks_per_us;
     uint64_t virtual_ps;
 };
 

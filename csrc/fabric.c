@@ -150,6 +150,11 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
             (uint64_t)t->capacity * t->stride > h->control_bytes - t->offset || fbx_peek(&t->high) > t->capacity)
             return fbxi_fail(FBX_E_CORRUPT, "table %d of the fabric is damaged", i);
     }
+    /* The clock's scale is what the creator computed from the rest: another one could make every wait an hour. */
+    if (h->tick_hz < 1000000u || h->tick_hz > 100000000000ull || !h->dilation_num || !h->dilation_den || h->clock_kind > 1 ||
+        h->ps_per_tick_q32 !=
+            (uint64_t)(((unsigned __int128)1000000000000u << 32) / h->tick_hz * h->dilation_den / h->dilation_num))
+        return fbxi_fail(FBX_E_CORRUPT, "the clock of the fabric is damaged");
     const struct fbxl_table *t = h->table;
     if (!t[FBXL_NODES].capacity || t[FBXL_NODES].capacity > 4096 || t[FBXL_REGIONS].capacity > 65536 ||
         t[FBXL_LINKS].capacity > 16384 || t[FBXL_DIRECTIONS].capacity != 2 * t[FBXL_LINKS].capacity ||
@@ -263,6 +268,10 @@ static int fabric_ready(fbx_fabric *f)
     for (uint32_t i = 0; i < f->region_count; i++)
         f->maps[i].fd = -1;
     fbxi_clock_load(&f->clock, f->header);
+    /* An epoch in the future, or more than ten years ago, makes every deadline nonsense. */
+    if (f->clock.kind == FBX_REAL &&
+        (fbxi_ticks(f->clock.source) - f->clock.epoch) / f->clock.ticks_per_us > 315360000000000ull)
+        return fbxi_fail(FBX_E_CORRUPT, "the clock of the fabric is damaged");
     if (!(f->flags & FBXL_EXPLICIT_FENCE) && fbxi_membarrier_register())
         return fbxi_fail_system(FBX_E_SYSTEM, "this process may not use membarrier(2), which the fabric's creator could; "
                                               "create the fabric with FABREX_EXPLICIT_FENCE=1");

@@ -1548,7 +1548,9 @@ uint64_t fbxi_calibrate(fbx_node *n)
     const struct fbxi_clock *clock = &n->fabric->clock;
     if (clock->kind != FBX_REAL)
         return 0;
-    uint64_t samples[ROUNDS], empty[ROUNDS], ask = 300000;
+    /* 300 real nanoseconds, however far modelled time is stretched. */
+    const uint64_t ask = (uint64_t)(((unsigned __int128)(clock->ticks_per_us * 3 / 10) * clock->ps_per_tick_q32) >> 32);
+    uint64_t samples[ROUNDS], empty[ROUNDS];
     struct fbxl_stats *stats = n->stats;
     n->stats = NULL;
     for (int i = 0; i < ROUNDS; i++) {

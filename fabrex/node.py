@@ -156,15 +156,15 @@ class Node(Requester):
         """Measure what a timed call from Python takes longer than it was asked to: that counts toward modelled time."""
         ask, nothing, clock = 400, self._nothing, time.perf_counter_ns
         stretch = self.fabric.topology.dilation_num / self.fabric.topology.dilation_den
+        asked = int(ask * 1000 / stretch)
         empty, taken = [], []
         for _ in range(101):
             start = clock()
             empty.append(clock() - start)
             start = clock()
-            nothing(ask * 1000, size=8)
+            nothing(asked, size=8)
             taken.append(clock() - start)
-        real = ask * stretch
-        return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - real) * 1000 / stretch), 500_000))
+        return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - ask) * 1000 / stretch), 500_000))
 
     def _place(self) -> tuple[int, int]:
         if os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:

@@ -754,3 +754,18 @@ def test_atomics_of_threads_and_of_both_sides_are_counted_exactly(pair: Any) -> 
     for thread in threads:
         thread.join(30)
     assert h0.load(gva) == 3 * count
+
+
+@pytest.mark.parametrize("dilation", [1, 7, 1000, 100000])
+def test_dilation_stretches_modelled_time_and_nothing_else(place: Path, dilation: int) -> None:
+    stretched = fabrex.Topology.from_dict({**fabrex.Topology.preset("fabrex-pair").to_dict(), "dilation": dilation})
+    with fabrex.Fabric.create(stretched) as fabric:
+        node, gva = fabric.attach("host0"), fabric.gva("host1")
+        node.load(gva)
+        modelled = node.estimate("load", gva)["completes_ps"]
+        assert modelled == 311_829  # the model does not know of it
+        begin = time.perf_counter()
+        for _ in range(3):
+            node.load(gva)
+        # Nobody can make it quicker; how much longer it took is the machine's affair.
+        assert time.perf_counter() - begin > 3 * modelled * 1e-12 * dilation * 0.95 - 1e-6
