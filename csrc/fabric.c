@@ -41,6 +41,7 @@ static void after_fork_child(void)
             close(f->fd);
         f->fd = -1;
         f->service_running = 0;
+        fbxi_engine_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
@@ -295,6 +296,7 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->trees);
     free(f->adjacent);
     free(f->adjacent_first);
+    fbxi_engine_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
     free(f);
@@ -475,6 +477,7 @@ int fbx_fabric_close(fbx_fabric *f)
     fbxi_service_stop(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
+    fbxi_engine_stop(f);
     if (f->creator && (f->flags & FBXL_OWNED))
         end_fabric(f);
     fbxi_session_close(f);
