@@ -270,8 +270,9 @@ static inline void fbx_mem_copy(void *to, const void *from, size_t size)
         __atomic_store_n(t, __atomic_load_n(f, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
 }
 
-/* The same around the cache, for what is larger than it: the destination is not read first. Its order is the copy's; all of
- * it is visible to whoever sees what is stored after the return. */
+/* The same around the cache, for transfers that are larger than it: the destination is not read first. Its order is the
+ * copy's; all of it is visible to whoever sees what is stored after the return. */
+#define FBX_STREAM_BYTES (16u << 20)
 static inline void fbx_mem_stream(void *to, const void *from, size_t size)
 {
 #if defined(__x86_64__) && !defined(FBX_TSAN)
@@ -285,7 +286,7 @@ static inline void fbx_mem_stream(void *to, const void *from, size_t size)
     fbx_mem_copy(t, f, head);
     t += head, f += head, size -= head;
     for (; size >= 64; t += 64, f += 64, size -= 64) {
-        _mm_prefetch((const char *)f + 512, _MM_HINT_NTA);
+        _mm_prefetch((const char *)f + 4096, _MM_HINT_T0);
         __m128i a = _mm_loadu_si128((const __m128i *)(const void *)f);
         __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(f + 16));
         __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(f + 32));

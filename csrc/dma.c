@@ -33,7 +33,6 @@
 #define LONGEST_CHUNK (64u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
-#define STREAM_BYTES (8u << 20) /* a transfer of this and more goes around the cache */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
 #define TARGETS 16u
 #define JOBS_BLOCK 64u
@@ -698,7 +697,7 @@ static int move_untimed(struct channel *ch, struct job *j, fbx_au32 *lane)
 {
     fbx_node *n = ch->node;
     uint64_t now = UINT64_MAX, budget = STEP_BYTES, count = piece_count(j);
-    const int stream = j->total >= STREAM_BYTES;
+    const int stream = j->total >= FBX_STREAM_BYTES;
     while (ch->piece < count) {
         struct fbx_dma_piece p = piece_at(j, ch->piece);
         if (ch->inside >= p.bytes) {
@@ -747,7 +746,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 struct fbxl_queue *q = NULL;
                 if (ch->own_tail && !(status = look(n, &ch->src, c->src, &offset, &span)))
                     q = fbxi_own_queue(n, ch->src.x.route);
-                if (q && fbx_observe(&q->head) < ch->own_tail && fbx_peek(&q->source) == n->index) {
+                if (q && fbx_observe(&q->head) < ch->own_tail && q->source == n->index) {
                     fbxi_deliver(f, ch->src.x.target, now);
                     if (fbx_observe(&q->head) < ch->own_tail)
                         return stalled(ch, now);
@@ -1194,7 +1193,7 @@ static int dma_of(fbx_node *n, struct fbxi_dma **out)
     *out = fbx_observe_pointer(&n->dma);
     if (*out)
         return 0;
-    pthread_mutex_lock(&f->mutex);
+    pthread_mutex_lock(&f->engine_mutex);
     if (!f->engine)
         status = engine_start(f);
     struct fbxi_dma *dma = n->dma;
@@ -1214,7 +1213,7 @@ static int dma_of(fbx_node *n, struct fbxi_dma **out)
             status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
         }
     }
-    pthread_mutex_unlock(&f->mutex);
+    pthread_mutex_unlock(&f->engine_mutex);
     *out = dma;
     return status;
 }

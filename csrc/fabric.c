@@ -247,6 +247,7 @@ static fbx_fabric *fabric_new(const char *directory)
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
+    pthread_mutex_init(&f->engine_mutex, NULL);
     return f;
 }
 
@@ -299,6 +300,7 @@ void fbx_fabric_free(fbx_fabric *f)
     fbxi_engine_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
+    pthread_mutex_destroy(&f->engine_mutex);
     free(f);
 }
 

@@ -141,6 +141,7 @@ struct fbx_fabric {
     pthread_t service;
     uint32_t service_running;
     fbx_au32 service_stop, service_wake;
+    pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
     struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];

@@ -282,7 +282,10 @@ static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint6
         } else if (!op->buffer) {
             op->operand[0] = fbx_mem_load(at, (uint32_t)bytes);
         } else {
-            fbx_mem_copy((uint8_t *)op->buffer + op->done, at, bytes);
+            if (UNLIKELY(op->bytes >= FBX_STREAM_BYTES))
+                fbx_mem_stream((uint8_t *)op->buffer + op->done, at, bytes);
+            else
+                fbx_mem_copy((uint8_t *)op->buffer + op->done, at, bytes);
             fbx_fence_load();
         }
         break;
@@ -293,7 +296,10 @@ static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint6
             break;
         } /* fall through */
     case FBX_WRITE:
-        fbx_mem_copy(at, (const uint8_t *)op->buffer + op->done, bytes);
+        if (UNLIKELY(op->bytes >= FBX_STREAM_BYTES))
+            fbx_mem_stream(at, (const uint8_t *)op->buffer + op->done, bytes);
+        else
+            fbx_mem_copy(at, (const uint8_t *)op->buffer + op->done, bytes);
         fbx_fence_store();
         break;
     case FBX_FETCH_ADD: op->operand[0] = fbx_mem_fetch_add(at, op->operand[0], (uint32_t)bytes); break;

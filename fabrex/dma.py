@@ -55,7 +55,7 @@ class Completion:
         return f"<Completion of {self._record.done} of {self.size} bytes ({name})>"
 
     def __del__(self) -> None:
-        if lib is not None and getattr(self, "_id", 0):
+        if lib is not None and self._id:
             lib.fbx_dma_release(self._node._handle.pointer, self._id)
 
     def _status(self) -> Any:
