@@ -35,6 +35,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("fabric", "Fabrics", ["Fabric", "attach", "fabrics", "Link"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
+    ("dma", "DMA", ["Dma", "Completion"]),
     ("ntb", "Windows", ["Ntb", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
