@@ -141,7 +141,7 @@ def api() -> str:
         for name in names:
             node = top[name]
             dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory") and name != "Link" else f"fabrex.{module}.{name}"
-            dotted = "fabrex.Topology" if name == "Topology" else dotted
+            dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")
