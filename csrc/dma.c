@@ -413,11 +413,11 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
     return clamped;
 }
 
-/* Whoever was away for longer than the calendar remembers has lost that time on the link. */
-static uint64_t catch_up(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
+/* Deadlines are absolute, also of an engine that was kept from the processor. But links remember only so much: what it does
+ * later than that competes with nobody, and only asks. */
+static int reserves(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
 {
-    const uint64_t memory_ps = route->hops ? (uint64_t)(FBX_CAL_SLOTS / 4) << route->hop[0].out_facts->slot_shift : 0;
-    return route->hops && at_ps + memory_ps < now ? now - memory_ps : at_ps;
+    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << route->hop[0].out_facts->slot_shift) > now;
 }
 
 static uint64_t plan_at(const struct channel *ch, const struct job *j)
@@ -464,10 +464,10 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     if (from) {
         if (ch->reader.route != from)
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
-        ch->reader.issue_ps = catch_up(from, ch->reader.issue_ps, now);
+        const int reserve = reserves(from, read_issue(&ch->reader), now);
         struct fbxl_queue *q = fbxi_own_queue(n, from);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
-                             1, &c->samples_ps, &ready_first, &ready);
+                             reserve, &c->samples_ps, &ready_first, &ready);
         fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
         fbxi_count_way(from, 1, step, packets(src_offset, step, ch->reader.mps), FBX_CPLD_HEADER);
     } else {
@@ -475,9 +475,9 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ready = ch->source_ps += fill ? 0 : memory_time(f, ch->src.x.region, step);
     }
     if (to) {
-        uint64_t at = catch_up(to, max64(ch->write_ps, ready_first), now), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
+        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
         struct fbxi_flight flight;
-        clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, 1, &flight);
+        clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
         struct fbxl_queue *q = fbxi_own_queue(n, to);

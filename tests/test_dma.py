@@ -26,7 +26,7 @@ MODES = [
     pytest.param({"timing": True, "ordering": "immediate"}, id="immediate"),
 ]
 SIZE = 1 << 16
-STRETCH = 200  # so that any machine keeps up: who is late for longer than the links' calendars remember loses that time
+STRETCH = 1000  # so that a busy machine keeps up too: links forget what is long past, and with it who else was there
 Three = tuple[fabrex.Fabric, fabrex.Node, fabrex.Node, fabrex.Node]
 
 
@@ -351,7 +351,7 @@ def test_a_signal_is_never_before_its_data(place: Path, children: Callable[..., 
 @pytest.mark.parametrize("tags", [1, 8, 32])
 def test_time_agrees_with_the_estimate(place: Path, tags: int) -> None:
     """By the model's own clock: nothing here looks at real time."""
-    with fabrex.Fabric.create(described(2, tags=tags, dilation=STRETCH), "lab", timing=True) as fabric:
+    with fabrex.Fabric.create(described(2, tags=tags), "lab", timing=True) as fabric:
         h0, h1 = fabric.attach("host0"), fabric.attach("host1")
         size = 1 << 20
         a, b = h0.alloc(size), h1.alloc(size)
