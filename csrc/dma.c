@@ -49,7 +49,7 @@ struct job {
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
     uint64_t total, issued_ps;
-    fbx_au64 moved, completes_ps;
+    fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
     int fd; /* eventfd, -1 while nobody asked for one */
@@ -1043,8 +1043,10 @@ static uint64_t step(struct channel *ch, uint64_t now)
             now = max64(now, fbxi_now(&ch->node->fabric->clock));
         ch->final_ps = 0;
         int status = run(ch, j, now);
-        if (status == FBX_E_AGAIN)
+        if (status == FBX_E_AGAIN) {
+            fbx_poke(&j->next_ps, ch->next_ps);
             return ch->next_ps;
+        }
         finish(ch, j, status);
     }
     return 0;
@@ -1273,6 +1275,7 @@ static struct job *job_new(struct fbxi_dma *dma)
         fbx_poke(&j->waiters, 0);
         fbx_poke(&j->moved, 0);
         fbx_poke(&j->completes_ps, 0);
+        fbx_poke(&j->next_ps, 0);
         fbx_poke(&j->kind, FBX_DMA_WRITE);
     }
     pthread_mutex_unlock(&dma->mutex);
@@ -1485,6 +1488,7 @@ int fbx_dma_poll(fbx_node *n, uint64_t id, struct fbx_dma_status *out)
     out->done = fbx_peek(&j->moved);
     out->issued_ps = j->issued_ps;
     out->completes_ps = fbx_peek(&j->completes_ps);
+    out->next_ps = done ? 0 : fbx_peek(&j->next_ps);
     let_go(n, j);
     return 0;
 }

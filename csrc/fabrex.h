@@ -314,7 +314,8 @@ struct fbx_dma_status {
     int32_t status; /* AGAIN while it is under way */
     uint32_t kind; /* FBX_DMA_READ if a source is remote, FBX_DMA_WRITE otherwise; known when it runs */
     uint64_t bytes, done; /* done: have arrived, in the order of the descriptor; all of them on success */
-    uint64_t issued_ps, completes_ps; /* completes_ps: when it is, or will be, complete; 0 before it runs */
+    uint64_t issued_ps, completes_ps; /* completes_ps: when it is, or as far as it is planned will be, complete */
+    uint64_t next_ps; /* under way on a clock that is not real: when to poll again; 0: at once, or when those before it end */
 };
 /* Queue it. QUEUE_FULL: the channel holds as many as it takes. Whatever else goes wrong is its completion's status.
  * `id` NULL: nobody will ask; otherwise fbx_dma_release() it some time. */
