@@ -459,3 +459,38 @@ def test_after_fork_the_child_is_told(place: Path) -> None:
             os._exit(answers)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
         assert h0.dma.copy(a.gva, a.gva + 4096, 64).wait() == 64
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_a_process_killed_midway_leaves_nothing_held(place: Path, children: Callable[..., Child], timing: bool) -> None:
+    """Its buffers' memory, the links, the queues and the engine's slots serve the next one."""
+    with fabrex.Fabric.create(described(2), "lab", timing=timing) as fabric:
+        h0 = fabric.attach("host0")
+        a = h0.alloc(1 << 20)
+        for number in range(4):
+            child = children(
+                """
+                fabric = fabrex.Fabric.open("lab"); node = fabric.attach("host1")
+                mine, theirs = node.alloc(1 << 20), arguments[0]
+                say("goes")
+                while True:
+                    node.dma.copy(theirs, mine.gva, 1 << 20).wait()
+                    node.dma.copy(mine.gva, theirs, 1 << 20, visible=True).wait()
+                """,
+                a.gva,
+            )
+            child.expect("goes")
+            time.sleep(0.02 + 0.013 * number)
+            child.kill()
+            link = next(iter(fabric.links.values()))
+            link.down()
+            link.up()
+            client = fabric.attach("host0")
+            assert client.dma.copy(a.gva, a.gva + 4096, 4096, visible=True).wait(10) == 4096
+            client.close()
+        h1 = fabric.attach("host1")
+        b = h1.alloc(1 << 20)
+        h1.write(b.gva, b"k" * 4096)
+        assert h1.dma.copy(a.gva, b.gva, 4096, visible=True).wait(10) == 4096
+        assert h0.read(a.gva, 4096) == b"k" * 4096
+        assert fabric.info()["counters"]["corrupt_resets"] == 0
