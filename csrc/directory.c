@@ -6,6 +6,7 @@
  * of a region's lock died. Names (of buffers, values, barriers) hang in hash buckets under the control lock, each change
  * one published word, so that a death leaves the old state or the new one.
  */
+#include "dma_queue.h"
 #include "internal.h"
 
 #include <stdio.h>
@@ -462,6 +463,17 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     fbx_au32 *link = &r->first_buffer;
     uint32_t bound = 0;
     for (struct fbxl_buffer *next; (next = buffer_at(f, fbx_peek(link))) && bound++ < 1u << 24; link = &next->next) {
+        while (fbx_observe(&next->state) == FBXL_BUFFER_QUARANTINED && !fbxi_dma_touches(f, region, next->offset, next->bytes)) {
+            /* Freed while DMA was under way there, which is over: now it goes. */
+            uint32_t after = fbx_peek(&next->next);
+            fbx_publish(link, after);
+            fbx_count(&r->allocated, 0 - next->bytes);
+            fbx_publish(&next->state, FBXL_BUFFER_FREE);
+            if (!(next = buffer_at(f, after)))
+                break;
+        }
+        if (!next)
+            break;
         uint64_t start = (at + align - 1) & ~(align - 1);
         if (next->offset >= start && next->offset - start >= span)
             break;
@@ -553,6 +565,14 @@ int fbx_free(fbx_fabric *f, const struct fbx_buffer *buffer)
     if ((status = live(f, buffer, &b))) { /* another was faster */
         fbxi_unlock(f, &r->lock);
         return status;
+    }
+    if (fbxi_dma_touches(f, b->region, b->offset, b->bytes)) {
+        /* Stale for everybody, yet nobody else's: alloc takes it out of the list once the DMA is over. */
+        fbx_count(&b->generation, 1);
+        fbx_publish(&b->state, FBXL_BUFFER_QUARANTINED);
+        fbxi_unlock(f, &r->lock);
+        names_changed(f);
+        return 0;
     }
     fbx_au32 *link = &r->first_buffer;
     uint32_t bound = 0;

@@ -56,7 +56,8 @@ extern "C" {
     X(-24, NO_WINDOW, "no window of this node reaches the address; program one, or use `windows: auto`")               \
     X(-25, STALE, "the handle is of a buffer that was freed")                                                          \
     X(-26, AGAIN, "not yet; call again")                                                                               \
-    X(-27, NAME, "names are 1 to 63 of the characters A-Z a-z 0-9 _ . - and do not begin with a dot or hyphen")
+    X(-27, NAME, "names are 1 to 63 of the characters A-Z a-z 0-9 _ . - and do not begin with a dot or hyphen")  \
+    X(-28, CANCELLED, "cancel() ended it; bytes_done says how much had arrived")
 
 enum fbx_code {
     FBX_OK = 0,
@@ -288,6 +289,46 @@ FBX_API int fbx_wait_until(fbx_node *node, struct fbx_op *op, uint64_t gva, uint
                            uint64_t deadline_ps, uint64_t max_wait_ns, uint64_t *last);
 /* Deliver what is due at this node; returns the number of writes delivered. */
 FBX_API int fbx_progress(fbx_node *node);
+
+/* ---- DMA -------------------------------------------------------------------------------------------------------- */
+
+/* Descriptors are executed one after the other in each channel, by a thread of the handle's process (or by a thread that
+ * waits), and are this process's: they end with its handle. Done means: the source may be used again and the last write has
+ * been issued; it is visible at its arrival, or at once with FBX_DMA_VISIBLE. */
+enum fbx_dma_limits { FBX_DMA_CHANNEL_LIMIT = 64, FBX_DMA_QUEUE_LIMIT = 64 }; /* channels; descriptors in each */
+enum fbx_dma_flags { FBX_DMA_VISIBLE = 1, FBX_DMA_FILL = 2, FBX_DMA_SIGNAL = 4, FBX_DMA_RO = 8, FBX_DMA_IDO = 16 };
+struct fbx_dma_piece {
+    uint64_t dst, src, bytes;
+};
+struct fbx_dma {
+    uint64_t dst, src, bytes; /* any two addresses, local or remote; they must not overlap */
+    uint64_t rows; /* 0 and 1: one; else rows of `bytes` each, these strides apart */
+    uint64_t dst_stride, src_stride;
+    const struct fbx_dma_piece *list; /* not NULL: these pieces instead; copied by the call */
+    uint64_t list_count;
+    uint64_t signal, signal_value; /* FBX_DMA_SIGNAL: 8 bytes stored behind the data, in the destination's node */
+    uint64_t fill; /* FBX_DMA_FILL: no source, but this pattern of fill_bytes (1, 2, 4 or 8) */
+    uint32_t fill_bytes, flags, channel, tc;
+};
+struct fbx_dma_status {
+    int32_t status; /* AGAIN while it is under way */
+    uint32_t kind; /* FBX_DMA_READ if a source is remote, FBX_DMA_WRITE otherwise; known when it runs */
+    uint64_t bytes, done; /* done: have arrived, in the order of the descriptor; all of them on success */
+    uint64_t issued_ps, completes_ps; /* completes_ps: when it is, or as far as it is planned will be, complete */
+    uint64_t next_ps; /* under way on a clock that is not real: when to poll again; 0: at once, or when those before it end */
+};
+/* Queue it. QUEUE_FULL: the channel holds as many as it takes. Whatever else goes wrong is its completion's status.
+ * `id` NULL: nobody will ask; otherwise fbx_dma_release() it some time. */
+FBX_API int fbx_dma_submit(fbx_node *node, const struct fbx_dma *descriptor, uint64_t *id);
+/* How far it is; never waits. STALE for an id that was released. */
+FBX_API int fbx_dma_poll(fbx_node *node, uint64_t id, struct fbx_dma_status *out);
+/* Its status, once it is complete; executes the channel meanwhile. */
+FBX_API int fbx_dma_wait(fbx_node *node, uint64_t id, uint64_t max_wait_ns);
+/* 1: it was under way; it ends with CANCELLED, and nothing of it lands after this call. 0: it was complete. */
+FBX_API int fbx_dma_cancel(fbx_node *node, uint64_t id);
+/* An eventfd that becomes readable at completion; the core's, closed at release. */
+FBX_API int fbx_dma_fd(fbx_node *node, uint64_t id);
+FBX_API int fbx_dma_release(fbx_node *node, uint64_t id);
 
 /* What the model says an operation takes on the idle fabric: nothing is moved and nothing reserved. */
 struct fbx_estimate {

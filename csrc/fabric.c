@@ -41,6 +41,7 @@ static void after_fork_child(void)
             close(f->fd);
         f->fd = -1;
         f->service_running = 0;
+        fbxi_engine_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
@@ -256,6 +257,7 @@ static fbx_fabric *fabric_new(const char *directory)
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
+    pthread_mutex_init(&f->engine_mutex, NULL);
     return f;
 }
 
@@ -309,8 +311,10 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->trees);
     free(f->adjacent);
     free(f->adjacent_first);
+    fbxi_engine_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
+    pthread_mutex_destroy(&f->engine_mutex);
     free(f);
 }
 
@@ -489,6 +493,7 @@ int fbx_fabric_close(fbx_fabric *f)
     fbxi_service_stop(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
+    fbxi_engine_stop(f);
     if (f->creator && (f->flags & FBXL_OWNED))
         end_fabric(f);
     fbxi_session_close(f);

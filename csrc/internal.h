@@ -98,6 +98,7 @@ struct fbx_node {
         const void *thread;
         fbx_au32 *lane;
     } *extra;
+    struct fbxi_dma *dma; /* dma.c; NULL before the first submission */
     struct fbx_node *next;
     fbx_au32 forked_lane; /* where marks go in a child that inherited the handle */
 };
@@ -142,6 +143,8 @@ struct fbx_fabric {
     pthread_t service;
     uint32_t service_running;
     fbx_au32 service_stop, service_wake;
+    pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
+    struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
     struct fbx_fabric *next; /* registry of the process, for fork */
@@ -249,6 +252,14 @@ fbx_au32 *fbxi_lane(fbx_node *n);
 void fbxi_node_forked(fbx_node *n);
 void fbxi_publish_counts(fbx_node *n); /* op.c: add what its routes carried to the links' counters */
 uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs beside its wait, ps */
+
+/* ---- dma.c ----------------------------------------------------------------------------------------------------------- */
+void fbxi_dma_detach(fbx_node *n); /* what is under way ends with CLOSED */
+void fbxi_dma_free(fbx_node *n);
+void fbxi_engine_stop(fbx_fabric *f);
+void fbxi_engine_free(fbx_fabric *f);
+void fbxi_engine_forked(fbx_fabric *f);
+int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out);
 
 /* ---- service.c ----------------------------------------------------------------------------------------------------- */
 int fbxi_service_start(fbx_fabric *f);

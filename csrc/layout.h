@@ -244,7 +244,7 @@ struct fbxl_requester {
     fbx_au64 stats; /* heap offset of struct fbxl_stats */
     fbx_au64 dependencies; /* heap offset of a bitmap of links, then of nodes, that cached routes depend on */
     fbx_au64 dropped; /* its posted writes that vanished, wherever that was */
-    uint64_t pad1;
+    fbx_au64 dma; /* heap offset of struct fbxl_dma, 0 before its first DMA */
     _Alignas(64) fbx_au64 generation; /* changes whenever a cached route may be wrong: written by whoever changes */
     uint64_t pad2[7];
 };
@@ -312,6 +312,27 @@ struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header
     uint8_t inline_payload[16];
 };
 
+/* DMA of one requester. Its own process writes, and executes from private copies; others look here for what is under way
+ * (a buffer that is freed meanwhile is not given to anybody else). */
+#define FBX_DMA_CHANNELS 64u
+#define FBX_DMA_DEPTH 64u /* descriptors that a channel takes, the running one included */
+#define FBX_DMA_RANGES 5u
+struct fbxl_dma_slot {
+    fbx_au64 state; /* 0 free; else 1 | descriptor's number << 1 */
+    fbx_au64 done; /* bytes that have arrived */
+    uint64_t bytes;
+    uint32_t channel, range_count;
+    struct {
+        fbx_au64 first, end; /* global addresses that it reads or writes; end 0: unused, ~0: anything */
+    } range[FBX_DMA_RANGES];
+    uint64_t pad[2];
+};
+struct fbxl_dma {
+    fbx_au64 live; /* slots in use in all channels */
+    uint64_t pad[7];
+    fbx_au64 channel[FBX_DMA_CHANNELS]; /* heap offset of FBX_DMA_DEPTH slots */
+};
+
 #define FBX_OP_KINDS 12u
 #define FBX_HIST_BINS 40u
 struct fbxl_stats { /* of one requester; its own threads add */
@@ -328,6 +349,7 @@ _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
 _Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
+_Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
 _Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
@@ -341,6 +363,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

@@ -2,6 +2,7 @@
  *
  * Being a node: taking its owner slot or a client slot, lanes for threads, and giving all of it back.
  */
+#include "dma_queue.h"
 #include "internal.h"
 
 #include <stdlib.h>
@@ -207,6 +208,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->stats = fbxi_heap_at(f, fbx_peek(&n->slot->stats), sizeof(struct fbxl_stats));
     n->home = fbxi_thread();
     n->pending = &shared->pending;
+    fbxi_dma_clear(f, n->requester);
     n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;
     if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
         n->may_shorten = f->flags & FBXL_TIMING ? 2 : 1;
@@ -231,6 +233,7 @@ int fbx_node_detach(fbx_node *n)
     pthread_mutex_unlock(&n->mutex);
     if (fbx_peek(&f->forked))
         return 0;
+    fbxi_dma_detach(n);
     /* Another thread may be in the middle of an operation: its next look at the generation sends it to `closed`. */
     fbx_add(n->generation, 1);
     fbxi_membarrier(f);
@@ -264,6 +267,7 @@ void fbx_node_free(fbx_node *n)
             break;
         }
     pthread_mutex_unlock(&f->mutex);
+    fbxi_dma_free(n);
     for (uint32_t i = 0; i < f->node_count; i++)
         free(n->routes[i]);
     while (n->extra) {

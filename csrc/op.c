@@ -12,6 +12,7 @@
  */
 #include "hot.h"
 #include "internal.h"
+#include "journey.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -286,7 +287,10 @@ static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint6
         } else if (!op->buffer) {
             op->operand[0] = fbx_mem_load(at, (uint32_t)bytes);
         } else {
-            fbx_mem_copy((uint8_t *)op->buffer + op->done, at, bytes);
+            if (UNLIKELY(op->bytes >= FBX_STREAM_BYTES))
+                fbx_mem_stream((uint8_t *)op->buffer + op->done, at, bytes);
+            else
+                fbx_mem_copy((uint8_t *)op->buffer + op->done, at, bytes);
             fbx_fence_load();
         }
         break;
@@ -297,7 +301,10 @@ static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint6
             break;
         } /* fall through */
     case FBX_WRITE:
-        fbx_mem_copy(at, (const uint8_t *)op->buffer + op->done, bytes);
+        if (UNLIKELY(op->bytes >= FBX_STREAM_BYTES))
+            fbx_mem_stream(at, (const uint8_t *)op->buffer + op->done, bytes);
+        else
+            fbx_mem_copy(at, (const uint8_t *)op->buffer + op->done, bytes);
         fbx_fence_store();
         break;
     case FBX_FETCH_ADD: op->operand[0] = fbx_mem_fetch_add(at, op->operand[0], (uint32_t)bytes); break;
@@ -1632,12 +1639,15 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     uint64_t offset;
     memset(out, 0, sizeof *out);
     int status = usable(n, kind, gva);
-    if (!status && (kind < 0 || kind > FBX_CAS || !bytes))
+    const int dma = kind == FBX_DMA_READ || kind == FBX_DMA_WRITE;
+    if (!status && (kind < 0 || (kind > FBX_CAS && !dma) || !bytes))
         status = fbxi_fail(FBX_E_INVALID, "no estimate for operation %d of %llu bytes", kind, (unsigned long long)bytes);
     if (!status)
         status = resolve(n, gva, 1, 0, &x, &offset);
-    if (status || !x.route)
+    if (status || (!x.route && !dma))
         return status;
+    if (dma)
+        return fbxi_dma_estimate(n, kind, &x, offset, bytes, out);
     struct fbxi_flight there, back;
     uint64_t latency = f->region_facts[x.region].latency_ps;
     uint32_t width = kind == FBX_READ ? n->facts->access_bytes : (uint32_t)bytes;
@@ -1690,6 +1700,43 @@ int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
             out->late_hist[b] += fbx_peek(&s->kind[kind].late_hist[b]);
     }
     return 0;
+}
+
+/* ---- for DMA (journey.h) ---------------------------------------------------------------------------------------------- */
+
+int fbxi_usable(fbx_node *n, int op, uint64_t gva) { return usable(n, op, gva); }
+int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation, struct fbxi_xl *x, uint64_t *offset)
+{
+    return resolve(n, gva, bytes, generation, x, offset);
+}
+int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out) { return posted_queue(n, route, out); }
+struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route) { return own_queue(n, route); }
+void fbxi_use_target(fbx_node *n, uint32_t target) { use_target(n, target); }
+void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route) { vanish(n, target, route); }
+void fbxi_mark(const fbx_node *n, fbx_au32 *lane) { mark(n, lane); }
+void fbxi_unmark(fbx_au32 *lane) { unmark(lane); }
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps)
+{
+    return pushed_by_completion(n, target, completes_ps);
+}
+int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target)
+{
+    struct fbx_op op;
+    op.kind = (uint16_t)kind;
+    op.gva = gva;
+    return refuse(n, &op, code, target);
+}
+void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint32_t jumped, uint64_t completes_ps, uint64_t now)
+{
+    struct fbx_op op;
+    op.kind = (uint16_t)kind;
+    op.bytes = bytes;
+    op.target = n->index;
+    op.completes_ps = completes_ps;
+    op.private_[0] = jumped;
+    op.private_[4] = op.private_[5] = 0;
+    count(n, &op);
+    count_end(n, &op, status, now);
 }
 
 /* ---- for the _hot extension ------------------------------------------------------------------------------------------- */

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import pcie as pcie
     from . import tlp as tlp
     from . import topology as topology
+    from .dma import Completion as Completion
     from .errors import (
         AddressError as AddressError,
     )
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     )
     from .errors import (
         Busy as Busy,
+    )
+    from .errors import (
+        Cancelled as Cancelled,
     )
     from .errors import (
         ClosedHandle as ClosedHandle,
@@ -114,11 +118,12 @@ _LAZY = {
     "attach": "fabric",
     "fabrics": "fabric",
     "Buffer": "memory",
+    "Completion": "dma",
     "Node": "node",
     "Operation": "node",
     "Topology": "topology",
 }
-_MODULES = ("errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "tlp", "topology", "units")
+_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "tlp", "topology", "units")
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ Every one derives from the builtin that people already catch::
     ├─ FabricDenied(PermissionError)   it belongs to another user
     ├─ OutOfFabricMemory(MemoryError)
     ├─ QueueFull
+    ├─ Cancelled                       cancel() ended it
     ├─ Busy                            someone is in the way and does not move
     ├─ LayoutMismatch                  made by another version
     ├─ CorruptSegment                  truncated or damaged shared memory
@@ -40,6 +41,7 @@ __all__ = [
     "AddressError",
     "AlignmentError",
     "Busy",
+    "Cancelled",
     "ClosedHandle",
     "CompleterAbort",
     "CompletionTimeout",
@@ -193,6 +195,10 @@ class QueueFull(FabricError):
     """The queue is full and its target does not drain it."""
 
 
+class Cancelled(FabricError):
+    """The operation was ended by `cancel()`."""
+
+
 class Busy(FabricError):
     """Another process holds on to it, or is stopped in the middle of an operation."""
 
@@ -246,4 +252,5 @@ BY_CODE: dict[str, type[FabricError]] = {
     "STALE": StaleHandle,
     "AGAIN": WaitTimeout,
     "NAME": InvalidArgument,
+    "CANCELLED": Cancelled,
 }

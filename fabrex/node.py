@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ._handle import SLICE_NS, NodeHandle, Requester, check, encoded, ffi, lib
+from .dma import Dma
 from .errors import ClosedHandle, InvalidArgument, WaitTimeout
 from .memory import Buffer, map_view
 from .ntb import Ntb
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _COMPARE = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
 _KINDS = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4, "swap": 5, "compare_swap": 6, "flush": 7}
+_ESTIMATED = _KINDS | {"dma_read": 9, "dma_write": 10}
 _ATTRIBUTES = {"ro": 1, "ido": 2}
 ALL_NODES = 0xFFFFFFFF
 
@@ -138,6 +140,7 @@ class Node(Requester):
         fabric: the Fabric that it is attached to.
         rank, size: position among the nodes of its kind and their number; a launcher's environment takes precedence.
         ntb: its NTB device: windows.
+        dma: its DMA engine.
     """
 
     def __init__(self, fabric: Fabric, name: str, kind: int = 2) -> None:
@@ -151,6 +154,7 @@ class Node(Requester):
             lib.fbx_set_binding_cost(self._handle.pointer, self._call_cost_ps())
         self.rank, self.size = self._place()
         self.ntb = Ntb(self)
+        self.dma = Dma(self)
 
     def _call_cost_ps(self) -> int:
         """Measure what a timed call from Python takes longer than it was asked to: that counts toward modelled time."""
@@ -455,13 +459,15 @@ class Node(Requester):
     def estimate(self, kind: str, gva: int, size: int = 8) -> dict[str, int]:
         """Return what the model says an operation takes on the idle fabric.
 
+        Args:
+            kind: as for `begin`, "flush", or "dma_write" and "dma_read" (between `gva` and memory of this node).
         Returns:
             departs_ps, arrives_ps, completes_ps (from issue), hops, wire_bytes.
         """
-        if kind not in _KINDS:
+        if kind not in _ESTIMATED:
             raise InvalidArgument(f"{kind!r} is no operation")
         out = ffi.new("struct fbx_estimate *")
-        check(lib.fbx_estimate(self._pointer(), _KINDS[kind], gva, size, out), self)
+        check(lib.fbx_estimate(self._pointer(), _ESTIMATED[kind], gva, size, out), self)
         return {name: int(getattr(out, name)) for name in ("departs_ps", "arrives_ps", "completes_ps", "hops", "wire_bytes")}
 
 

@@ -40,6 +40,8 @@ static int test_leftovers(void)
     return count;
 }
 
+static uint32_t test_clock = FBX_REAL; /* of the fabrics made next */
+
 static int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps, fbx_fabric **out)
 {
     struct fbx_config_node nodes[3];
@@ -72,6 +74,7 @@ static int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps,
     config.name = name;
     config.directory = test_dir();
     config.flags = flags;
+    config.clock = test_clock;
     config.node_count = 3;
     config.region_count = 2;
     config.link_count = 2;

@@ -35,6 +35,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("fabric", "Fabrics", ["Fabric", "attach", "fabrics", "Link"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
+    ("dma", "DMA", ["Dma", "Completion"]),
     ("ntb", "Windows", ["Ntb", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
@@ -140,7 +141,7 @@ def api() -> str:
         for name in names:
             node = top[name]
             dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory") and name != "Link" else f"fabrex.{module}.{name}"
-            dotted = "fabrex.Topology" if name == "Topology" else dotted
+            dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")

@@ -1,0 +1,1657 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * DMA: descriptors that move bytes between any two addresses while their issuer does something else.
+ *
+ * Each node handle has channels; a channel executes its descriptors one after the other as a resumable record: step() takes
+ * the head as far as the clock allows and says when to come again. Who steps: the submitter once (that is all that a small
+ * transfer without injected time needs), then the engine, one thread per opened fabric that sleeps while there is nothing to
+ * do, or a thread that waits and lends itself meanwhile, so that no completion pays for a hand-off. `claimed` says who is in
+ * a step; nobody holds it while waiting.
+ *
+ * Time. What the engine reads from afar is asked for in requests of MRRS, `tags` of them outstanding; what it sends away
+ * leaves in packets of MPS. A chunk of the transfer (4 KiB, more on long ways) is reserved on the links as it is issued, its
+ * source is sampled when the request is there, and its bytes are stored when they arrive. What still travels when the last
+ * byte has left goes into the posted queue.
+ *
+ * Descriptors are executed from private copies. What others may know of them is in dma_queue.c.
+ */
+#include "dma_queue.h"
+#include "journey.h"
+#include "pcie.h"
+#include "timing.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define NEVER UINT64_MAX
+#define RING 64u /* chunks planned and not yet stored */
+#define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
+#define LONGEST_CHUNK (64u << 10)
+#define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
+#define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
+#define TARGETS 16u
+#define JOBS_BLOCK 64u
+#define JOBS_BLOCKS 1024u
+
+_Static_assert(FBX_DMA_CHANNEL_LIMIT == FBX_DMA_CHANNELS && FBX_DMA_QUEUE_LIMIT == FBX_DMA_DEPTH, "what is promised is there");
+
+struct job {
+    struct job *next; /* of the channel, or of the free ones */
+    uint64_t id;
+    struct channel *channel;
+    struct fbx_dma d;
+    struct fbx_dma_piece *list;
+    struct fbxl_dma_slot *slot;
+    struct fbx_error *error;
+    uint64_t total, issued_ps;
+    fbx_au64 moved, completes_ps, next_ps;
+    fbx_au32 done, kind, waiters; /* done: futex word */
+    int32_t status;
+    int fd; /* eventfd, -1 while nobody asked for one */
+    uint32_t index, holders, forgotten;
+};
+
+/* Which region an address means, for all addresses from `first` to `end`. */
+struct side {
+    struct fbxi_xl x;
+    uint64_t first, end;
+};
+
+struct chunk {
+    uint64_t dst, src, position, taken, moved; /* taken: sampled; moved: stored or posted */
+    uint64_t samples_ps, arrives_ps;
+    uint32_t bytes, remote;
+};
+
+/* Requests of one source: when each can leave and when its data is here. */
+struct reader {
+    const struct fbxi_route *route;
+    uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
+    uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
+    uint64_t requests, planned;
+    uint32_t tags, mrrs, mps;
+    struct {
+        uint64_t first, count, first_ps, last_ps; /* requests, and when the data of the first and the last of them came */
+    } past[RING];
+};
+
+enum { IDLE, MOVES, POSTS, SIGNALS, FLUSHES };
+
+struct channel {
+    fbx_node *node;
+    pthread_mutex_t mutex; /* the list and its length */
+    struct job *head, **tail;
+    fbx_au32 length, claimed, lenders;
+    uint32_t number;
+    struct fbxl_dma_slot *slots;
+    uint64_t submitted;
+
+    /* of the job that runs; whoever has claimed the channel */
+    uint32_t phase, begun, target_count, targets[TARGETS], jumped, remote_source;
+    uint64_t piece, inside, position; /* what is planned next */
+    struct side dst, src;
+    struct reader reader;
+    struct chunk ring[RING];
+    uint32_t ring_head, ring_sampled, ring_tail;
+    uint64_t chunk_bytes, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
+    uint64_t next_ps, final_ps; /* when to come again; final_ps: that is the end of the job, and nothing moves then */
+    uint64_t stalled_ns, own_tail;
+    uint8_t *bounce, *scratch;
+    uint64_t bounce_bytes;
+    struct fbx_op op;
+};
+
+struct fbxi_dma {
+    fbx_node *node;
+    struct fbxi_dma *next; /* of the engine */
+    pthread_mutex_t mutex; /* jobs, and their way to done */
+    struct channel *channel[FBX_DMA_CHANNELS];
+    struct job *block[JOBS_BLOCKS], *free;
+    uint32_t blocks;
+    uint64_t generation;
+};
+
+struct fbxi_engine {
+    pthread_mutex_t mutex; /* the list, held during a round of steps */
+    struct fbxi_dma *list;
+    pthread_t thread;
+    uint32_t running;
+    fbx_au32 stop, wake, asleep, wanted; /* wanted: somebody else wants the mutex */
+};
+
+static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static uint64_t max64(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static int timed(const fbx_node *n) { return (n->fabric->flags & FBXL_TIMING) != 0; }
+
+/* Without a thread of ours whoever asks also executes. */
+static int has_engine(const fbx_fabric *f) { return f->clock.kind == FBX_REAL && !(f->flags & FBX_NO_SERVICE); }
+
+/* ---- pieces ---------------------------------------------------------------------------------------------------------- */
+
+static uint64_t piece_count(const struct job *j) { return j->list ? j->d.list_count : j->d.rows; }
+
+static struct fbx_dma_piece piece_at(const struct job *j, uint64_t i)
+{
+    if (j->list)
+        return j->list[i];
+    return (struct fbx_dma_piece){j->d.dst + i * j->d.dst_stride, j->d.src + i * j->d.src_stride, j->d.bytes};
+}
+
+/* Packets of at most `most` bytes for `bytes` at `offset`: none crosses 4 KiB. */
+static uint64_t packets(uint64_t offset, uint64_t bytes, uint64_t most)
+{
+    uint64_t first = min64(bytes, PIECE - (offset & (PIECE - 1))), rest = bytes - first;
+    if (most > PIECE)
+        most = PIECE;
+    return (first + most - 1) / most + rest / PIECE * (PIECE / most) + (rest % PIECE + most - 1) / most;
+}
+
+/* ---- translate and admit ---------------------------------------------------------------------------------------------- */
+
+static int look(fbx_node *n, struct side *s, uint64_t gva, uint64_t *offset, uint64_t *span)
+{
+    uint64_t generation = fbx_observe(n->generation);
+    if (s->x.generation != generation || gva < s->first || gva >= s->end) {
+        s->x.generation = 0;
+        int status = fbxi_resolve(n, gva, 1, generation, &s->x, offset);
+        if (status) {
+            s->x.generation = 0;
+            return status;
+        }
+        s->first = gva - (*offset - s->x.lo);
+        s->end = gva + (s->x.hi - *offset);
+    }
+    *offset = s->x.lo + (gva - s->first);
+    *span = s->end - gva;
+    return 0;
+}
+
+static int admit(fbx_node *n, uint32_t kind, const struct side *s, uint64_t gva, uint32_t perm)
+{
+    if (!(s->x.perm & perm))
+        return fbxi_refuse(n, (int)kind, gva, FBX_E_ABORT, s->x.target);
+    return s->x.status ? fbxi_refuse(n, (int)kind, gva, s->x.status, s->x.target) : 0;
+}
+
+/* All of [gva, gva + bytes) must be reachable; where it begins comes back. */
+static int reach(struct channel *ch, uint32_t kind, struct side *s, uint64_t gva, uint64_t bytes, uint32_t perm,
+                 uint32_t *region, uint64_t *offset)
+{
+    fbx_node *n = ch->node;
+    const fbx_fabric *f = n->fabric;
+    uint64_t span;
+    for (uint64_t at = 0, o; at < bytes; at += span) {
+        int status = look(n, s, gva + at, &o, &span);
+        if (!status)
+            status = admit(n, kind, s, gva + at, perm);
+        if (status)
+            return status;
+        if (!at) {
+            *region = s->x.region;
+            *offset = o;
+        }
+        if (span < bytes - at && (s->x.hi == f->region_facts[s->x.region].bytes || gva + bytes < gva))
+            return fbxi_fail_at(FBX_E_ADDRESS, (int)kind, (int)n->index, gva, "%llu bytes from 0x%llx leave %s of %s",
+                                (unsigned long long)bytes, (unsigned long long)gva, f->region_facts[s->x.region].tier,
+                                f->node_facts[s->x.target].name);
+    }
+    return 0;
+}
+
+static int overlap_fault(struct channel *ch, const struct job *j, uint64_t dst, uint64_t src)
+{
+    return fbxi_fail_at(FBX_E_INVALID, (int)fbx_peek(&j->kind), (int)ch->node->index, dst,
+                        "the destination 0x%llx and the source 0x%llx overlap", (unsigned long long)dst,
+                        (unsigned long long)src);
+}
+
+/* Do rows overlap? Those of the destination are apart; row i of it meets row k of the source where they begin less than a
+ * row from each other. */
+static int rows_overlap(const struct fbx_dma *d, uint64_t dst, uint64_t src)
+{
+    for (uint64_t i = 0; i < d->rows; i++) {
+        uint64_t at = dst + i * d->dst_stride, low = at + 1 > d->bytes ? at + 1 - d->bytes : 0, k = 0;
+        if (low > src)
+            k = d->src_stride ? (low - src + d->src_stride - 1) / d->src_stride : d->rows;
+        if (d->src_stride == 0 && src >= low)
+            k = 0;
+        if (k < d->rows && src + k * d->src_stride < at + d->bytes)
+            return 1;
+    }
+    return 0;
+}
+
+static void add_target(struct channel *ch, uint32_t target)
+{
+    for (uint32_t i = 0; i < ch->target_count && i < TARGETS; i++)
+        if (ch->targets[i] == target)
+            return;
+    if (ch->target_count < TARGETS)
+        ch->targets[ch->target_count] = target;
+    ch->target_count++;
+}
+
+static void lengthen(struct channel *ch, const struct fbxi_route *route, uint64_t most)
+{
+    if (!route || !route->hops)
+        return;
+    /* The ring must hold what the way holds. */
+    while (ch->chunk_bytes * 2 <= most &&
+           fbx_bytes_to_ps(route->hop[0].out_facts->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * route->fixed_ps)
+        ch->chunk_bytes *= 2;
+}
+
+static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *route, uint64_t latency_ps)
+{
+    struct fbxi_flight out, back;
+    r->route = route;
+    r->mrrs = route->mrrs < 64 ? 64 : route->mrrs > PIECE ? PIECE : route->mrrs;
+    r->mps = route->mps < 64 ? 64 : route->mps;
+    r->tags = n->facts->tags ? n->facts->tags : 1;
+    fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
+    fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
+    r->trip_ps = back.arrives_ps;
+    r->slowest = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        r->slowest = max64(r->slowest, route->hop[i].back_facts->ps_per_byte_q24);
+}
+
+static int begin(struct channel *ch, struct job *j, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    const fbx_fabric *f = n->fabric;
+    const int fill = (j->d.flags & FBX_DMA_FILL) != 0;
+    uint32_t dst_region = 0, src_region = 0, signal_target = UINT32_MAX;
+    uint64_t dst_offset = 0, src_offset = 0, latency = 0, count = piece_count(j);
+    int status = 0;
+    ch->begun = 1;
+    ch->piece = ch->inside = ch->position = 0;
+    ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
+    ch->target_count = ch->jumped = ch->remote_source = 0;
+    ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
+    ch->chunk_bytes = PIECE;
+    ch->reader.route = NULL;
+    ch->reader.requests = ch->reader.planned = 0;
+    if ((status = fbxi_usable(n, FBX_DMA_WRITE, j->d.dst)))
+        return status;
+    uint64_t longest_read = LONGEST_CHUNK;
+    for (uint64_t i = 0; i < count; i++) {
+        struct fbx_dma_piece p = piece_at(j, i);
+        if (!p.bytes)
+            continue;
+        if ((status = reach(ch, FBX_DMA_WRITE, &ch->dst, p.dst, p.bytes, FBX_PERM_WRITE, &dst_region, &dst_offset)))
+            return status;
+        if (ch->dst.x.route) {
+            add_target(ch, ch->dst.x.target);
+            fbxi_use_target(n, ch->dst.x.target);
+            lengthen(ch, ch->dst.x.route, LONGEST_CHUNK * 4);
+        }
+        if (signal_target == UINT32_MAX)
+            signal_target = ch->dst.x.target;
+        else if (signal_target != ch->dst.x.target && (j->d.flags & FBX_DMA_SIGNAL))
+            return fbxi_fail_at(FBX_E_INVALID, FBX_DMA_WRITE, (int)n->index, p.dst,
+                                "a signal travels behind the data, so all of the data must go to one node");
+        if (fill)
+            continue;
+        if ((status = reach(ch, FBX_DMA_READ, &ch->src, p.src, p.bytes, FBX_PERM_READ, &src_region, &src_offset)))
+            return status;
+        latency = max64(latency, f->region_facts[src_region].latency_ps);
+        if (ch->src.x.route) {
+            fbx_poke(&j->kind, FBX_DMA_READ);
+            ch->remote_source = 1;
+            reader_for(n, &ch->reader, ch->src.x.route, f->region_facts[src_region].latency_ps);
+            while (longest_read > ch->reader.mrrs && longest_read > (uint64_t)ch->reader.tags * ch->reader.mrrs)
+                longest_read /= 2;
+            lengthen(ch, ch->src.x.route, longest_read);
+        }
+        if (src_region == dst_region && src_offset < dst_offset + p.bytes && dst_offset < src_offset + p.bytes && j->list)
+            return overlap_fault(ch, j, p.dst, p.src);
+        if (i == 0 && !j->list && src_region == dst_region && rows_overlap(&j->d, dst_offset, src_offset))
+            return overlap_fault(ch, j, p.dst, p.src);
+    }
+    if (j->d.flags & FBX_DMA_SIGNAL) {
+        if (j->d.signal & 7)
+            return fbxi_fail_at(FBX_E_ALIGNMENT, FBX_DMA_WRITE, (int)n->index, j->d.signal,
+                                "a signal is 8 aligned bytes, 0x%llx is not", (unsigned long long)j->d.signal);
+        if ((status = reach(ch, FBX_DMA_WRITE, &ch->dst, j->d.signal, 8, FBX_PERM_WRITE, &dst_region, &dst_offset)))
+            return status;
+        if (signal_target != UINT32_MAX && signal_target != ch->dst.x.target)
+            return fbxi_fail_at(FBX_E_INVALID, FBX_DMA_WRITE, (int)n->index, j->d.signal,
+                                "the signal is in %s and the data in %s: they take different ways",
+                                f->node_facts[ch->dst.x.target].name, f->node_facts[signal_target].name);
+        if (ch->dst.x.route)
+            add_target(ch, ch->dst.x.target);
+    }
+    ch->phase = MOVES;
+    if (!timed(n) || !j->total)
+        return 0;
+    if (ch->remote_source) {
+        ch->chunk_bytes = min64(ch->chunk_bytes, longest_read);
+        if (ch->bounce_bytes < ch->chunk_bytes * RING) {
+            free(ch->bounce);
+            ch->bounce_bytes = 0;
+            if (posix_memalign((void **)&ch->bounce, 64, ch->chunk_bytes * RING)) {
+                ch->bounce = NULL;
+                return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+            }
+            ch->bounce_bytes = ch->chunk_bytes * RING;
+        }
+        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route);
+        ch->own_tail = q ? fbx_observe(&((struct fbxl_queue *)(uintptr_t)q)->tail) : 0;
+    }
+    /* Deadlines are absolute: from the submission, or from the end of the descriptor before it. */
+    uint64_t start = max64(j->issued_ps, ch->free_ps);
+    (void)now;
+    start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    ch->source_ps = ch->remote_source || fill ? start : start + latency;
+    ch->write_ps = ch->sink_ps = ch->completes_ps = start;
+    ch->reader.issue_ps = ch->reader.return_ps = ch->reader.memory_ps = start;
+    return 0;
+}
+
+/* ---- time ------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t memory_time(const fbx_fabric *f, uint32_t region, uint64_t bytes)
+{
+    uint64_t rate = f->region_facts[region].ps_per_byte_q24;
+    return rate ? fbx_bytes_to_ps(rate, bytes) : 0;
+}
+
+/* When the data of a request came, and its tag was free again. 0: so long ago that it is forgotten. */
+static uint64_t tag_free(const struct reader *r, uint64_t request)
+{
+    for (uint64_t i = 1; i <= RING && i <= r->planned; i++) {
+        const __typeof__(r->past[0]) *p = &r->past[(r->planned - i) % RING];
+        if (request < p->first)
+            continue;
+        uint64_t inside = request - p->first;
+        if (inside >= p->count || p->count < 2)
+            return p->last_ps;
+        return p->first_ps + (p->last_ps - p->first_ps) / (p->count - 1) * inside;
+    }
+    return 0;
+}
+
+static uint64_t read_issue(const struct reader *r)
+{
+    return r->requests >= r->tags ? max64(r->issue_ps, tag_free(r, r->requests - r->tags)) : r->issue_ps;
+}
+
+/* One chunk's requests and completions. `floor_ps`: earlier posted writes on the way, which requests push before them. */
+static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
+                     uint64_t floor_ps, int reserve, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
+{
+    const uint64_t count = packets(offset, bytes, r->mrrs), cpls = packets(offset, bytes, r->mps);
+    const uint64_t issue = read_issue(r), last = r->requests + count - 1;
+    const uint64_t last_issue = last >= r->tags && count <= r->tags ? max64(issue, tag_free(r, last - r->tags)) : issue;
+    struct fbxi_flight out, back;
+    int clamped = fbxi_send(r->route, 0, issue, 0, count, FBX_MRD_HEADER, 1, reserve, &out);
+    r->issue_ps = max64(out.departs_ps, last_issue);
+    /* The burst's first request is there before its last. */
+    uint64_t sample = out.arrives_ps - (out.departs_ps - issue) / count * (count - 1);
+    sample = max64(max64(sample, floor_ps) + f->region_facts[region].latency_ps, r->memory_ps);
+    r->memory_ps = sample + memory_time(f, region, bytes);
+    clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
+    uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
+    r->return_ps = max64(back.departs_ps, arrives > r->route->fixed_ps ? arrives - r->route->fixed_ps : 0);
+    uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
+    *last_ps = max64(arrives, last_issue + r->trip_ps);
+    *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
+    *samples_ps = sample;
+    __typeof__(r->past[0]) *past = &r->past[r->planned++ % RING];
+    past->first = r->requests;
+    past->count = count;
+    past->first_ps = *first_ps;
+    past->last_ps = *last_ps;
+    r->requests += count;
+    return clamped;
+}
+
+/* Deadlines are absolute, also of an engine that was kept from the processor. But links remember only so much: what it does
+ * later than that competes with nobody, and only asks. */
+static int reserves(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
+{
+    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << route->hop[0].out_facts->slot_shift) > now;
+}
+
+static uint64_t plan_at(const struct channel *ch, const struct job *j)
+{
+    if (ch->remote_source && !(j->d.flags & FBX_DMA_FILL))
+        return ch->reader.route ? read_issue(&ch->reader) : ch->reader.issue_ps;
+    return max64(max64(ch->write_ps, ch->source_ps), ch->sink_ps);
+}
+
+/* Reserve the next chunk. */
+static int plan(struct channel *ch, struct job *j, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    const int fill = (j->d.flags & FBX_DMA_FILL) != 0;
+    struct fbx_dma_piece p = piece_at(j, ch->piece);
+    while (ch->inside >= p.bytes) {
+        ch->piece++;
+        ch->inside = 0;
+        p = piece_at(j, ch->piece);
+    }
+    uint64_t dst_offset, src_offset = 0, span, step = p.bytes - ch->inside, mask = ch->chunk_bytes - 1;
+    int status = look(n, &ch->dst, p.dst + ch->inside, &dst_offset, &span);
+    if (!status)
+        status = admit(n, FBX_DMA_WRITE, &ch->dst, p.dst + ch->inside, FBX_PERM_WRITE);
+    if (status)
+        return status;
+    step = min64(step, span);
+    if (!fill) {
+        status = look(n, &ch->src, p.src + ch->inside, &src_offset, &span);
+        if (!status)
+            status = admit(n, FBX_DMA_READ, &ch->src, p.src + ch->inside, FBX_PERM_READ);
+        if (status)
+            return status;
+        step = min64(step, span);
+    }
+    struct fbxi_route *from = fill ? NULL : ch->src.x.route, *to = ch->dst.x.route;
+    step = min64(step, from ? ch->chunk_bytes - (src_offset & mask) : ch->chunk_bytes - (dst_offset & mask));
+    struct chunk *c = &ch->ring[ch->ring_tail % RING];
+    *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
+                        .bytes = (uint32_t)step, .remote = from != NULL};
+    uint64_t ready_first, ready;
+    int clamped = 0;
+    if (from) {
+        if (ch->reader.route != from)
+            reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
+        const int reserve = reserves(from, read_issue(&ch->reader), now);
+        struct fbxl_queue *q = fbxi_own_queue(n, from);
+        clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
+                             reserve, &c->samples_ps, &ready_first, &ready);
+        fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
+        fbxi_count_way(from, 1, step, packets(src_offset, step, ch->reader.mps), FBX_CPLD_HEADER);
+    } else {
+        ready_first = ch->source_ps;
+        ready = ch->source_ps += fill ? 0 : memory_time(f, ch->src.x.region, step);
+    }
+    if (to) {
+        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
+        struct fbxi_flight flight;
+        clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
+        fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
+        uint64_t departs = max64(flight.departs_ps, ready);
+        struct fbxl_queue *q = fbxi_own_queue(n, to);
+        c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
+        if (q)
+            c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
+        /* Credits let the source run ahead of the narrowest link by as much and no further. */
+        uint64_t ahead = to->fixed_ps + to->hop[0].out_facts->credit_ps;
+        if (c->arrives_ps > departs + ahead)
+            departs = c->arrives_ps - ahead;
+        ch->write_ps = departs;
+        ch->completes_ps = max64(ch->completes_ps, departs);
+        if (f->ordering == FBX_IMMEDIATE)
+            c->arrives_ps = max64(at, c->samples_ps);
+    } else {
+        c->arrives_ps = max64(max64(ch->sink_ps, ready_first) + memory_time(f, ch->dst.x.region, step), ready);
+        ch->sink_ps = c->arrives_ps;
+        ch->completes_ps = max64(ch->completes_ps, c->arrives_ps);
+    }
+    c->arrives_ps = ch->last_arrives_ps = max64(c->arrives_ps, ch->last_arrives_ps);
+    if (clamped)
+        fbx_count(&f->header->reservations_clamped, 1);
+    fbx_poke(&j->completes_ps, ch->completes_ps);
+    ch->ring_tail++;
+    ch->inside += step;
+    ch->position += step;
+    return 0;
+}
+
+int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out)
+{
+    const fbx_fabric *f = n->fabric;
+    const uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    const struct fbxi_route *route = x->route;
+    struct fbxi_flight there;
+    if (!route) {
+        out->departs_ps = out->arrives_ps = out->completes_ps =
+            setup + f->region_facts[x->region].latency_ps + memory_time(f, x->region, bytes);
+        return 0;
+    }
+    out->hops = route->hops;
+    if (kind == FBX_DMA_WRITE) {
+        uint64_t tlps = packets(offset, bytes, route->mps < 64 ? 64 : route->mps);
+        fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
+        uint64_t ahead = route->fixed_ps + route->hop[0].out_facts->credit_ps;
+        out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
+        out->arrives_ps = there.arrives_ps;
+        out->completes_ps = out->departs_ps;
+        out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
+        return 0;
+    }
+    /* The same plan as a transfer's, on links that nobody else uses; a long one goes on as it went at last. */
+    struct reader r;
+    memset(&r, 0, sizeof r);
+    reader_for(n, &r, route, f->region_facts[x->region].latency_ps);
+    r.issue_ps = r.return_ps = r.memory_ps = setup;
+    uint64_t chunk = PIECE, done = 0, first, last = setup, half_done = 0, half_ps = 0, sample = 0;
+    while (chunk > r.mrrs && chunk > (uint64_t)r.tags * r.mrrs)
+        chunk /= 2;
+    for (uint32_t i = 0; done < bytes; i++) {
+        uint64_t step = min64(bytes - done, chunk - ((offset + done) & (chunk - 1)));
+        plan_read(f, &r, x->region, offset + done, step, 0, 0, &sample, &first, &last);
+        if (!i)
+            out->departs_ps = r.issue_ps;
+        done += step;
+        if (i == 2048) {
+            half_done = done;
+            half_ps = last;
+        }
+        if (i == 4096 && done < bytes) {
+            uint64_t more = (uint64_t)((unsigned __int128)(last - half_ps) * (bytes - done) / (done - half_done));
+            sample += more;
+            last += more;
+            break;
+        }
+    }
+    out->arrives_ps = sample;
+    out->completes_ps = last;
+    out->wire_bytes = bytes + packets(offset, bytes, r.mrrs) * FBX_MRD_HEADER + packets(offset, bytes, r.mps) * FBX_CPLD_HEADER;
+    return 0;
+}
+
+/* ---- move ------------------------------------------------------------------------------------------------------------- */
+
+static int deliver_due(const fbx_node *n, uint32_t target, uint64_t now)
+{
+    return fbx_observe(&n->fabric->nodes[target].pending) ? fbxi_deliver(n->fabric, target, now) : 0;
+}
+
+static const uint8_t zeros[PIECE] __attribute__((aligned(64)));
+
+/* Copy out of a region; what of it was never written is zeros. */
+static void copy_from(fbx_fabric *f, uint8_t *to, const uint8_t *from, uint32_t region, uint64_t offset, uint64_t bytes, int stream)
+{
+    if (fbxi_committed(f, region, offset, bytes)) {
+        if (stream)
+            fbx_mem_stream(to, from, bytes);
+        else
+            fbx_mem_copy(to, from, bytes);
+        return;
+    }
+    for (uint64_t done = 0, step; done < bytes; done += step) {
+        step = min64(bytes - done, PIECE - ((offset + done) & (PIECE - 1)));
+        int there = fbxi_committed(f, region, offset + done, step);
+        fbx_mem_copy(to + done, there ? from + done : zeros, step);
+    }
+}
+
+/* Move up to `bytes`, of which `*moved` have moved: from address `src`, or from private bytes `from`; to address `dst`, or to
+ * private bytes `to`. AGAIN: the delivery there is in a stopped process's hands. */
+static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *to, uint64_t src, const uint8_t *from,
+                    uint64_t bytes, uint64_t now, int stream, uint64_t *moved)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    int attempts = 0, status;
+    while (*moved < bytes) {
+        uint64_t step = min64(bytes - *moved, FBX_HOLD_BYTES), dst_offset = 0, src_offset = 0, span;
+        if (!to) {
+            if ((status = look(n, &ch->dst, dst + *moved, &dst_offset, &span)) ||
+                (status = admit(n, FBX_DMA_WRITE, &ch->dst, dst + *moved, FBX_PERM_WRITE)))
+                return status;
+            step = min64(step, span);
+        }
+        if (!from) {
+            if ((status = look(n, &ch->src, src + *moved, &src_offset, &span)) ||
+                (status = admit(n, FBX_DMA_READ, &ch->src, src + *moved, FBX_PERM_READ)))
+                return status;
+            step = min64(step, span);
+        }
+        if (!to && dst_offset + step > fbx_observe(&f->regions[ch->dst.x.region].prefix) &&
+            (status = fbxi_commit(f, ch->dst.x.region, dst_offset, step)))
+            return status;
+        fbxi_mark(n, lane);
+        uint64_t generation = fbx_observe(n->generation);
+        if ((!to && ch->dst.x.generation != generation) || (!from && ch->src.x.generation != generation)) {
+            fbxi_unmark(lane);
+            if ((status = fbxi_usable(n, FBX_DMA_WRITE, dst)))
+                return status;
+            if (++attempts > 1000)
+                return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+            continue;
+        }
+        if (!to && deliver_due(n, ch->dst.x.target, now) < 0) {
+            fbxi_unmark(lane);
+            return FBX_E_AGAIN;
+        }
+        if (!from)
+            deliver_due(n, ch->src.x.target, now);
+        uint8_t *at = to ? to + *moved : ch->dst.x.base + dst_offset;
+        if (from)
+            fbx_mem_copy(at, from + *moved, step);
+        else
+            copy_from(f, at, ch->src.x.base + src_offset, ch->src.x.region, src_offset, step, stream);
+        fbx_fence_store();
+        fbxi_unmark(lane);
+        *moved += step;
+    }
+    return 0;
+}
+
+/* The pattern of a fill for bytes from `position` on. */
+static const uint8_t *pattern(struct channel *ch, const struct job *j, uint64_t position)
+{
+    return ch->scratch + position % j->d.fill_bytes;
+}
+
+static int scratch(struct channel *ch, const struct job *j)
+{
+    if (!ch->scratch && posix_memalign((void **)&ch->scratch, 64, PIECE + 64)) {
+        ch->scratch = NULL;
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    }
+    if (j->d.flags & FBX_DMA_FILL)
+        for (uint32_t i = 0; i < PIECE + 64; i++)
+            ch->scratch[i] = (uint8_t)(j->d.fill >> i % j->d.fill_bytes * 8);
+    return 0;
+}
+
+static void note(struct job *j, uint64_t moved)
+{
+    fbx_poke(&j->moved, moved);
+    if (j->slot)
+        fbx_poke(&j->slot->done, moved);
+}
+
+/* Store what of a chunk has not been stored. */
+static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+{
+    int status = 0;
+    if (j->d.flags & FBX_DMA_FILL) {
+        while (!status && c->moved < c->bytes) {
+            uint64_t end = min64(c->bytes, (c->moved / PIECE + 1) * PIECE), step = end - c->moved, done = 0;
+            status = transfer(ch, lane, c->dst + c->moved, NULL, 0, pattern(ch, j, c->position + c->moved), step, now, 0, &done);
+            c->moved += done;
+        }
+    } else {
+        const uint8_t *from = c->remote ? ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes : NULL;
+        status = transfer(ch, lane, c->dst, NULL, c->src, from, c->bytes, now, 0, &c->moved);
+    }
+    note(j, c->position + c->moved);
+    return status;
+}
+
+/* Another process is delivering: the living finish soon, a stopped one is what completion timeouts are for. */
+static int stalled(struct channel *ch, uint64_t now)
+{
+    uint64_t ns = fbxi_monotonic_ns();
+    if (!ch->stalled_ns)
+        ch->stalled_ns = ns;
+    if (ns - ch->stalled_ns > FBX_STALL_NS)
+        return fbxi_fail(FBX_E_COMPLETION_TIMEOUT, "a stopped process holds the delivery");
+    ch->next_ps = timed(ch->node) ? now + 100000u : 0;
+    return FBX_E_AGAIN;
+}
+
+static int move_untimed(struct channel *ch, struct job *j, fbx_au32 *lane)
+{
+    fbx_node *n = ch->node;
+    uint64_t now = UINT64_MAX, budget = STEP_BYTES, count = piece_count(j);
+    const int stream = j->total >= FBX_STREAM_BYTES;
+    while (ch->piece < count) {
+        struct fbx_dma_piece p = piece_at(j, ch->piece);
+        if (ch->inside >= p.bytes) {
+            ch->piece++;
+            ch->inside = 0;
+            continue;
+        }
+        uint64_t step = min64(p.bytes - ch->inside, budget), done = 0;
+        const uint8_t *from = NULL;
+        if (!step) {
+            ch->next_ps = 0;
+            return FBX_E_AGAIN;
+        }
+        if (j->d.flags & FBX_DMA_FILL) {
+            step = min64(step, PIECE);
+            from = pattern(ch, j, ch->position);
+        }
+        if (n->fabric->clock.kind != FBX_REAL || fbx_observe(n->pending))
+            now = fbxi_now(&n->fabric->clock);
+        int status = transfer(ch, lane, p.dst + ch->inside, NULL, p.src + ch->inside, from, step, now, stream, &done);
+        ch->inside += done;
+        ch->position += done;
+        budget -= done;
+        note(j, ch->position);
+        if (status)
+            return status == FBX_E_AGAIN ? stalled(ch, 0) : status;
+        ch->stalled_ns = 0;
+    }
+    return 0;
+}
+
+static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    uint64_t budget = STEP_BYTES;
+    int status;
+    for (;;) {
+        while (ch->ring_sampled != ch->ring_tail) {
+            struct chunk *c = &ch->ring[ch->ring_sampled % RING];
+            if (c->remote) {
+                if (c->samples_ps > now)
+                    break;
+                /* Requests push what this node wrote before them. */
+                uint64_t offset, span;
+                struct fbxl_queue *q = NULL;
+                if (ch->own_tail && !(status = look(n, &ch->src, c->src, &offset, &span)))
+                    q = fbxi_own_queue(n, ch->src.x.route);
+                if (q && fbx_observe(&q->head) < ch->own_tail && q->source == n->index) {
+                    fbxi_deliver(f, ch->src.x.target, now);
+                    if (fbx_observe(&q->head) < ch->own_tail)
+                        return stalled(ch, now);
+                }
+                status = transfer(ch, lane, 0, ch->bounce + (uint64_t)(ch->ring_sampled % RING) * ch->chunk_bytes, c->src, NULL,
+                                  c->bytes, now, 0, &c->taken);
+                if (status)
+                    return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+            }
+            ch->ring_sampled++;
+        }
+        while (ch->ring_head != ch->ring_sampled) {
+            struct chunk *c = &ch->ring[ch->ring_head % RING];
+            if (c->arrives_ps > now)
+                break;
+            status = store(ch, j, lane, c, now);
+            if (status)
+                return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+            ch->stalled_ns = 0;
+            ch->ring_head++;
+            budget -= min64(budget, c->bytes);
+        }
+        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
+            if ((status = plan(ch, j, now)))
+                return status;
+            if (budget)
+                continue;
+        }
+        uint64_t next = NEVER;
+        ch->final_ps = 0;
+        if (ch->position >= j->total) {
+            if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, ch->completes_ps);
+                fbx_poke(&j->completes_ps, ch->completes_ps);
+            }
+            if (now >= ch->completes_ps && ch->ring_sampled == ch->ring_tail) {
+                if (ch->remote_source)
+                    deliver_due(n, n->index, now);
+                return 0;
+            }
+            next = ch->completes_ps;
+        } else if (ch->ring_tail - ch->ring_head < RING) {
+            uint64_t at = plan_at(ch, j);
+            next = at > AHEAD_PS ? at - AHEAD_PS : 0;
+        }
+        if (ch->ring_sampled != ch->ring_tail)
+            next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
+        if (ch->ring_head != ch->ring_sampled)
+            next = min64(next, ch->ring[ch->ring_head % RING].arrives_ps);
+        if (next <= now && budget) {
+            now = max64(now, fbxi_now(&f->clock));
+            if (next <= now)
+                continue;
+        }
+        ch->next_ps = budget ? next : 0;
+        if (ch->position >= j->total && next == ch->completes_ps && !(j->d.flags & (FBX_DMA_SIGNAL | FBX_DMA_VISIBLE)))
+            ch->final_ps = next;
+        return FBX_E_AGAIN;
+    }
+}
+
+/* The last byte has departed. The rest travels on its own. */
+static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    int status, attempts = 0;
+    while (ch->ring_head != ch->ring_tail) {
+        struct chunk *c = &ch->ring[ch->ring_head % RING];
+        while (c->moved < c->bytes) {
+            uint64_t offset, span, gva = c->dst + c->moved;
+            struct fbxl_queue *q;
+            if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
+                (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
+                return status;
+            if (!ch->dst.x.route) { /* a window that leads home by now */
+                if ((status = store(ch, j, lane, c, now)))
+                    return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+                break;
+            }
+            uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
+            const uint8_t *payload;
+            if (j->d.flags & FBX_DMA_FILL)
+                payload = pattern(ch, j, c->position + c->moved);
+            else if (c->remote)
+                payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
+            else {
+                payload = ch->scratch;
+                if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
+                    return status;
+            }
+            if ((status = fbxi_posted_queue(n, ch->dst.x.route, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
+                return status;
+            struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
+                                     .flags = (j->d.flags & FBX_DMA_RO ? FBXL_ENTRY_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBXL_ENTRY_IDO : 0),
+                                     .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps, .payload = payload};
+            fbxi_mark(n, lane);
+            bool current = fbx_observe(n->generation) == ch->dst.x.generation;
+            if (current)
+                status = fbxi_post(f, q, &post);
+            fbxi_unmark(lane);
+            if (!current) {
+                if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
+                    return status;
+                if (++attempts > 1000)
+                    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+                continue;
+            }
+            if (status == FBX_E_AGAIN) {
+                if (post.arrives_ps <= now)
+                    return stalled(ch, now);
+                ch->next_ps = post.arrives_ps;
+                return FBX_E_AGAIN;
+            }
+            if (status)
+                return status;
+            c->moved += step;
+        }
+        ch->ring_head++;
+    }
+    return 0;
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------------ */
+
+static void prepare(struct channel *ch, int kind, uint64_t gva, uint64_t bytes)
+{
+    ch->op.kind = (uint16_t)kind;
+    ch->op.gva = gva;
+    ch->op.bytes = bytes;
+    ch->op.buffer = NULL;
+    ch->op.tc = ch->op.attr = 0;
+    ch->op.path = 0;
+    ch->op.trace_id = 0;
+    ch->op.state = FBX_DONE;
+    ch->begun = 0;
+}
+
+static int run_op(struct channel *ch)
+{
+    int status = ch->begun ? fbx_op_advance(ch->node, &ch->op) : fbx_op_begin(ch->node, &ch->op);
+    ch->begun = 1;
+    if (status == FBX_E_AGAIN)
+        ch->next_ps = timed(ch->node) ? ch->op.next_ps : 0;
+    return status;
+}
+
+static int run(struct channel *ch, struct job *j, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    int status = fbxi_usable(n, (int)fbx_peek(&j->kind), j->d.dst);
+    fbx_au32 *lane = status ? NULL : fbxi_lane(n);
+    if (!lane)
+        return status ? status : fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
+    if (ch->phase == IDLE && ((status = begin(ch, j, now)) || (status = scratch(ch, j))))
+        return status;
+    if (ch->phase == MOVES) {
+        status = !j->total ? 0 : timed(n) ? move_timed(ch, j, lane, now) : move_untimed(ch, j, lane);
+        if (status)
+            return status;
+        ch->phase = POSTS;
+    }
+    if (ch->phase == POSTS) {
+        if ((status = post_rest(ch, j, lane, now)))
+            return status;
+        ch->phase = SIGNALS;
+        prepare(ch, FBX_STORE, j->d.signal, 8);
+    }
+    if (ch->phase == SIGNALS) {
+        if (j->d.flags & FBX_DMA_SIGNAL) {
+            uint64_t offset, span;
+            if (!ch->begun) {
+                if ((status = look(n, &ch->dst, j->d.signal, &offset, &span)) ||
+                    (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
+                    return status;
+                ch->op.operand[0] = j->d.signal_value;
+            }
+            if ((status = run_op(ch)))
+                return status;
+            if (timed(n))
+                ch->completes_ps = max64(ch->completes_ps, ch->op.completes_ps);
+        }
+        ch->phase = FLUSHES;
+        if (!(j->d.flags & FBX_DMA_VISIBLE))
+            ch->target_count = 0;
+        ch->begun = 0;
+    }
+    while (ch->target_count) {
+        if (!ch->begun) {
+            prepare(ch, FBX_FLUSH, 0, 0);
+            ch->op.operand[0] = ch->targets[min64(ch->target_count, TARGETS) - 1];
+        }
+        if ((status = run_op(ch)))
+            return status;
+        if (timed(n))
+            ch->completes_ps = max64(ch->completes_ps, ch->op.completes_ps);
+        ch->target_count--;
+        ch->begun = 0;
+    }
+    note(j, j->total);
+    return 0;
+}
+
+static struct job *head_of(struct channel *ch)
+{
+    pthread_mutex_lock(&ch->mutex);
+    struct job *j = ch->head;
+    pthread_mutex_unlock(&ch->mutex);
+    return j;
+}
+
+static void give_back(struct fbxi_dma *dma, struct job *j)
+{
+    free(j->list);
+    free(j->error);
+    if (j->fd >= 0)
+        close(j->fd);
+    j->list = NULL;
+    j->error = NULL;
+    j->fd = -1;
+    j->id = 0;
+    j->next = dma->free;
+    dma->free = j;
+}
+
+/* Claimed. It is complete, however it went. */
+static void finish(struct channel *ch, struct job *j, int status)
+{
+    fbx_node *n = ch->node;
+    struct fbxi_dma *dma = n->dma;
+    const struct fbx_error *last = fbx_last_error();
+    struct fbx_error *error = NULL;
+    const int first = head_of(ch) == j;
+    if (status && (error = malloc(sizeof *error))) {
+        *error = *last;
+        if (last->code != status) {
+            fbxi_fail_at(status, (int)fbx_peek(&j->kind), (int)n->index, j->d.dst, "%s", fbx_error_hint(status));
+            *error = *last;
+        }
+        error->op = (int)fbx_peek(&j->kind);
+    }
+    if (first && timed(n)) {
+        if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
+            fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);
+        fbxi_count_operation(n, (int)fbx_peek(&j->kind), j->total, status, ch->jumped, status ? 0 : ch->completes_ps,
+                             fbxi_now(&n->fabric->clock));
+        ch->free_ps = status ? fbxi_now(&n->fabric->clock) : ch->completes_ps;
+        fbx_poke(&j->completes_ps, ch->free_ps);
+    }
+    if (first) {
+        ch->phase = IDLE;
+        ch->final_ps = 0;
+    }
+    pthread_mutex_lock(&ch->mutex);
+    for (struct job **at = &ch->head; *at; at = &(*at)->next)
+        if (*at == j) {
+            *at = j->next;
+            if (!*at)
+                ch->tail = at;
+            break;
+        }
+    if (j->slot)
+        fbxi_dma_hide(n->fabric, n->requester, j->slot);
+    j->slot = NULL;
+    fbx_publish(&ch->length, fbx_peek(&ch->length) - 1);
+    pthread_mutex_unlock(&ch->mutex);
+    pthread_mutex_lock(&dma->mutex);
+    j->status = status;
+    j->error = error;
+    /* Pairs with: fbx_observe(&j->done) of those who wait. Breaks: a status that is not there yet. */
+    fbx_publish(&j->done, 1);
+    if (j->fd >= 0) {
+        uint64_t one = 1;
+        if (write(j->fd, &one, sizeof one) < 0)
+            errno = 0; /* it is readable already */
+    }
+    int waiters = fbx_peek(&j->waiters) != 0;
+    if (j->forgotten && !j->holders)
+        give_back(dma, j);
+    pthread_mutex_unlock(&dma->mutex);
+    if (waiters)
+        fbxi_futex_wake(&j->done);
+}
+
+/* Claimed. Take the channel as far as it goes now; returns when to come again, 0: at once, NEVER: it is empty. */
+static uint64_t step(struct channel *ch, uint64_t now)
+{
+    for (uint32_t i = 0; i < 16; i++) {
+        struct job *j = head_of(ch);
+        if (!j)
+            return NEVER;
+        if (timed(ch->node) && (!now || i))
+            now = max64(now, fbxi_now(&ch->node->fabric->clock));
+        ch->final_ps = 0;
+        int status = run(ch, j, now);
+        if (status == FBX_E_AGAIN) {
+            fbx_poke(&j->next_ps, ch->next_ps);
+            return ch->next_ps;
+        }
+        finish(ch, j, status);
+    }
+    return 0;
+}
+
+static int claim(struct channel *ch) { return !fbx_peek(&ch->claimed) && fbx_claim32(&ch->claimed, 0, 1); }
+/* Pairs with: the claim. Breaks: the next one to step sees half of the record. */
+static void unclaim(struct channel *ch) { fbx_publish(&ch->claimed, 0); }
+
+static void claim_surely(struct channel *ch)
+{
+    for (uint32_t i = 0; !claim(ch); i++) {
+        if (i < 1000)
+            fbx_relax();
+        else
+            sched_yield();
+    }
+}
+
+/* ---- the engine -------------------------------------------------------------------------------------------------------- */
+
+/* Until fabric time `until`, for `max_ns` at most, or until `word` is no longer `seen`. */
+static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns, fbx_au32 *word, uint32_t seen, uint32_t *jumped)
+{
+    const uint64_t spin_ns = 100000u;
+    const struct fbxi_clock *clock = &f->clock;
+    uint64_t now = fbxi_now(clock), ticks;
+    if (until_ps <= now || fbx_observe(word) != seen)
+        return;
+    uint64_t left_ticks = (uint64_t)(((unsigned __int128)(until_ps - now) * clock->ticks_per_ps_q64) >> 64);
+    uint64_t ns = clock->ticks_per_us ? (uint64_t)((unsigned __int128)left_ticks * 1000u / clock->ticks_per_us) : 0;
+    if (ns > spin_ns)
+        fbxi_futex_wait(word, seen, min64(ns - spin_ns, min64(max_ns, 20000000u)));
+    else
+        fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), FBX_SPIN_NS, jumped, &ticks);
+}
+
+static void *engine(void *argument)
+{
+    fbx_fabric *f = argument;
+    struct fbxi_engine *e = f->engine;
+    while (!fbx_observe(&e->stop)) {
+        uint32_t seen = fbx_observe(&e->wake), jumped = 0;
+        uint64_t next = NEVER;
+        pthread_mutex_lock(&e->mutex);
+        for (struct fbxi_dma *dma = e->list; dma; dma = dma->next)
+            for (uint32_t i = 0; i < FBX_DMA_CHANNELS; i++) {
+                struct channel *ch = fbx_observe_pointer(&dma->channel[i]);
+                /* Whoever lends a thread wakes us when it leaves. */
+                if (!ch || !fbx_observe(&ch->length) || fbx_observe(&ch->lenders))
+                    continue;
+                if (!claim(ch)) {
+                    next = 0;
+                    continue;
+                }
+                next = min64(next, step(ch, 0));
+                unclaim(ch);
+            }
+        pthread_mutex_unlock(&e->mutex);
+        while (fbx_observe(&e->wanted) && !fbx_observe(&e->stop))
+            sched_yield();
+        if (next == NEVER) {
+            fbx_poke(&e->asleep, 1);
+            /* Pairs with: the addition in kick(). Breaks: a submission that nobody wakes us for. */
+            fbx_fence_sleep();
+            if (fbx_observe(&e->wake) == seen)
+                fbxi_futex_wait(&e->wake, seen, 1000000000u);
+            fbx_poke(&e->asleep, 0);
+        } else if (next) {
+            fbx_poke(&e->asleep, 1);
+            fbx_fence_sleep();
+            pause_until(f, next, NEVER, &e->wake, seen, &jumped);
+            fbx_poke(&e->asleep, 0);
+        }
+    }
+    return NULL;
+}
+
+/* There is something to do that its issuer does not do itself. */
+static void kick(const fbx_fabric *f)
+{
+    struct fbxi_engine *e = fbx_observe_pointer(&f->engine);
+    if (!e)
+        return;
+    fbx_add(&e->wake, 1);
+    if (fbx_observe(&e->asleep))
+        fbxi_futex_wake(&e->wake);
+}
+
+static int engine_start(fbx_fabric *f)
+{
+    struct fbxi_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    pthread_mutex_init(&e->mutex, NULL);
+    fbx_publish_pointer(&f->engine, e);
+    if (!has_engine(f))
+        return 0;
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256u << 10);
+    /* Signals are the program's: none of them may land here. */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int failed = pthread_create(&e->thread, &attributes, engine, f);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    if (failed) {
+        fbx_publish_pointer(&f->engine, NULL);
+        free(e);
+        errno = failed;
+        return fbxi_fail_system(FBX_E_SYSTEM, "cannot start the DMA engine");
+    }
+    e->running = 1;
+    return 0;
+}
+
+void fbxi_engine_stop(fbx_fabric *f)
+{
+    struct fbxi_engine *e = f->engine;
+    if (!e || !e->running)
+        return;
+    fbx_publish(&e->stop, 1);
+    fbx_add(&e->wake, 1);
+    fbxi_futex_wake(&e->wake);
+    pthread_join(e->thread, NULL);
+    e->running = 0;
+}
+
+void fbxi_engine_free(fbx_fabric *f)
+{
+    fbxi_engine_stop(f);
+    free(f->engine);
+    f->engine = NULL;
+}
+
+/* The child has no such thread, and whatever it held is held for ever: leave all of it. */
+void fbxi_engine_forked(fbx_fabric *f) { f->engine = NULL; }
+
+/* ---- a handle's channels and jobs --------------------------------------------------------------------------------------- */
+
+static int dma_of(fbx_node *n, struct fbxi_dma **out)
+{
+    fbx_fabric *f = n->fabric;
+    int status = 0;
+    *out = fbx_observe_pointer(&n->dma);
+    if (*out)
+        return 0;
+    pthread_mutex_lock(&f->engine_mutex);
+    if (!f->engine)
+        status = engine_start(f);
+    struct fbxi_dma *dma = n->dma;
+    if (!status && !dma) {
+        if ((dma = calloc(1, sizeof *dma))) {
+            dma->node = n;
+            pthread_mutex_init(&dma->mutex, NULL);
+            struct fbxi_engine *e = f->engine;
+            fbx_add(&e->wanted, 1);
+            pthread_mutex_lock(&e->mutex);
+            dma->next = e->list;
+            e->list = dma;
+            pthread_mutex_unlock(&e->mutex);
+            fbx_add(&e->wanted, UINT32_MAX);
+            fbx_publish_pointer(&n->dma, dma);
+        } else {
+            status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+        }
+    }
+    pthread_mutex_unlock(&f->engine_mutex);
+    *out = dma;
+    return status;
+}
+
+static int channel_of(fbx_node *n, struct fbxi_dma *dma, uint32_t number, struct channel **out)
+{
+    *out = fbx_observe_pointer(&dma->channel[number]);
+    if (*out)
+        return 0;
+    struct channel *ch = calloc(1, sizeof *ch);
+    int status = ch ? fbxi_dma_slots(n->fabric, n->requester, number, &ch->slots) : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    if (status) {
+        free(ch);
+        return status;
+    }
+    ch->node = n;
+    ch->number = number;
+    ch->tail = &ch->head;
+    pthread_mutex_init(&ch->mutex, NULL);
+    pthread_mutex_lock(&dma->mutex);
+    if (dma->channel[number]) {
+        pthread_mutex_destroy(&ch->mutex);
+        free(ch);
+    } else {
+        fbx_publish_pointer(&dma->channel[number], ch);
+    }
+    *out = dma->channel[number];
+    pthread_mutex_unlock(&dma->mutex);
+    return 0;
+}
+
+static struct job *job_new(struct fbxi_dma *dma)
+{
+    pthread_mutex_lock(&dma->mutex);
+    if (!dma->free && dma->blocks < JOBS_BLOCKS) {
+        struct job *block = calloc(JOBS_BLOCK, sizeof *block);
+        for (uint32_t i = 0; block && i < JOBS_BLOCK; i++) {
+            block[i].index = dma->blocks * JOBS_BLOCK + i;
+            block[i].fd = -1;
+            block[i].next = dma->free;
+            dma->free = &block[i];
+        }
+        if (block)
+            dma->block[dma->blocks++] = block;
+    }
+    struct job *j = dma->free;
+    if (j) {
+        dma->free = j->next;
+        j->next = NULL;
+        j->id = ++dma->generation << 16 | j->index;
+        j->status = FBX_E_AGAIN;
+        j->holders = 1; /* the submitter, until it has looked */
+        j->forgotten = 0;
+        j->slot = NULL;
+        fbx_poke(&j->done, 0);
+        fbx_poke(&j->waiters, 0);
+        fbx_poke(&j->moved, 0);
+        fbx_poke(&j->completes_ps, 0);
+        fbx_poke(&j->next_ps, 0);
+        fbx_poke(&j->kind, FBX_DMA_WRITE);
+    }
+    pthread_mutex_unlock(&dma->mutex);
+    return j;
+}
+
+/* The job of an id, held; NULL if there is none. */
+static struct job *hold(fbx_node *n, uint64_t id)
+{
+    struct fbxi_dma *dma = fbx_peek(&n->fabric->forked) ? NULL : fbx_observe_pointer(&n->dma);
+    uint32_t index = (uint32_t)(id & 0xffff);
+    struct job *j = NULL;
+    if (!dma)
+        return NULL;
+    pthread_mutex_lock(&dma->mutex);
+    if (index / JOBS_BLOCK < dma->blocks)
+        j = &dma->block[index / JOBS_BLOCK][index % JOBS_BLOCK];
+    if (j && (j->id != id || !id || j->forgotten))
+        j = NULL;
+    if (j)
+        j->holders++;
+    pthread_mutex_unlock(&dma->mutex);
+    return j;
+}
+
+static void let_go(fbx_node *n, struct job *j)
+{
+    pthread_mutex_lock(&n->dma->mutex);
+    if (!--j->holders && j->forgotten && fbx_peek(&j->done))
+        give_back(n->dma, j);
+    pthread_mutex_unlock(&n->dma->mutex);
+}
+
+static int no_such(const fbx_node *n, uint64_t id)
+{
+    if (fbx_peek(&n->fabric->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed: it was made before fork", n->facts->name);
+    return fbxi_fail(FBX_E_STALE, "no DMA %llx, or it was released", (unsigned long long)id);
+}
+
+static int check(const struct fbx_dma *d, uint64_t *total)
+{
+    if (d->channel >= FBX_DMA_CHANNELS || d->tc > 7 || d->flags > 31)
+        return fbxi_fail(FBX_E_INVALID, "channel %u, traffic class %u, flags %#x: they go up to %u, 7 and 0x1f", d->channel, d->tc,
+                         d->flags, FBX_DMA_CHANNELS - 1);
+    if (d->flags & FBX_DMA_FILL && d->fill_bytes != 1 && d->fill_bytes != 2 && d->fill_bytes != 4 && d->fill_bytes != 8)
+        return fbxi_fail(FBX_E_INVALID, "a pattern of %u bytes: 1, 2, 4 or 8", d->fill_bytes);
+    if (d->list) {
+        *total = 0;
+        for (uint64_t i = 0; i < d->list_count; i++)
+            if (__builtin_add_overflow(*total, d->list[i].bytes, total))
+                return fbxi_fail(FBX_E_INVALID, "more bytes than there are addresses");
+        return 0;
+    }
+    uint64_t rows = d->rows ? d->rows : 1, reach_bytes;
+    if (rows > 1 && d->dst_stride < d->bytes)
+        return fbxi_fail(FBX_E_INVALID, "rows of %llu bytes %llu apart overlap", (unsigned long long)d->bytes,
+                         (unsigned long long)d->dst_stride);
+    if (__builtin_mul_overflow(rows, d->bytes, total) || __builtin_mul_overflow(rows, d->dst_stride, &reach_bytes) ||
+        __builtin_mul_overflow(rows, d->src_stride, &reach_bytes))
+        return fbxi_fail(FBX_E_INVALID, "more bytes than there are addresses");
+    return 0;
+}
+
+static void cover(struct fbxi_range *ranges, uint32_t *count, uint64_t first, uint64_t bytes)
+{
+    uint64_t end = first + bytes;
+    if (!bytes)
+        return;
+    if (first & FBX_BUS || end < first) {
+        first = 0;
+        end = NEVER;
+    }
+    /* One range for each region. */
+    for (uint32_t i = 0; i < *count; i++)
+        if (ranges[i].first >> FBX_SLOT_SHIFT == first >> FBX_SLOT_SHIFT) {
+            ranges[i].first = min64(ranges[i].first, first);
+            ranges[i].end = max64(ranges[i].end, end);
+            return;
+        }
+    if (*count < FBX_DMA_RANGES)
+        ranges[(*count)++] = (struct fbxi_range){first, end};
+    else
+        ranges[0] = (struct fbxi_range){0, NEVER};
+}
+
+static int enqueue(struct channel *ch, struct job *j)
+{
+    fbx_node *n = ch->node;
+    struct fbxi_range ranges[FBX_DMA_RANGES];
+    uint32_t count = 0;
+    if (j->list) {
+        for (uint64_t i = 0; i < j->d.list_count; i++) {
+            cover(ranges, &count, j->list[i].dst, j->list[i].bytes);
+            if (!(j->d.flags & FBX_DMA_FILL))
+                cover(ranges, &count, j->list[i].src, j->list[i].bytes);
+        }
+    } else {
+        cover(ranges, &count, j->d.dst, (j->d.rows - 1) * j->d.dst_stride + j->d.bytes);
+        if (!(j->d.flags & FBX_DMA_FILL))
+            cover(ranges, &count, j->d.src, (j->d.rows - 1) * j->d.src_stride + j->d.bytes);
+    }
+    if (j->d.flags & FBX_DMA_SIGNAL)
+        cover(ranges, &count, j->d.signal, 8);
+    pthread_mutex_lock(&ch->mutex);
+    uint32_t length = fbx_peek(&ch->length);
+    if (length < FBX_DMA_DEPTH) {
+        /* Slots are used in turn, so one that is free now was the oldest. A cancelled one may leave a gap: look on. */
+        for (uint32_t i = 0; i < FBX_DMA_DEPTH && !j->slot; i++) {
+            struct fbxl_dma_slot *slot = &ch->slots[(ch->submitted + i) % FBX_DMA_DEPTH];
+            if (!fbx_peek(&slot->state))
+                j->slot = slot;
+        }
+        ch->submitted++;
+        if (j->slot)
+            fbxi_dma_show(n->fabric, n->requester, j->slot, ch->submitted, ch->number, j->total, ranges, count);
+        *ch->tail = j;
+        ch->tail = &j->next;
+        fbx_publish(&ch->length, length + 1);
+    }
+    pthread_mutex_unlock(&ch->mutex);
+    if (length < FBX_DMA_DEPTH)
+        return 0;
+    return fbxi_fail_at(FBX_E_QUEUE_FULL, FBX_DMA_WRITE, (int)n->index, j->d.dst, "channel %u of %s holds %u descriptors",
+                        ch->number, n->facts->name, FBX_DMA_DEPTH);
+}
+
+int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_dma *dma;
+    struct channel *ch;
+    struct job *j;
+    uint64_t total = 0;
+    if (id)
+        *id = 0;
+    int status = fbxi_usable(n, FBX_DMA_WRITE, d->dst);
+    if (!status)
+        status = check(d, &total);
+    if (!status)
+        status = dma_of(n, &dma);
+    if (!status)
+        status = channel_of(n, dma, d->channel, &ch);
+    if (status)
+        return status;
+    if (!(j = job_new(dma)))
+        return fbxi_fail(FBX_E_QUEUE_FULL, "%u DMA of %s were never released", JOBS_BLOCK * JOBS_BLOCKS, n->facts->name);
+    j->d = *d;
+    j->d.rows = d->rows ? d->rows : 1;
+    j->d.list = NULL;
+    j->channel = ch;
+    j->forgotten = !id;
+    j->total = total;
+    j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
+    if (d->list) {
+        j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
+        if (j->list)
+            memcpy(j->list, d->list, d->list_count * sizeof *j->list);
+        else
+            status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    }
+    if (!status)
+        status = enqueue(ch, j);
+    if (status) {
+        pthread_mutex_lock(&dma->mutex);
+        give_back(dma, j);
+        pthread_mutex_unlock(&dma->mutex);
+        return status;
+    }
+    /* With time the links are reserved as of now; without it a small one is complete on return. */
+    if ((timed(n) || total <= INLINE_BYTES || !has_engine(f)) && fbx_observe(&ch->length) == 1 && claim(ch)) {
+        step(ch, j->issued_ps);
+        unclaim(ch);
+    }
+    if (fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
+        kick(f);
+    if (id)
+        *id = j->id;
+    let_go(n, j);
+    return 0;
+}
+
+/* A job that nobody else takes on: there is no engine, or its handle is closed. */
+static void help(fbx_node *n, struct job *j)
+{
+    if (!fbx_observe(&j->done) && (!has_engine(n->fabric) || fbx_peek(&n->closed)) && claim(j->channel)) {
+        step(j->channel, 0);
+        unclaim(j->channel);
+    }
+}
+
+static int outcome(const fbx_node *n, const struct job *j)
+{
+    if (j->status && j->error)
+        return fbxi_fail_at(j->status, j->error->op, (int)n->index, j->error->gva, "%s", j->error->text);
+    return j->status;
+}
+
+int fbx_dma_poll(fbx_node *n, uint64_t id, struct fbx_dma_status *out)
+{
+    struct job *j = hold(n, id);
+    memset(out, 0, sizeof *out);
+    if (!j)
+        return no_such(n, id);
+    help(n, j);
+    int done = fbx_observe(&j->done) != 0;
+    out->status = done ? j->status : FBX_E_AGAIN;
+    out->kind = fbx_peek(&j->kind);
+    out->bytes = j->total;
+    out->done = fbx_peek(&j->moved);
+    out->issued_ps = j->issued_ps;
+    out->completes_ps = fbx_peek(&j->completes_ps);
+    out->next_ps = done ? 0 : fbx_peek(&j->next_ps);
+    let_go(n, j);
+    return 0;
+}
+
+int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
+{
+    struct job *j = hold(n, id);
+    if (!j)
+        return no_such(n, id);
+    fbx_fabric *f = n->fabric;
+    struct channel *ch = j->channel;
+    uint64_t begin_ns = 0, at_ps = 0, next, final;
+    int lends = 0, status;
+    for (uint32_t round = 0; !fbx_observe(&j->done); round++) {
+        if (!lends++) {
+            fbx_add(&ch->lenders, 1);
+            fbx_add(&j->waiters, 1);
+            begin_ns = max_wait_ns == NEVER ? 0 : fbxi_monotonic_ns();
+        }
+        next = final = 0;
+        if (claim(ch)) {
+            next = step(ch, at_ps);
+            final = head_of(ch) == j ? ch->final_ps : 0;
+            unclaim(ch);
+        } else if (round & 1023) {
+            fbx_relax();
+        } else {
+            sched_yield();
+        }
+        at_ps = 0;
+        if (fbx_observe(&j->done))
+            break;
+        if (f->clock.kind != FBX_REAL)
+            break;
+        uint64_t left = NEVER;
+        if (max_wait_ns != NEVER) {
+            uint64_t spent = fbxi_monotonic_ns() - begin_ns;
+            if (spent >= max_wait_ns)
+                break;
+            left = max_wait_ns - spent;
+        }
+        if (next && next != NEVER) {
+            /* The last wait ends early by what it takes to get back to the caller. */
+            uint64_t until = final && final > n->binding_ps ? final - n->binding_ps : next;
+            pause_until(f, until, left, &j->done, 0, &ch->jumped);
+            if (final && fbxi_now(&f->clock) >= until)
+                at_ps = final;
+        }
+    }
+    if (lends) {
+        fbx_add(&j->waiters, UINT32_MAX);
+        fbx_add(&ch->lenders, UINT32_MAX);
+        if (fbx_observe(&ch->length))
+            kick(f);
+    }
+    status = fbx_observe(&j->done) ? outcome(n, j) : FBX_E_AGAIN;
+    let_go(n, j);
+    return status;
+}
+
+int fbx_dma_cancel(fbx_node *n, uint64_t id)
+{
+    struct job *j = hold(n, id);
+    if (!j)
+        return no_such(n, id);
+    int ended = 0;
+    if (!fbx_observe(&j->done)) {
+        claim_surely(j->channel);
+        if (!fbx_observe(&j->done)) {
+            fbxi_fail_at(FBX_E_CANCELLED, (int)fbx_peek(&j->kind), (int)n->index, j->d.dst, "cancelled after %llu of %llu bytes",
+                         (unsigned long long)fbx_peek(&j->moved), (unsigned long long)j->total);
+            finish(j->channel, j, FBX_E_CANCELLED);
+            ended = 1;
+        }
+        unclaim(j->channel);
+        if (fbx_observe(&j->channel->length))
+            kick(n->fabric);
+    }
+    let_go(n, j);
+    return ended;
+}
+
+int fbx_dma_fd(fbx_node *n, uint64_t id)
+{
+    struct job *j = hold(n, id);
+    if (!j)
+        return no_such(n, id);
+    pthread_mutex_lock(&n->dma->mutex);
+    if (j->fd < 0)
+        j->fd = eventfd(fbx_peek(&j->done) ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int fd = j->fd;
+    pthread_mutex_unlock(&n->dma->mutex);
+    if (fd < 0)
+        fd = fbxi_fail_system(FBX_E_SYSTEM, "no eventfd");
+    let_go(n, j);
+    return fd;
+}
+
+int fbx_dma_release(fbx_node *n, uint64_t id)
+{
+    struct job *j = hold(n, id);
+    if (!j)
+        return no_such(n, id);
+    pthread_mutex_lock(&n->dma->mutex);
+    j->forgotten = 1;
+    pthread_mutex_unlock(&n->dma->mutex);
+    let_go(n, j);
+    return 0;
+}
+
+void fbxi_dma_detach(fbx_node *n)
+{
+    struct fbxi_dma *dma = fbx_observe_pointer(&n->dma);
+    struct fbxi_engine *e = n->fabric->engine;
+    if (!dma)
+        return;
+    if (e) {
+        fbx_add(&e->wanted, 1);
+        pthread_mutex_lock(&e->mutex);
+        for (struct fbxi_dma **at = &e->list; *at; at = &(*at)->next)
+            if (*at == dma) {
+                *at = dma->next;
+                break;
+            }
+        pthread_mutex_unlock(&e->mutex);
+        fbx_add(&e->wanted, UINT32_MAX);
+    }
+    for (uint32_t i = 0; i < FBX_DMA_CHANNELS; i++) {
+        struct channel *ch = fbx_observe_pointer(&dma->channel[i]);
+        if (!ch)
+            continue;
+        claim_surely(ch);
+        for (struct job *j; (j = head_of(ch));) {
+            fbxi_fail(FBX_E_CLOSED, "the handle of %s was closed meanwhile", n->facts->name);
+            finish(ch, j, FBX_E_CLOSED);
+        }
+        unclaim(ch);
+    }
+}
+
+void fbxi_dma_free(fbx_node *n)
+{
+    struct fbxi_dma *dma = n->dma;
+    if (!dma)
+        return;
+    for (uint32_t b = 0; b < dma->blocks; b++) {
+        for (uint32_t i = 0; i < JOBS_BLOCK; i++) {
+            struct job *j = &dma->block[b][i];
+            free(j->list);
+            free(j->error);
+            if (j->fd >= 0)
+                close(j->fd);
+        }
+        free(dma->block[b]);
+    }
+    for (uint32_t i = 0; i < FBX_DMA_CHANNELS; i++)
+        if (dma->channel[i]) {
+            pthread_mutex_destroy(&dma->channel[i]->mutex);
+            free(dma->channel[i]->bounce);
+            free(dma->channel[i]->scratch);
+            free(dma->channel[i]);
+        }
+    pthread_mutex_destroy(&dma->mutex);
+    free(dma);
+    n->dma = NULL;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Steps of an operation's journey (op.c) that a DMA engine, which is a requester of its own kind, takes as well. */
+#ifndef FBX_JOURNEY_H
+#define FBX_JOURNEY_H
+#include "internal.h"
+
+/* Whether the handle still is one; CLOSED with its reason otherwise. */
+int fbxi_usable(fbx_node *n, int op, uint64_t gva);
+/* What `gva` means to this node now, uncached. `generation` is what was read before the call, and is kept in `x`. */
+int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation, struct fbxi_xl *x, uint64_t *offset);
+/* The in-operation mark, around the look at the generation and the bytes that move because of it. */
+void fbxi_mark(const fbx_node *n, fbx_au32 *lane);
+void fbxi_unmark(fbx_au32 *lane);
+/* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
+int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out);
+struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route);
+/* A flush of all reaches `target` too. */
+void fbxi_use_target(fbx_node *n, uint32_t target);
+/* Count a posted write that the fabric lost. */
+void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route);
+/* When a completion from `target` is here, given what was posted the same way before it. */
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps);
+/* Record why an operation at `gva` failed; returns `code`. */
+int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
+/* Add one operation to the handle's statistics. */
+void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint32_t jumped, uint64_t completes_ps, uint64_t now);
+#endif
