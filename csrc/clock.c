@@ -152,11 +152,6 @@ void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
     clock->ticks_per_us = header->tick_hz / 1000000u + 1;
 }
 
-static inline uint64_t ticks_for(const struct fbxi_clock *clock, uint64_t ps)
-{
-    return (uint64_t)(((unsigned __int128)ps * clock->ticks_per_ps) >> clock->ticks_shift);
-}
-
 /* A gap in the spin that no instruction explains: the processor was away. */
 #define GAP_NS 4000u
 
@@ -165,7 +160,7 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
 {
     if (clock->kind != FBX_REAL)
         return clock->virtual_ps >= deadline_ps ? 0 : FBX_E_AGAIN;
-    uint64_t target = clock->epoch + ticks_for(clock, deadline_ps);
+    uint64_t target = clock->epoch + fbxi_ps_to_ticks(clock, deadline_ps);
     uint64_t now = fbxi_ticks_now(clock);
     *reached_ticks = now;
     if ((int64_t)(target - now) <= 0)

@@ -30,6 +30,10 @@ static inline uint64_t fbxi_now(const struct fbxi_clock *clock)
         return clock->virtual_ps;
     return (uint64_t)(((unsigned __int128)(fbxi_ticks_now(clock) - clock->epoch) * clock->ps_per_tick_q32) >> 32);
 }
+static inline uint64_t fbxi_ps_to_ticks(const struct fbxi_clock *clock, uint64_t ps)
+{
+    return (uint64_t)(((unsigned __int128)ps * clock->ticks_per_ps) >> clock->ticks_shift);
+}
 static inline uint64_t fbxi_ticks_to_ps(const struct fbxi_clock *clock, uint64_t ticks)
 {
     return (uint64_t)(((unsigned __int128)(ticks - clock->epoch) * clock->ps_per_tick_q32) >> 32);

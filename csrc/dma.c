@@ -1076,7 +1076,7 @@ static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns,
     uint64_t now = fbxi_now(clock), ticks;
     if (until_ps <= now || fbx_observe(word) != seen)
         return;
-    uint64_t left_ticks = (uint64_t)(((unsigned __int128)(until_ps - now) * clock->ticks_per_ps_q64) >> 64);
+    uint64_t left_ticks = fbxi_ps_to_ticks(clock, until_ps - now);
     uint64_t ns = clock->ticks_per_us ? (uint64_t)((unsigned __int128)left_ticks * 1000u / clock->ticks_per_us) : 0;
     if (ns > spin_ns)
         fbxi_futex_wait(word, seen, min64(ns - spin_ns, min64(max_ns, 20000000u)));
