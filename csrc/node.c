@@ -3,6 +3,7 @@
  * Being a node: taking its owner slot or a client slot, lanes for threads, and giving all of it back.
  */
 #include "internal.h"
+#include "ntb.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -123,6 +124,7 @@ static int owner_died(fbx_fabric *f, uint32_t node)
 /* What the last owner left is gone with its power: its buffers are free again and handles to them stale. */
 static void power_on(fbx_fabric *f, uint32_t node)
 {
+    fbxi_ntb_reset(f, node);
     uint32_t high = fbxi_high(f, FBXL_BUFFERS);
     for (uint32_t i = 0; i < high; i++) {
         struct fbxl_buffer *b = &f->buffers[i];
@@ -264,6 +266,7 @@ void fbx_node_free(fbx_node *n)
             break;
         }
     pthread_mutex_unlock(&f->mutex);
+    fbxi_ntb_close(n);
     for (uint32_t i = 0; i < f->node_count; i++)
         free(n->routes[i]);
     while (n->extra) {

@@ -30,9 +30,9 @@ C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
     {"internal", "error", "clock", "prng", "trace"},
     {"segment", "lock", "ring", "timing", "link", "fault"},
-    {"route", "posted"},
-    {"window", "directory", "ntb", "dma", "transport", "loop", "shm", "socket", "engine"},
-    {"node", "op", "service", "fabric", "export"},
+    {"route", "posted", "ntb"},
+    {"window", "directory", "dma", "transport", "loop", "shm", "socket", "engine"},
+    {"node", "op", "ntb_peer", "service", "fabric", "export"},
     {"bench"},  # over everything
 ]
 
