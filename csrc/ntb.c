@@ -340,15 +340,35 @@ int fbxi_ntb_usable(fbx_node *n)
     return 0;
 }
 
-/* Before software looks at its own registers it sees what has arrived there. */
+/* When the next of what this node waits for is due: what travels to it, and its own messages, which may come back. */
+static uint64_t due(fbx_node *n)
+{
+    fbx_fabric *f = n->fabric;
+    uint64_t first = fbxi_next_due(f, n->index);
+    uint32_t count = fbxi_ntb_profile(f, n->index)->messages ? fbx_observe(&n->used_targets_count) : 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t at = fbxi_next_due(f, n->used_targets[i]);
+        first = at < first ? at : first;
+    }
+    return first;
+}
+
+/* Before software looks at its own registers it sees what has arrived there, and which of its messages were not taken. */
 static int own(fbx_node *n, struct fbxl_ntb **d)
 {
     int status = fbxi_ntb_usable(n);
     if (!status)
         status = fbxi_ntb_get(n->fabric, n->index, d);
-    if (!status && fbx_observe(n->pending))
-        fbxi_deliver(n->fabric, n->index, fbxi_now(&n->fabric->clock));
-    return status;
+    if (status)
+        return status;
+    fbx_fabric *f = n->fabric;
+    if (fbx_observe(n->pending))
+        fbxi_deliver(f, n->index, fbxi_now(&f->clock));
+    uint32_t count = fbxi_ntb_profile(f, n->index)->messages ? fbx_observe(&n->used_targets_count) : 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (fbx_observe(&f->nodes[n->used_targets[i]].pending))
+            fbxi_deliver(f, n->used_targets[i], fbxi_now(&f->clock));
+    return 0;
 }
 
 static int own_lock(fbx_node *n, struct fbxl_ntb **d)
@@ -797,14 +817,14 @@ int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, ui
         fbx_add(&d->waiters, 1);
         /* What is on its way fires when it arrives, though nobody else may come by to deliver it. Whoever posts more wakes
          * us to look again. */
-        uint64_t due = fbxi_next_due(f, n->index);
-        if (due <= now) /* a stopped process delivers it: it counts as not yet arrived */
+        uint64_t at = due(n);
+        if (at <= now) /* a stopped process delivers it: it counts as not yet arrived */
             fbxi_futex_wait(&d->changed, seen, 100000u);
-        else if (due != UINT64_MAX && due <= now + 200000000u)
-            fbxi_wait(&f->clock, due, limit, NULL, &ticks);
+        else if (at != UINT64_MAX && at <= now + 200000000u)
+            fbxi_wait(&f->clock, at, limit, NULL, &ticks);
         else {
-            if (due != UINT64_MAX && (due - now) / 2000u < limit)
-                limit = (due - now) / 2000u; /* half of it: the rest is waited for exactly */
+            if (at != UINT64_MAX && (at - now) / 2000u < limit)
+                limit = (at - now) / 2000u; /* half of it: the rest is waited for exactly */
             /* Pairs with: add then look for waiters in notify() and fbxi_ntb_posted(). */
             if (fbx_observe(&d->changed) == seen)
                 fbxi_futex_wait(&d->changed, seen, limit);
@@ -826,6 +846,7 @@ int fbx_ntb_event_fd(fbx_node *n)
         return fbxi_fail(FBX_E_UNSUPPORTED, "a fabric that was opened by descriptors has no directory for event files");
     char path[400];
     fifo_path(f, n->index, path, sizeof path);
+    (void)peers_up(f, n->index); /* the service thread, which must not build it, finds the way to each peer ready */
     pthread_mutex_lock(&n->mutex);
     if (!fbx_observe(&n->event_fd)) {
         int fd = mkfifo(path, 0600) && errno != EEXIST ? -1 : fifo_open(f, n->index);

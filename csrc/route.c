@@ -27,8 +27,11 @@ int fbxi_routes_init(fbx_fabric *f)
  * least delay wins, and of equals the first. Traffic passes through switches only; other nodes end a way. */
 static uint32_t *tree(fbx_fabric *f, uint32_t source)
 {
+    uint32_t *t = fbx_observe_pointer(&f->trees[source]);
+    if (t)
+        return t;
     pthread_mutex_lock(&f->mutex);
-    uint32_t *t = f->trees[source];
+    t = f->trees[source];
     if (!t) {
         t = malloc(f->node_count * sizeof *t);
         uint32_t *queue = malloc(f->node_count * sizeof *queue), *hops = malloc(f->node_count * sizeof *hops);
@@ -59,7 +62,7 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
                     t[to] = direction;
                 }
             }
-            f->trees[source] = t;
+            fbx_publish_pointer(&f->trees[source], t);
         } else {
             free(t);
             t = NULL;
