@@ -474,7 +474,8 @@ class Ntb:
     def fileno(self) -> int:
         """Return a descriptor that is readable while there are events, for select, poll, epoll and asyncio.
 
-        It may be readable without one: then `poll` returns an empty list and it no longer is. It lives as long as the node's handle.
+        It may be readable without one: then `poll` returns an empty list and it no longer is. It lives as long as the node's
+        handle.
         """
         return self._call(lib.fbx_ntb_event_fd)
 
