@@ -35,7 +35,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("fabric", "Fabrics", ["Fabric", "attach", "fabrics", "Link"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
-    ("ntb", "Windows", ["Ntb", "Windows", "Window"]),
+    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
