@@ -150,13 +150,11 @@ void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
     clock->ticks_per_us = header->tick_hz / 1000000u + 1;
 }
 
-/* Below this a sleep of the kernel is not to be trusted: what remains is spun. */
-#define SPIN_NS 80000u
 /* A gap in the spin that no instruction explains: the processor was away. */
 #define GAP_NS 4000u
 
-int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t *jumped,
-              uint64_t *reached_ticks)
+int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t spin_ns,
+              uint32_t *jumped, uint64_t *reached_ticks)
 {
     if (clock->kind != FBX_REAL)
         return clock->virtual_ps >= deadline_ps ? 0 : FBX_E_AGAIN;
@@ -184,9 +182,9 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
                 left_ns = (uint64_t)((unsigned __int128)(target - now) * (ns - begin_ns) / (now - begin));
             else
                 left_ns = (uint64_t)((unsigned __int128)(target - now) * clock->ps_per_tick_q32 / 1000u >> 32);
-            if (left_ns <= SPIN_NS)
+            if (left_ns <= spin_ns)
                 break;
-            uint64_t nap_ns = left_ns - SPIN_NS;
+            uint64_t nap_ns = left_ns - spin_ns;
             if (nap_ns > max_wait_ns - (ns - begin_ns))
                 nap_ns = max_wait_ns - (ns - begin_ns);
             if (nap_ns > 20000000u)

@@ -34,9 +34,13 @@ static inline uint64_t fbxi_ticks_to_ps(const struct fbxi_clock *clock, uint64_t
 {
     return (uint64_t)(((unsigned __int128)(ticks - clock->epoch) * clock->ps_per_tick_q32) >> 32);
 }
+/* How long before the deadline a wait stops sleeping: longer before the end of an operation, which the caller feels, than
+ * before steps on the way, which only must not fall behind. */
+#define FBX_SPIN_LAST_NS 80000u
+#define FBX_SPIN_NS 15000u
 /* Wait for fabric time `deadline_ps`, but at most max_wait_ns of real time: 0 reached, AGAIN not. `*jumped` counts
  * gaps in the spin that show that the processor was taken away; `*reached_ticks` is the counter at the end. */
-int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t *jumped,
-              uint64_t *reached_ticks);
+int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max_wait_ns, uint32_t spin_ns,
+              uint32_t *jumped, uint64_t *reached_ticks);
 
 #endif

@@ -96,6 +96,15 @@ static int name_check(const char *name)
     return fbxi_name_ok(name) ? 0 : fbxi_fail(FBX_E_NAME, "'%.64s' is no name", name ? name : "");
 }
 
+/* The control lock, for a call that names something. */
+static int lock_names(fbx_fabric *f, const char *name)
+{
+    int status = usable(f);
+    if (!status)
+        status = name_check(name);
+    return status ? status : fbxi_control_lock(f);
+}
+
 uint32_t fbx_names_seen(fbx_fabric *f) { return fbx_observe(&f->header->names_changed); }
 
 int fbx_names_wait(fbx_fabric *f, uint32_t seen, uint64_t max_wait_ns)
@@ -169,11 +178,7 @@ int fbx_put(fbx_fabric *f, const char *key, const void *value, uint64_t bytes)
 
 int fbx_get(fbx_fabric *f, const char *key, void *value, uint64_t *bytes)
 {
-    int status = usable(f);
-    if (!status)
-        status = name_check(key);
-    if (!status)
-        status = fbxi_control_lock(f);
+    int status = lock_names(f, key);
     if (status)
         return status;
     struct fbxl_name *e = name_find(f, key, FBXL_NAME_VALUE);
@@ -308,11 +313,7 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
 int fbx_barrier_leave(fbx_node *n, const char *name, uint64_t ticket)
 {
     fbx_fabric *f = n->fabric;
-    int status = usable(f);
-    if (!status)
-        status = name_check(name);
-    if (!status)
-        status = fbxi_control_lock(f);
+    int status = lock_names(f, name);
     if (status)
         return status;
     struct fbxl_name *e = name_find(f, name, FBXL_NAME_BARRIER);
@@ -570,11 +571,7 @@ int fbx_free(fbx_fabric *f, const struct fbx_buffer *buffer)
 
 int fbx_buffer_find(fbx_fabric *f, const char *name, struct fbx_buffer *out)
 {
-    int status = usable(f);
-    if (!status)
-        status = name_check(name);
-    if (!status)
-        status = fbxi_control_lock(f);
+    int status = lock_names(f, name);
     if (status)
         return status;
     struct fbxl_name *e = live_name(f, name);

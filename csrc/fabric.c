@@ -147,11 +147,16 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name), 4};
     for (int i = 0; i < FBXL_TABLES; i++) {
         const struct fbxl_table *t = &h->table[i];
-        if (t->stride != strides[i] || t->offset > h->control_bytes ||
+        if (t->stride != strides[i] || t->offset > h->control_bytes || t->offset & 63 ||
             (uint64_t)t->capacity * t->stride > h->control_bytes - t->offset || fbx_peek(&t->high) > t->capacity)
             return fbxi_fail(FBX_E_CORRUPT, "table %d of the fabric is damaged", i);
     }
-    if (h->heap_offset > h->control_bytes || h->heap_bytes > h->control_bytes - h->heap_offset ||
+    const struct fbxl_table *t = h->table;
+    if (!t[FBXL_NODES].capacity || t[FBXL_NODES].capacity > 4096 || t[FBXL_REGIONS].capacity > 65536 ||
+        t[FBXL_LINKS].capacity > 16384 || t[FBXL_DIRECTIONS].capacity != 2 * t[FBXL_LINKS].capacity ||
+        !t[FBXL_BUCKETS].capacity)
+        return fbxi_fail(FBX_E_CORRUPT, "the tables of the fabric have sizes that no fabric has");
+    if (h->heap_offset & 4095 || h->heap_offset > h->control_bytes || h->heap_bytes > h->control_bytes - h->heap_offset ||
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
         !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");

@@ -54,10 +54,12 @@ struct fbxi_xl {
     struct fbxi_route *route; /* NULL: local */
 };
 
-/* The hot part of it: 32 bytes, two a line. A span of 0 sends the access down the long way. */
+/* The hot part of it: 16 bytes, four a line, because a fabric has a thousand regions. In pieces of FBX_COMMIT_BYTES, which
+ * no aligned access crosses; a span of 0 sends the access down the long way. */
 struct fbxi_tlb {
     uint8_t *base;
-    uint64_t lo, load_span, store_span;
+    uint32_t lo;
+    uint32_t span : 30, load : 1, store : 1;
 };
 
 struct fbx_node {
@@ -71,8 +73,8 @@ struct fbx_node {
     fbx_au64 *pending;
     uint32_t explicit_fence;
     fbx_au32 closed;
-    /* May accesses take the short way: 0 no, 1 all, 2 those to our own memory. Without injected time all; with time and
-     * immediate visibility local ones; with posted writes under way each access delivers first. */
+    /* May accesses take the short way: 0 none, 1 all, 2 those to our own memory. Without injected time all, with it local
+     * ones; and none while posted writes are on their way to us, because then each access delivers first. */
     uint32_t may_shorten;
 
     fbx_fabric *fabric;
@@ -238,6 +240,7 @@ struct fbxi_post {
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
+int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for who knows that something is due */
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);

@@ -219,7 +219,8 @@ struct fbxl_direction { /* index 2*link + (0: from node[0] to node[1], 1: back) 
     fbx_au64 debt; /* units of bulk that small traffic displaced and later bulk must pay */
     fbx_au64 bytes, tlps; /* counters */
     fbx_au64 dropped;
-    uint64_t pad1[3];
+    fbx_au64 bulk_packet_ps; /* one packet of the bulk that was reserved last */
+    uint64_t pad1[2];
 };
 
 enum { FBXL_FREE = 0, FBXL_TAKEN = 1, FBXL_LIVE = 2, FBXL_DYING = 3 };
@@ -345,7 +346,7 @@ struct fbxl_stats { /* of one requester; its own threads add */
     struct {
         fbx_au64 count, late, failed, preempted;
         fbx_au64 late_ps_total, late_ps_max;
-        fbx_au64 bytes, pad;
+        fbx_au64 bytes, count_home; /* count by the home thread, which alone writes it */
         fbx_au64 late_hist[FBX_HIST_BINS]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
     } kind[FBX_OP_KINDS];
 };

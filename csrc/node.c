@@ -159,7 +159,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     fbx_node *n = calloc(1, sizeof *n);
     if (!n)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
-    /* Two lines of 32-byte entries must not straddle. */
+    /* Entries of 16 bytes must not straddle lines. */
     n->tlb = aligned_alloc(64, ((f->region_count + 1) * sizeof *n->tlb + 63) & ~63ull);
     n->xl = calloc(f->region_count + 1, sizeof *n->xl);
     n->routes = calloc(f->node_count, sizeof *n->routes);
@@ -211,7 +211,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->pending = &shared->pending;
     n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;
     if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
-        n->may_shorten = !(f->flags & FBXL_TIMING) ? 1 : f->ordering == FBX_IMMEDIATE ? 2 : 0;
+        n->may_shorten = f->flags & FBXL_TIMING ? 2 : 1;
     if (f->flags & FBXL_TIMING)
         n->binding_ps = n->own_ps = fbxi_calibrate(n);
     pthread_mutex_init(&n->mutex, NULL);

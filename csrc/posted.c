@@ -200,6 +200,7 @@ static uint64_t head_due(fbx_fabric *f, struct fbxl_queue *q)
 {
     for (;;) {
         uint64_t head = fbx_observe(&q->head);
+        __builtin_prefetch(cell(f, q, head)); /* comes over together with the tail, not after it */
         if (head == fbx_observe(&q->tail))
             return UINT64_MAX;
         uint64_t due = fbx_peek(&cell(f, q, head)->arrives_ps);
@@ -229,9 +230,14 @@ uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target)
 
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
 {
-    struct fbxl_node *node = &f->nodes[target];
-    if (!fbx_observe(&node->pending) || fbxi_next_due(f, target) > until_ps)
+    if (!fbx_observe(&f->nodes[target].pending) || fbxi_next_due(f, target) > until_ps)
         return 0;
+    return fbxi_deliver_now(f, target, until_ps);
+}
+
+int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
+{
+    struct fbxl_node *node = &f->nodes[target];
     /* The lock is held for some tens of nanoseconds by the living; try that long before calling it stuck. */
     int status = FBX_E_BUSY;
     for (int i = 0; i < 64 && status < 0; i++) {
@@ -310,7 +316,7 @@ int fbxi_land(fbx_fabric *f, uint32_t source)
             if (f->clock.kind != FBX_REAL)
                 now = last; /* nobody else can move time on meanwhile */
             if (fbxi_deliver(f, target, now) >= 0 && now < last) {
-                fbxi_wait(&f->clock, last, 100000000u, NULL, &ticks);
+                fbxi_wait(&f->clock, last, 100000000u, FBX_SPIN_NS, NULL, &ticks);
                 continue;
             }
             uint64_t ns = fbxi_monotonic_ns();

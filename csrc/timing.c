@@ -6,7 +6,7 @@
  * absolute time. Traffic reserves the time at which it reaches the link, not the time at which it was issued, so what is on
  * its way from afar does not delay what is near. One 64-bit word is a slot:
  *
- *     tag 13 | tail 12 | bulk 13 | idle 13 | fill 13        in units of 2^(slot_shift - 12) ps; a full slot is 4096 units
+ *     tag 17 | tail 11 | bulk 12 | idle 12 | fill 12        in units of 2^(slot_shift - 11) ps; a full slot is 2048 units
  *
  * fill: where the last small packet of the slot ends, from its start. tail: where the busy time that ends there began; who
  * arrives in it queues at its end, exactly as in a first-come queue. idle: time before the tail that nobody took; a packet
@@ -21,9 +21,10 @@
 
 #include "pcie.h"
 
-#define FULL 4096u
-#define FIELD 0x1fffu
-#define UNIT_BITS 12u
+#define FULL 2048u
+#define FIELD 0xfffu
+#define TAG 0x1ffffu
+#define UNIT_BITS 11u
 
 struct slot {
     uint32_t fill, idle, bulk, tail;
@@ -32,11 +33,14 @@ struct slot {
 static inline struct slot unpack(uint64_t word, uint64_t tag)
 {
     struct slot s = {0, 0, 0, 0};
-    if (word >> 51 == (tag & FIELD)) {
+    /* A word of the next turn of the ring: this slot's time is long past, and nobody may take it any more. */
+    if (word && (((word >> 47) - tag) & TAG) == 1)
+        return (struct slot){FULL, 0, 0, 0};
+    if (word >> 47 == (tag & TAG)) {
         s.fill = (uint32_t)word & FIELD;
-        s.idle = (uint32_t)(word >> 13) & FIELD;
-        s.bulk = (uint32_t)(word >> 26) & FIELD;
-        s.tail = (uint32_t)(word >> 39) & 0xfff;
+        s.idle = (uint32_t)(word >> 12) & FIELD;
+        s.bulk = (uint32_t)(word >> 24) & FIELD;
+        s.tail = (uint32_t)(word >> 36) & 0x7ff;
         /* A scribbled word must not lead to endless or backward time. */
         if (s.fill > FULL || s.idle > s.tail || s.tail > s.fill || s.bulk > FULL)
             s = (struct slot){0, 0, 0, 0};
@@ -46,7 +50,7 @@ static inline struct slot unpack(uint64_t word, uint64_t tag)
 
 static inline uint64_t pack(struct slot s, uint64_t tag)
 {
-    return (tag & FIELD) << 51 | (uint64_t)s.tail << 39 | (uint64_t)s.bulk << 26 | (uint64_t)s.idle << 13 | s.fill;
+    return (tag & TAG) << 47 | (uint64_t)s.tail << 36 | (uint64_t)s.bulk << 24 | (uint64_t)s.idle << 12 | s.fill;
 }
 
 /* 24 bits that are as good as random and the same on every machine. */
@@ -56,6 +60,13 @@ static inline uint64_t scatter(uint64_t at_ps) { return (at_ps * 0x9E3779B97F4A7
 static inline uint64_t units(uint64_t duration_ps, uint64_t at_ps, uint32_t unit)
 {
     return (duration_ps + (scatter(at_ps) & ((1ull << unit) - 1))) >> unit;
+}
+
+/* What a packet of the bulk on the link takes: at most a full one. */
+static inline uint64_t packet_of(const struct fbxl_direction *d, const struct fbxl_direction *facts)
+{
+    uint64_t ps = fbx_peek(&d->bulk_packet_ps);
+    return ps && ps < facts->tlp_ps ? ps : facts->tlp_ps;
 }
 
 static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
@@ -117,8 +128,8 @@ static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_dire
                  * how busy bulk keeps the link. */
                 if (s.bulk + displaced) {
                     uint64_t random = scatter(*start_ps + 1);
-                    if ((random & 0xfff) < (before < FULL ? before : FULL))
-                        *start_ps += (facts->tlp_ps * (random >> 12)) >> 12;
+                    if ((random & (FULL - 1)) < (before < FULL ? before : FULL))
+                        *start_ps += (packet_of(d, facts) * (random >> 12)) >> 12;
                 }
                 *end_ps = *start_ps + duration_ps;
             } else {
@@ -215,6 +226,8 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
         uint64_t wire = fbxi_wire(hop, payload, tlps, header);
         uint64_t duration = fbx_bytes_to_ps(facts->ps_per_byte_q24, wire), start = head, end = head + duration;
         if (reserve) {
+            if (bulk && tlps)
+                fbx_poke(&d->bulk_packet_ps, duration / tlps);
             clamped |= fbxi_reserve(d, facts, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
         }
         if (end < tail)

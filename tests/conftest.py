@@ -23,6 +23,17 @@ GIVEN = pytest.StashKey[str]()
 LEFT = pytest.StashKey[list[str]]()
 
 
+def roomy_directory() -> str:
+    """Where the tests' segments go: /dev/shm, or a directory on disk where that is too small for a thousand nodes."""
+    try:
+        found = os.statvfs("/dev/shm")
+        if os.access("/dev/shm", os.W_OK) and found.f_bavail * found.f_frsize >= 512 << 20:
+            return "/dev/shm"
+    except FileNotFoundError:
+        pass
+    return tempfile.gettempdir()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
@@ -31,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["FABREX_DIRECTORY"] = str(own)
         return
     config.stash[GIVEN] = os.environ.get("FABREX_DIRECTORY", "")
-    above = config.stash[GIVEN] or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    above = config.stash[GIVEN] or roomy_directory()
     config.stash[ROOT] = Path(tempfile.mkdtemp(prefix="fabrex-tests-", dir=above))
     os.environ["FABREX_DIRECTORY"] = str(config.stash[ROOT])
 

@@ -35,7 +35,7 @@ DEADLINE = 30.0  # seconds after which a process that says nothing is taken to h
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of the test's own for segments; the test must leave nothing there."""
-    path = Path(tempfile.mkdtemp(prefix="fabrex-test-", dir="/dev/shm"))
+    path = Path(tempfile.mkdtemp(prefix="fabrex-test-", dir=os.environ["FABREX_DIRECTORY"]))
     monkeypatch.setenv("FABREX_DIRECTORY", str(path))
     yield path
     gc.collect()

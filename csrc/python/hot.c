@@ -19,13 +19,15 @@ typedef struct {
 
 static const struct fbx_hot *hot;
 static PyObject *raise_error; /* callable(code, requester): raises */
-static PyObject *name_size, *name_ro, *name_ido, *name_tc;
+static PyObject *name_size, *name_ro, *name_ido, *name_tc, *eight;
 
 static int as_u64(PyObject *value, uint64_t *out)
 {
-    if (PyLong_CheckExact(value)) {
-        *out = PyLong_AsUnsignedLongLong(value);
-    } else {
+    *out = PyLong_AsUnsignedLongLong(value);
+    if (*out != UINT64_MAX)
+        return 0;
+    if (PyErr_Occurred() && !PyLong_Check(value)) {
+        PyErr_Clear(); /* no int, but perhaps something that stands for one */
         PyObject *index = PyNumber_Index(value);
         if (!index)
             return -1;
@@ -173,6 +175,21 @@ static inline int run(Requester *self, struct fbx_op *op) { return see_through(s
     if (!(self)->node)                                                                                                 \
     return fail((self), FBX_E_CLOSED)
 
+/* Whether the keywords are `size` alone. The tuple of a call site is one object for ever: the last one seen is kept alive,
+ * so that finding it again needs no look inside. */
+static inline int only_size(PyObject *names)
+{
+    static PyObject *known;
+    if (names == known)
+        return 1;
+    if (PyTuple_Size(names) != 1 || PyTuple_GetItem(names, 0) != name_size)
+        return 0;
+    Py_INCREF(names);
+    Py_XDECREF(known);
+    known = names;
+    return 1;
+}
+
 static PyObject *requester_load(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     struct options o;
@@ -180,8 +197,10 @@ static PyObject *requester_load(Requester *self, PyObject *const *args, Py_ssize
     if (count == 1 && !names) {
         o.size = 8;
         o.attr = o.tc = 0;
-    } else if (count == 1 && PyTuple_Size(names) == 1 && PyTuple_GetItem(names, 0) == name_size &&
-               PyLong_CheckExact(args[1])) {
+    } else if (count == 1 && args[1] == eight && only_size(names)) {
+        o.size = 8;
+        o.attr = o.tc = 0;
+    } else if (count == 1 && only_size(names) && PyLong_CheckExact(args[1])) {
         long size = PyLong_AsLong(args[1]);
         if (size == -1)
             PyErr_Clear(); /* parse() says what is wrong with it */
@@ -403,11 +422,12 @@ PyMODINIT_FUNC PyInit__hot(void)
 {
     PyObject *m = PyModule_Create(&module);
     PyObject *type = m ? PyType_FromSpec(&requester_spec) : NULL;
+    eight = PyLong_FromLong(8); /* one object in CPython; elsewhere the long way round */
     name_size = PyUnicode_InternFromString("size");
     name_ro = PyUnicode_InternFromString("ro");
     name_ido = PyUnicode_InternFromString("ido");
     name_tc = PyUnicode_InternFromString("tc");
-    if (!type || !name_size || !name_ro || !name_ido || !name_tc || PyModule_AddObject(m, "Requester", type)) {
+    if (!type || !eight || !name_size || !name_ro || !name_ido || !name_tc || PyModule_AddObject(m, "Requester", type)) {
         Py_XDECREF(m);
         return NULL;
     }

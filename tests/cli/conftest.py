@@ -105,7 +105,7 @@ class Cli:
 
 @pytest.fixture
 def cli() -> Iterator[Cli]:
-    directory = tempfile.mkdtemp(prefix="fabrex-test-", dir="/dev/shm")
+    directory = tempfile.mkdtemp(prefix="fabrex-test-", dir=os.environ["FABREX_DIRECTORY"])
     try:
         made = Cli(directory)
         yield made

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def lines(text: str) -> Iterator[tuple[str, int, float]]:
                 continue
 
 
-def said(command: Sequence[str | Path], timeout: float = 120.0, environment: dict[str, str] | None = None) -> list[tuple[str, int, float]]:
+def said(command: Sequence[str | Path], timeout: float = 120.0) -> list[tuple[str, int, float]]:
     """Run a program and return what it measured.
 
     Raises:
@@ -98,15 +98,30 @@ def said(command: Sequence[str | Path], timeout: float = 120.0, environment: dic
             text=True,
             check=False,
             timeout=timeout,
-            env={**os.environ, **(environment or {})},
         )
     except subprocess.TimeoutExpired:
         raise Missing(f"{Path(command[0]).name} does not end within {timeout:.0f} s") from None
     found = list(lines(run.stdout))
     if not found:
-        complaint = next((line.strip() for line in run.stderr.splitlines() if any(char.isalpha() for char in line)), "it says nothing")
+        complaints = (line.strip() for line in run.stderr.splitlines() if any(char.isalpha() for char in line))
+        complaint = next(complaints, "it says nothing")
         raise Missing(f"{Path(command[0]).name} fails: {complaint[:160]}")
     return found
+
+
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+def start(command: Sequence[str], cpu: int | None = None) -> subprocess.Popen[str]:
+    """Start a program whose output is read later; on one processor (0: the first, -1: the last), or wherever it likes.
+
+    Two processes that watch each other and begin on one processor would wait for the scheduler to move one of them.
+    """
+    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    if cpu is not None:
+        with suppress(OSError):
+            os.sched_setaffinity(process.pid, {CPUS[cpu]})
+    return process
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
@@ -230,10 +245,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     """Columns, the first `left` of them to the left."""
     everything = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in everything) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in everything
-    )
+
+    def line(row: list[str]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        return "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in cells).rstrip()
+
+    return "\n".join(line(row) for row in everything)
 
 
 def ns(value: float | None) -> str:
@@ -261,7 +278,10 @@ def document(tool: str, machine: dict[str, Any], rows: list[dict[str, Any]], **m
     print()
 
 
-def bars(path: str, title: str, rows: Sequence[tuple[str, float, float, float]], unit: str, marks: Sequence[float | None] = ()) -> None:
+Bar = tuple[str, float, float, float]
+
+
+def bars(path: str, title: str, rows: Sequence[Bar], unit: str, marks: Sequence[float | None] = ()) -> None:
     """Draw horizontal bars (name, value, low, high) on a logarithmic scale; `marks` are targets.
 
     Raises:

@@ -13,6 +13,7 @@ operations had lost their processor meanwhile.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -20,11 +21,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent / "peers"), str(Path(__file__).resolve().parents[2])]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "peers"), str(HERE.parents[1])]
 
 import common  # noqa: E402
 from common import Missing, Samples, note  # noqa: E402
@@ -57,7 +59,8 @@ class Report:
         self.rows.append({"group": group, "claim": claim, "target": round(target, 4), "at_least": at_least, "unit": unit,
                           "reached": reached, "pass": passed, "remark": remark, **facts})  # fmt: skip
         if not self._quiet:
-            note(f"  {'ok  ' if passed else 'MISS'} {claim}: {_figure(reached, unit)} ({'>=' if at_least else '<='} {_figure(target, unit)})")
+            sign = ">=" if at_least else "<="
+            note(f"  {'ok  ' if passed else 'MISS'} {claim}: {_figure(reached, unit)} ({sign} {_figure(target, unit)})")
 
     def skip(self, group: str, claim: str, why: str) -> None:
         """Add a row that could not be measured."""
@@ -155,10 +158,12 @@ def cost(report: Report, rounds: int) -> None:
                 pairs = [a / b for a, b in zip(mine, theirs, strict=False)]
                 report.add("cost", f"{op} / {other}", pairs, 0.5, "", remark=f"{other} takes {statistics.median(theirs):.1f} ns")
             else:
-                report.skip("cost", f"{op} / {other}", next((f"{k}: {v}" for k, v in skipped.items() if other.startswith(k[:3])), "not measured"))
+                why = skipped.get("ucx" if other.startswith("ucp") else "shmem", "not measured")
+                report.skip("cost", f"{op} / {other}", why)
     report.add("cost", "gather of 4,096, each", samples.get("gather"), 12)
-    report.add("cost", "posted store, timing on, to issue", samples.get("posted_store"), 60,
-               remark=f"without end, with the delivery: {statistics.median(samples.get('posted_store_sustained')):.0f} ns")  # fmt: skip
+    endless = statistics.median(samples.get("posted_store_sustained"))
+    remark = f"without end, with the delivery: {endless:.0f} ns"
+    report.add("cost", "posted store, timing on, to issue", samples.get("posted_store"), 60, remark=remark)
     load, empty = samples.get("python_load"), samples.get("python_empty")
     report.add("cost", "Python node.load", load, 60)
     report.add("cost", "Python node.load / empty call", [a / b for a, b in zip(load, empty, strict=True)], 3, "")
@@ -178,7 +183,7 @@ def _step_ns(made: Any) -> float:
         if b > a:
             seen.append(b - a)
     ticks = [lib.fbx_ticks() for _ in range(5000)]
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False) if b > a]
+    steps = [b - a for a, b in pairwise(ticks) if b > a]
     from math import gcd
 
     return max(gcd(*steps) / made.info()["tick_hz"] * 1e9, made.info()["tick_cost_ps"] / 1e3)
@@ -199,7 +204,8 @@ def delay(report: Report, rounds: int) -> None:
                 medians.append(abs(statistics.median(values) - asked))
                 tails.append(common.percentile(values, 0.99))
             remark = _preempted(made, "load", before)
-        report.add("delay", f"load of {wanted} ns: median off by", medians, max(0.02 * asked, step), remark=f"clock step {step:.1f} ns")
+        limit = max(0.02 * asked, step)
+        report.add("delay", f"load of {wanted} ns: median off by", medians, limit, remark=f"clock step {step:.1f} ns")
         report.add("delay", f"load of {wanted} ns: p99", tails, asked * 1.1 + 20, remark=remark)
 
 
@@ -250,7 +256,7 @@ def python(report: Report, rounds: int) -> None:
 def oneway(report: Report, rounds: int) -> None:
     """A store, until a polling process at the other node has seen it; against a flag in shared memory, in the same run."""
     program = common.ops()
-    count = 2000
+    count = 4000
     for wanted in (None, 1500):
         floors, seen, by_wait = [], [], []
         with common.fabric(_pair(wanted)) as made, made.attach("host0", role="client") as node:
@@ -260,17 +266,13 @@ def oneway(report: Report, rounds: int) -> None:
             node.flush()
             for _ in common.rounds(rounds):
                 for how, values in (("raw", floors), ("api", seen), ("wait", by_wait)):
-                    watcher = subprocess.Popen(
-                        common.words(program, "poll", made, "host1", gva, count, how), stdout=subprocess.PIPE, text=True
-                    )
+                    watcher = common.start(common.words(program, "poll", made, "host1", gva, count, how), -1)
                     assert watcher.stdout
                     watcher.stdout.readline()
                     gap = int(modelled) + 3000
-                    sent = subprocess.run(
-                        common.words(program, "send", made, "host0", gva, count, "raw" if how == "raw" else "api", gap),
-                        check=True, stdout=subprocess.PIPE, text=True,
-                    )  # fmt: skip
-                    away = {stamp for _, stamp, _ in common.lines(sent.stdout)}
+                    way = "raw" if how == "raw" else "api"
+                    sender = common.start(common.words(program, "send", made, "host0", gva, count, way, gap), 0)
+                    away = {stamp for _, stamp, _ in common.lines(sender.communicate(timeout=60)[0])}
                     try:
                         out, _ = watcher.communicate(timeout=40)
                     except subprocess.TimeoutExpired:
@@ -301,7 +303,7 @@ def _pushers(made: Any, count: int, bytes_each: int, seconds: float) -> tuple[li
     start = made.now_ps + int((1.0 + 0.1 * count) * 1e12)
     for i in range(count):
         command = common.words(program, "push", made, "host0", gva + i * (4 << 20), bytes_each, start, int(seconds * 1e9))
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        started.append(common.start(command, -1 if count == 1 else None))
     return started, start
 
 
@@ -324,7 +326,8 @@ def fair(report: Report, rounds: int) -> None:
     if not shares:
         report.skip("fair", "eight processes through one link", "they did not end")
         return
-    report.add("fair", "eight processes through one link: sum of rates off by", shares, 2, "%", remark=f"modelled {rate * 1e3:.1f} MB/s of payload")
+    remark = f"modelled {rate * 1e3:.1f} MB/s of payload"
+    report.add("fair", "eight processes through one link: sum of rates off by", shares, 2, "%", remark=remark)
     report.add("fair", "the same: Jain's index", fairness, 0.99, "", at_least=True)
 
 
@@ -334,12 +337,14 @@ def arbitration(report: Report, rounds: int) -> None:
         claim = f"load beside bulk, gen{gen} x{lanes}: off from waiting for half a packet"
         link, first, loads = "links.host0:ntb0-sw0:p0.pcie.", "host0:ntb0-sw0:p0", 5000
         expected, beside, alone, used = [], [], [], []
-        with common.fabric(_pair(**{link + "gen": gen, link + "lanes": lanes})) as made, made.attach("host0", role="client") as node:
+        slow = _pair(**{link + "gen": gen, link + "lanes": lanes})
+        with common.fabric(slow) as made, made.attach("host0", role="client") as node:
             gva = made.gva("host1", 64)
             rate = made.links[first].info()["rate_bps"] / 8e12  # bytes per ps
             idle = node.estimate("load", gva, 8)["completes_ps"] / 1e3
             packet = (64 + 24) / rate / 1e3  # of a write: 64 bytes from a write-combining buffer, and its header
             for _ in common.rounds(rounds):
+                os.sched_setaffinity(0, {common.CPUS[0]})
                 alone.append(statistics.fmean(_trimmed(_bench(node, LOAD, [gva], 2000, samples=True))))
                 started, start = _pushers(made, 1, 256 << 10, 0.5)
                 while made.now_ps < start + 100_000_000_000:
@@ -348,6 +353,7 @@ def arbitration(report: Report, rounds: int) -> None:
                 values = _bench(node, LOAD, [gva], loads, samples=True)
                 took = made.now_ps - begin
                 bulk = (made.links[first].info()["bytes"][0] - before - loads * 24) / rate / took
+                os.sched_setaffinity(0, common.CPUS)
                 for process in started:
                     process.communicate(timeout=60)
                 # Without a processor for each of the two there is no bulk while a load is under way.
@@ -359,9 +365,9 @@ def arbitration(report: Report, rounds: int) -> None:
             report.skip("arbitration", claim, "two processes do not get to run at once here")
             continue
         off = [abs(value / wanted - 1) * 100 for value, wanted in zip(beside, expected, strict=True)]
-        report.add("arbitration", claim, off, 10, "%",
-                   remark=f"mean {statistics.median(beside):.0f} ns, expected {statistics.median(expected):.0f} ns; alone "
-                          f"{statistics.median(alone):.0f} ns; a packet takes {packet:.0f} ns, bulk uses {statistics.median(used):.0%}")  # fmt: skip
+        mean, wanted, idle = (statistics.median(values) for values in (beside, expected, alone))
+        remark = f"mean {mean:.0f} ns, expected {wanted:.0f} ns; alone {idle:.0f} ns; a packet takes {packet:.0f} ns"
+        report.add("arbitration", claim, off, 10, "%", remark=f"{remark}, bulk uses {statistics.median(used):.0%}")
 
 
 def _trimmed(values: list[float]) -> list[float]:
@@ -405,21 +411,25 @@ timing: off
                 continue
             for widx in range(each, hosts - 1):
                 check(lib.fbx_mw_set_trans(pointer, 0, widx, widx + 1, 0, 1 << 30, 3, 1))
-            with common.fabric(_pair(), timing=False, ordering="immediate") as small:
-                with made.attach("host0") as node, small.attach("host0") as other:
-                    far, near = made.gva("host700", 64), small.gva("host1", 64)
-                    node.store(far, 1)
-                    other.store(near, 1)
-                    for _ in common.rounds(rounds):
-                        for where, gva, into in ((node, far, in_large), (other, near, in_pair)):
-                            _bench(where, LOAD, [gva], 10_000)
-                            into.append(_slices(lambda where=where, gva=gva: _bench(where, LOAD, [gva], 20_000)))
+            with (
+                common.fabric(_pair(), timing=False, ordering="immediate") as small,
+                made.attach("host0") as node,
+                small.attach("host0") as other,
+            ):
+                far, near = made.gva("host700", 64), small.gva("host1", 64)
+                node.store(far, 1)
+                other.store(near, 1)
+                for _ in common.rounds(rounds):
+                    for where, gva, into in ((node, far, in_large), (other, near, in_pair)):
+                        _bench(where, LOAD, [gva], 10_000)
+                        into.append(_slices(lambda where=where, gva=gva: _bench(where, LOAD, [gva], 20_000)))
             for _ in common.rounds(rounds):
                 for per_peer, samples in chases.items():
                     samples.add(common.said(common.words(program, "chase", made, "host0", 0, 1, hosts - 1, per_peer)))
     report.add("scale", f"{hosts} nodes, {hosts * each} windows: until up", ups, 5, "s")
     pairs = [a / b for a, b in zip(in_large, in_pair, strict=True)]
-    report.add("scale", "repeated load there / in a pair", pairs, 1.05, "", remark=f"{statistics.median(in_large):.2f} ns, {statistics.median(in_pair):.2f} ns")
+    remark = f"{statistics.median(in_large):.2f} ns, {statistics.median(in_pair):.2f} ns"
+    report.add("scale", "repeated load there / in a pair", pairs, 1.05, "", remark=remark)
     for per_peer, samples in chases.items():
         count = (hosts - 1) * per_peer
         api, bare = samples.get("chase_api", count * 64), samples.get("chase_bare", count * 64)
@@ -449,8 +459,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
             cells.append([row["claim"], "-", "-", "-", "skip", row["remark"]])
             continue
         sign = ">=" if row["at_least"] else "<="
-        cells.append([row["claim"], f"{sign} {_figure(row['target'], row['unit'])}", _figure(row["reached"], row["unit"]),
-                      f"{_figure(row['p25'], row['unit'])} .. {_figure(row['p75'], row['unit'])}", "pass" if row["pass"] else "MISS", row["remark"]])  # fmt: skip
+        target, reached, low, high = (_figure(row[key], row["unit"]) for key in ("target", "reached", "p25", "p75"))
+        verdict = "pass" if row["pass"] else "MISS"
+        cells.append([row["claim"], f"{sign} {target}", reached, f"{low} .. {high}", verdict, row["remark"]])
     width = max((len(cell[5]) for cell in cells), default=0)
     for cell in cells:
         cell[5] = cell[5].ljust(width)
@@ -464,7 +475,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="GROUPS", help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="nothing on standard error")
-    parser.add_argument("--settle", type=float, default=0.0, metavar="S", help="wait up to S seconds for a quiet machine before each repetition")
+    parser.add_argument(
+        "--settle", type=float, default=0.0, metavar="S", help="wait up to S seconds for a quiet machine before each repetition"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw reached / target to an SVG or PNG file")
     given = parser.parse_args(arguments)
     if given.repeat < 1:
@@ -483,7 +496,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = common.machine_facts(made)
     if given.plot:
         done = [row for row in report.rows if row["pass"] is not None and row["target"]]
-        bars = [(f"{row['claim']}", row["reached"] / row["target"], row["p25"] / row["target"], row["p75"] / row["target"]) for row in done]
+        bars = [(row["claim"], *(row[key] / row["target"] for key in ("reached", "p25", "p75"))) for row in done]
         try:
             common.bars(given.plot, "reached / target (1: the target)", bars, "", [1.0] * len(bars))
         except Missing as error:

@@ -155,9 +155,9 @@ COMPARED = [
     ),
 ]
 FLOORS = ("chase_in_cache", "chase_in_memory", "atomic_add", "counter", "cache_line", "futex_wake")
-WORDS = {"chase_in_cache": "pointer in cache", "chase_in_memory": "pointer in memory", "atomic_add": "lock add", "counter": "clock counter",
-         "cache_line": "cache line, core to core", "futex_wake": "futex wake", "memcpy_there": "memcpy to the same memory",
-         "python_empty": "empty call"}  # fmt: skip
+WORDS = {"chase_in_cache": "pointer in cache", "chase_in_memory": "pointer in memory", "atomic_add": "lock add",
+         "counter": "clock counter", "cache_line": "cache line, core to core", "futex_wake": "futex wake",
+         "memcpy_there": "memcpy to the same memory", "python_empty": "empty call"}  # fmt: skip
 
 
 def _rows(samples: Samples) -> list[dict[str, Any]]:
@@ -176,8 +176,8 @@ def _rows(samples: Samples) -> list[dict[str, Any]]:
     for name in FLOORS:
         values = samples.get(name, 4 if name in ("cache_line", "futex_wake") else 8)
         if values:
-            rows.append({"op": name, "title": WORDS[name], "size": 8, "api": "machine", "timing": "off", "unit": "ns", "fabrex": None,
-                         "peers": {name: {**common.summary(values), "ratio": None}}})  # fmt: skip
+            rows.append({"op": name, "title": WORDS[name], "size": 8, "api": "machine", "timing": "off", "unit": "ns",
+                         "fabrex": None, "peers": {name: {**common.summary(values), "ratio": None}}})  # fmt: skip
     return rows
 
 
@@ -210,7 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(names)}")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions, interleaved (default %(default)s)")
-    parser.add_argument("--settle", type=float, default=0.0, metavar="S", help="wait up to S seconds for a quiet machine before each repetition")
+    parser.add_argument(
+        "--settle", type=float, default=0.0, metavar="S", help="wait up to S seconds for a quiet machine before each repetition"
+    )
     parser.add_argument("--plot", metavar="FILE", help="draw the scalar operations to an SVG or PNG file")
     given = parser.parse_args(arguments)
     if given.repeat < 1:
