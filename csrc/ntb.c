@@ -821,7 +821,7 @@ int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, ui
         if (at <= now) /* a stopped process delivers it: it counts as not yet arrived */
             fbxi_futex_wait(&d->changed, seen, 100000u);
         else if (at != UINT64_MAX && at <= now + 200000000u)
-            fbxi_wait(&f->clock, at, limit, NULL, &ticks);
+            fbxi_wait(&f->clock, at, limit, FBX_SPIN_LAST_NS, NULL, &ticks);
         else {
             if (at != UINT64_MAX && (at - now) / 2000u < limit)
                 limit = (at - now) / 2000u; /* half of it: the rest is waited for exactly */

@@ -65,7 +65,7 @@ static int sample(fbx_node *n, uint32_t peer, int (*look)(fbx_fabric *, uint32_t
         if (op.state == FBX_RETURNS) {
             status = fbx_op_wait(n, &op, UINT64_MAX);
         } else {
-            fbxi_wait(clock, op.next_ps, 1000000u, NULL, &ticks);
+            fbxi_wait(clock, op.next_ps, 1000000u, FBX_SPIN_NS, NULL, &ticks);
             status = fbx_op_advance(n, &op);
         }
         if (clock->kind != FBX_REAL && status == FBX_E_AGAIN)

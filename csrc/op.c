@@ -1679,7 +1679,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
                 return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
                                  f->node_facts[target].name, n->facts->name);
-            if (fbxi_wait(&f->clock, post.arrives_ps, 1000000u, NULL, &ticks) == 0)
+            if (fbxi_wait(&f->clock, post.arrives_ps, 1000000u, FBX_SPIN_NS, NULL, &ticks) == 0)
                 sched_yield();
             continue;
         }
@@ -1690,7 +1690,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             fbxi_ntb_posted(f, target);
         uint64_t credit = route->hop[0].out_facts->credit_ps;
         if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
-            while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, NULL, &ticks) == FBX_E_AGAIN)
+            while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
                 ;
         return 0;
     }
