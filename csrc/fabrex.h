@@ -345,6 +345,82 @@ FBX_API int fbx_fidelity(fbx_fabric *fabric, int kind, struct fbx_fidelity *out)
  * caller sees. */
 FBX_API int fbx_set_binding_cost(fbx_node *node, uint64_t ps);
 
+/* ---- the NTB device ---------------------------------------------------------------------------------------------
+
+ * One per node; the functions are named after the Linux kernel's (include/linux/ntb.h). A peer is named by its index:
+ * 0 .. fbx_peer_port_count() - 1, the other nodes by rising port number. What the device profile lacks answers as the
+ * kernel does for drivers without it: reads give ~0 (scratchpads, messages) or 0 (doorbells), writes are INVALID. Writes
+ * to a peer are posted: behind the data that was written before them, never an error of the fabric (unless strict). */
+
+FBX_API int fbx_port_number(fbx_node *node);
+FBX_API int fbx_peer_port_count(fbx_node *node);
+FBX_API int fbx_peer_port_number(fbx_node *node, uint32_t pidx);
+FBX_API int fbx_peer_port_idx(fbx_node *node, int port);
+/* Which node a peer index means, and back. */
+FBX_API int fbx_peer_node(fbx_node *node, uint32_t pidx);
+FBX_API int fbx_node_pidx(fbx_node *node, uint32_t peer);
+
+enum fbx_ntb_speed { FBX_NTB_SPEED_AUTO = -1, FBX_NTB_SPEED_NONE = 0 };
+/* *peers: bit pidx is set where the link to that peer is up (the first 64). Speed (generation) and width (lanes) are of
+ * this node's own link, 0 while nothing is up. Each may be NULL. */
+FBX_API int fbx_ntb_link_is_up(fbx_node *node, uint64_t *peers, uint32_t *speed, uint32_t *width);
+FBX_API int fbx_ntb_peer_is_up(fbx_node *node, uint32_t pidx);
+/* What the link is limited to is taken as the hint that it is. */
+FBX_API int fbx_ntb_link_enable(fbx_node *node, int max_speed, int max_width);
+/* After it has returned nothing crosses this node's NTB any more, either way; BUSY if a requester is stopped. */
+FBX_API int fbx_ntb_link_disable(fbx_node *node);
+
+FBX_API int fbx_ntb_mw_count(fbx_node *node, uint32_t pidx);
+/* LINK_DOWN while the link to the peer is down. */
+FBX_API int fbx_mw_get_align(fbx_node *node, uint32_t pidx, uint32_t widx, uint64_t *address_align, uint64_t *size_align,
+                             uint64_t *size_max);
+
+FBX_API int fbx_db_valid_mask(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_db_vector_count(fbx_node *node);
+FBX_API int fbx_db_vector_mask(fbx_node *node, uint32_t vector, uint64_t *bits);
+FBX_API int fbx_db_read(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_db_set(fbx_node *node, uint64_t bits);
+FBX_API int fbx_db_clear(fbx_node *node, uint64_t bits);
+FBX_API int fbx_db_read_mask(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_db_set_mask(fbx_node *node, uint64_t bits);
+FBX_API int fbx_db_clear_mask(fbx_node *node, uint64_t bits);
+FBX_API int fbx_peer_db_read(fbx_node *node, uint32_t pidx, uint64_t *bits);
+FBX_API int fbx_peer_db_set(fbx_node *node, uint32_t pidx, uint64_t bits);
+FBX_API int fbx_peer_db_clear(fbx_node *node, uint32_t pidx, uint64_t bits);
+FBX_API int fbx_peer_db_read_mask(fbx_node *node, uint32_t pidx, uint64_t *bits);
+FBX_API int fbx_peer_db_set_mask(fbx_node *node, uint32_t pidx, uint64_t bits);
+FBX_API int fbx_peer_db_clear_mask(fbx_node *node, uint32_t pidx, uint64_t bits);
+
+FBX_API int fbx_spad_count(fbx_node *node);
+FBX_API int fbx_spad_read(fbx_node *node, uint32_t sidx, uint32_t *value);
+FBX_API int fbx_spad_write(fbx_node *node, uint32_t sidx, uint32_t value);
+FBX_API int fbx_peer_spad_read(fbx_node *node, uint32_t pidx, uint32_t sidx, uint32_t *value);
+FBX_API int fbx_peer_spad_write(fbx_node *node, uint32_t pidx, uint32_t sidx, uint32_t value);
+
+FBX_API int fbx_msg_count(fbx_node *node);
+FBX_API int fbx_msg_inbits(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_msg_outbits(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_msg_read_sts(fbx_node *node, uint64_t *bits);
+FBX_API int fbx_msg_clear_sts(fbx_node *node, uint64_t bits);
+FBX_API int fbx_msg_set_mask(fbx_node *node, uint64_t bits);
+FBX_API int fbx_msg_clear_mask(fbx_node *node, uint64_t bits);
+/* *pidx: who sent it. */
+FBX_API int fbx_msg_read(fbx_node *node, uint32_t midx, uint32_t *pidx, uint32_t *value);
+/* A register that still holds a message takes no other: the sender's outbound status bit says so. */
+FBX_API int fbx_peer_msg_write(fbx_node *node, uint32_t pidx, uint32_t midx, uint32_t value);
+
+enum fbx_ntb_event_kind { FBX_NTB_DOORBELL = 1, FBX_NTB_MESSAGE = 2, FBX_NTB_LINK = 3 };
+struct fbx_ntb_event {
+    uint32_t kind, vector; /* doorbell: of which interrupt vector */
+    uint64_t bits; /* doorbell bits; message status bits; peers whose link is up */
+};
+/* Take the events that are there: returns how many (at most `room`), or AGAIN after max_wait_ns of real time. Each
+ * setting of an unmasked bit is told once, to one taker. Registers keep their bits until they are cleared. */
+FBX_API int fbx_ntb_wait_event(fbx_node *node, struct fbx_ntb_event *out, uint32_t room, uint64_t max_wait_ns);
+/* A descriptor that is readable while there are events (it may be without: then wait_event finds none). It belongs to
+ * the node's handle. */
+FBX_API int fbx_ntb_event_fd(fbx_node *node);
+
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 
 /* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */

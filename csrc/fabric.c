@@ -5,6 +5,7 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "ntb.h"
 #include "pcie.h"
 
 #include <dirent.h>
@@ -1116,9 +1117,10 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
     struct fbxl_link *l = &f->links[link];
-    int status = fbxi_control_lock(f);
+    int status = fbxi_control_lock(f), changed;
     if (status)
         return status;
+    changed = !fbx_observe(&l->state) != !!up;
     /* Down again after BUSY must wait again: the state alone does not say that marks have cleared. */
     if (!up || fbx_observe(&l->state)) {
         if (!up && !fbx_observe(&l->state))
@@ -1131,5 +1133,7 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
             fbxi_drop_undelivered(f, link);
     }
     fbxi_control_unlock(f);
+    if (changed)
+        fbxi_ntb_links_changed(f, link, UINT32_MAX);
     return status;
 }

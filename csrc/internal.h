@@ -100,6 +100,8 @@ struct fbx_node {
     } *extra;
     struct fbxi_dma *dma; /* dma.c; NULL before the first submission */
     struct fbx_node *next;
+    fbx_au32 event_fd; /* descriptor + 1 of the FIFO of its NTB's events; 0: none yet */
+    fbx_au64 link_epoch, link_peers; /* peers whose link was up when the fabric's control state had that age */
     fbx_au32 forked_lane; /* where marks go in a child that inherited the handle */
 };
 
@@ -145,6 +147,7 @@ struct fbx_fabric {
     fbx_au32 service_stop, service_wake;
     pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
     struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
+    fbx_au64 watched; /* bit (node & 63): the service thread delivers there what we have posted, for its event FIFO */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
     struct fbx_fabric *next; /* registry of the process, for fork */
@@ -225,6 +228,8 @@ int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_
 /* ---- route.c ------------------------------------------------------------------------------------------------------ */
 int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
 int fbxi_routes_init(fbx_fabric *f);
+/* The directions of the way, last hop first; room for FBX_MAX_HOPS. */
+int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *count);
 
 /* ---- posted.c ----------------------------------------------------------------------------------------------------- */
 int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc, struct fbxl_queue **out);
@@ -242,6 +247,8 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for 
 uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target);
 /* Drop what has not arrived yet in the queues that cross `direction` (link down) or start at `source` (~0: all). */
 void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link);
+/* The same for all that comes from or goes to `node`. */
+void fbxi_drop_of_node(fbx_fabric *f, uint32_t node);
 /* Wait until what `source` has posted so far has arrived everywhere; BUSY if a stopped process holds it up. */
 int fbxi_land(fbx_fabric *f, uint32_t source);
 /* Add what scalar posted writes put on `link`, per direction. */
@@ -251,6 +258,8 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
 fbx_au32 *fbxi_lane(fbx_node *n);
 void fbxi_node_forked(fbx_node *n);
 void fbxi_publish_counts(fbx_node *n); /* op.c: add what its routes carried to the links' counters */
+/* op.c: a write of a register of `target`'s NTB, posted behind what this node wrote there before (kind: FBXL_ENTRY_*). */
+int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes);
 uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs beside its wait, ps */
 
 /* ---- dma.c ----------------------------------------------------------------------------------------------------------- */

@@ -140,7 +140,9 @@ struct fbxl_node {
     fbx_au64 mw_table; /* heap offset of the window table, 0 while all are as the manager left them */
     struct fbxl_lock mw_lock; /* who changes a window; with mw_journal it makes changes crash-consistent */
     fbx_au64 lost_at_ps;
-    uint64_t pad0[2];
+    fbx_au64 ntb; /* heap offset of struct fbxl_ntb, 0 until first used */
+    fbx_au32 ntb_down; /* its NTB is disabled: nothing crosses it, either way */
+    fbx_au32 event_fds; /* descriptors on its event FIFO that are open, or were when their process died */
     /* delivery line: producers set marks, deliverers clear them */
     _Alignas(64) fbx_au64 pending; /* bit (queue ordinal & 63): something is queued towards this node */
     fbx_au64 queues; /* heap offset of the first queue that ends here */
@@ -286,7 +288,8 @@ struct fbxl_queue {
     uint32_t source, target, traffic_class, ordinal;
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
-    uint64_t pad1[4]; /* the cells follow the queue itself */
+    fbx_au64 ntb_applied; /* last entry that changed the target's registers, as far as they themselves do not say it */
+    uint64_t pad1[3]; /* the cells follow the queue itself */
     _Alignas(64) struct fbxl_lock producer;
     fbx_au64 tail; /* cells ever produced */
     fbx_au64 last_arrives; /* FIFO: nothing behind arrives before this */
@@ -333,6 +336,31 @@ struct fbxl_dma {
     fbx_au64 channel[FBX_DMA_CHANNELS]; /* heap offset of FBX_DMA_DEPTH slots */
 };
 
+/* The registers of a node's NTB device. Doorbells, messages and what was told of them change together: two snapshots and a
+ * switch, written under the lock. Counts, valid bits and shifts are the profile's and never stand here. */
+#define FBX_NTB_SPADS 128u
+#define FBX_NTB_MESSAGES 8u
+struct fbxl_ntb_state {
+    fbx_au64 db, db_mask, db_told; /* told: bits whose event somebody has taken since they were last set or unmasked */
+    fbx_au64 msg_sts, msg_mask, msg_told;
+    fbx_au64 link_seen, link_told; /* peers that were up, and link_changes, when the last link event was taken */
+    fbx_au64 queue, sequence; /* the posted write applied last: doing it again does nothing */
+    uint64_t pad[6];
+};
+struct fbxl_ntb {
+    struct fbxl_lock lock; /* who changes a register */
+    fbx_au64 which; /* bit 0: the snapshot in force; the rest counts changes */
+    fbx_au64 link_changes; /* times a link that this node depends on came or went */
+    fbx_au32 changed; /* futex word of those who wait for events */
+    fbx_au32 waiters;
+    uint64_t pad[3];
+    struct fbxl_ntb_state state[2];
+    struct {
+        fbx_au32 value, source; /* filled while its status bit is clear */
+    } message[FBX_NTB_MESSAGES];
+    fbx_au32 spad[FBX_NTB_SPADS];
+};
+
 #define FBX_OP_KINDS 12u
 #define FBX_HIST_BINS 40u
 struct fbxl_stats { /* of one requester; its own threads add */
@@ -348,6 +376,7 @@ _Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two 
 _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
 _Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
+_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 896, "snapshots on lines of their own");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
@@ -363,7 +392,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
-        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

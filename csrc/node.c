@@ -4,6 +4,7 @@
  */
 #include "dma_queue.h"
 #include "internal.h"
+#include "ntb.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -124,6 +125,7 @@ static int owner_died(fbx_fabric *f, uint32_t node)
 /* What the last owner left is gone with its power: its buffers are free again and handles to them stale. */
 static void power_on(fbx_fabric *f, uint32_t node)
 {
+    fbxi_ntb_reset(f, node);
     uint32_t high = fbxi_high(f, FBXL_BUFFERS);
     for (uint32_t i = 0; i < high; i++) {
         struct fbxl_buffer *b = &f->buffers[i];
@@ -268,6 +270,7 @@ void fbx_node_free(fbx_node *n)
         }
     pthread_mutex_unlock(&f->mutex);
     fbxi_dma_free(n);
+    fbxi_ntb_close(n);
     for (uint32_t i = 0; i < f->node_count; i++)
         free(n->routes[i]);
     while (n->extra) {

@@ -13,6 +13,7 @@
 #include "hot.h"
 #include "internal.h"
 #include "journey.h"
+#include "ntb.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -112,6 +113,8 @@ static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *rou
     for (uint32_t i = 0; route && i < route->hops; i++)
         if (fbx_observe(&f->links[route->hop[i].direction / 2].state))
             return FBX_E_LINK_DOWN;
+    if (route && (fbx_observe(&f->nodes[target].ntb_down) || fbx_observe(&n->shared->ntb_down)))
+        return FBX_E_LINK_DOWN;
     return 0;
 }
 
@@ -1628,6 +1631,78 @@ void fbx_unmap(fbx_node *n, uint64_t gva)
     uint64_t region = (gva >> FBX_SLOT_SHIFT) - 1;
     if (!(gva & FBX_BUS) && region < n->fabric->region_count && !fbx_peek(&n->fabric->forked))
         fbx_count(&n->fabric->nodes[n->fabric->region_facts[region].node].raw_views, 0xffffffffu);
+}
+
+/* ---- registers of a peer's NTB ----------------------------------------------------------------------------------------- */
+
+int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes)
+{
+    fbx_fabric *f = n->fabric;
+    const int travels = f->flags & FBXL_TIMING && f->ordering != FBX_IMMEDIATE;
+    struct fbxi_route *route;
+    struct fbxl_queue *q = NULL;
+    fbx_au32 *lane;
+    uint64_t begin = 0, ticks;
+    for (;;) {
+        int status = usable(n, FBX_OTHER, 0);
+        if (status || (status = route_to(n, target, &route)))
+            return status;
+        if (!(lane = fbxi_lane(n)))
+            return fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
+        uint64_t generation = fbx_observe(n->generation);
+        if ((status = way_status(n, target, route))) {
+            vanish(n, target, route);
+            return f->flags & FBXL_STRICT ? fbxi_fail_at(status, FBX_OTHER, (int)n->index, 0, "the way from %s to %s is closed",
+                                                         n->facts->name, f->node_facts[target].name) : 0;
+        }
+        if (travels && (status = posted_queue(n, route, &q)))
+            return status;
+        mark(n, lane);
+        if (UNLIKELY(fbx_observe(n->generation) != generation)) {
+            unmark(lane);
+            continue;
+        }
+        struct fbxi_flight flight = {0, 0};
+        uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0, fence = fbx_peek(&n->fence_floor);
+        if (f->flags & FBXL_TIMING && fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR,
+                                                      (uint32_t)__builtin_ctz(bytes), &flight))
+            fbx_count(&f->header->reservations_clamped, 1);
+        struct fbxi_post post = {.region = UINT32_MAX, .bytes = bytes, .kind = kind, .flags = FBXL_ENTRY_SCALAR,
+                                 .requester = n->requester, .offset = reg,
+                                 .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence, .payload = &value};
+        if (travels) {
+            status = fbxi_post(f, q, &post);
+        } else {
+            const struct fbxi_ntb_write w = {kind, n->index, reg, value, NULL, 0};
+            deliver_due(n, target, now);
+            status = fbxi_ntb_apply(f, target, &w);
+            if (f->flags & FBXL_TIMING)
+                fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
+        }
+        unmark(lane);
+        if (status == FBX_E_AGAIN || status == FBX_E_BUSY) {
+            /* Full, or a stopped process is in the way: wait for room, but not for ever. */
+            uint64_t ns = fbxi_monotonic_ns();
+            if (!begin)
+                begin = ns;
+            if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
+                return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
+                                 f->node_facts[target].name, n->facts->name);
+            if (fbxi_wait(&f->clock, post.arrives_ps, 1000000u, FBX_SPIN_NS, NULL, &ticks) == 0)
+                sched_yield();
+            continue;
+        }
+        if (status)
+            return status;
+        use_target(n, target);
+        if (travels)
+            fbxi_ntb_posted(f, target);
+        uint64_t credit = route->hop[0].out_facts->credit_ps;
+        if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
+            while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
+                ;
+        return 0;
+    }
 }
 
 /* ---- asking the model ------------------------------------------------------------------------------------------------- */

@@ -10,6 +10,7 @@
  * write of memory is the same as doing it once. A stopped holder is left alone: the rest counts as not yet arrived.
  */
 #include "internal.h"
+#include "ntb.h"
 #include "timing.h"
 
 #include <stdlib.h>
@@ -148,22 +149,39 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
     }
 }
 
-static void apply(fbx_fabric *f, const struct fbxl_entry *e, uint32_t cells, struct fbxl_node *node)
+/* A write of a register: BUSY while a stopped process holds the registers; it stays queued then. */
+static int apply_register(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e, uint32_t cells)
+{
+    struct fbxi_ntb_write w = {e->kind, q->source, e->offset, 0, q, e->sequence};
+    if (cells != 1 || e->bytes > 8)
+        return FBX_E_INVALID;
+    memcpy(&w.value, e->inline_payload, 8);
+    return fbxi_ntb_apply(f, q->target, &w);
+}
+
+static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e, uint32_t cells, struct fbxl_node *node)
 {
     const uint32_t region = e->region, bytes = e->bytes;
     const uint64_t offset = e->offset;
     struct fbxi_region_map *map;
+    if (e->kind > FBXL_ENTRY_WRITE && !(e->flags & FBXL_ENTRY_DROPPED) && fbx_observe(&node->state) != FBXL_LOST) {
+        int status = apply_register(f, q, e, cells);
+        if (!status)
+            fbx_count(&node->delivered, 1);
+        if (!status || status == FBX_E_BUSY)
+            return status;
+    }
     if (e->flags & FBXL_ENTRY_DROPPED || e->kind != FBXL_ENTRY_WRITE || region >= f->region_count ||
         bytes > (CELLS - 1) * 64 || offset > f->region_facts[region].bytes || bytes > f->region_facts[region].bytes - offset ||
         cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
         (!fbxi_committed(f, region, offset, bytes ? bytes : 1) && fbxi_commit(f, region, offset, bytes))) {
         if (e->kind == FBXL_ENTRY_SKIP)
-            return;
+            return 0;
         fbx_count(&node->posted_dropped, 1);
         uint32_t requester = e->requester;
         if (requester < fbxi_high(f, FBXL_REQUESTERS))
             fbx_count(&f->requesters[requester].dropped, 1);
-        return;
+        return 0;
     }
     const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
     if (bytes <= 8 && (bytes & (bytes - 1)) == 0 && bytes && !(offset & (bytes - 1))) {
@@ -174,6 +192,7 @@ static void apply(fbx_fabric *f, const struct fbxl_entry *e, uint32_t cells, str
         fbx_mem_copy(map->rw + offset, payload, bytes);
     }
     fbx_count(&node->delivered, 1);
+    return 0;
 }
 
 /* The head entry of `q` if there is one: its arrival, or UINT64_MAX. */
@@ -273,7 +292,10 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
         }
         fbx_poke(&node->delivering_queue, (uint64_t)((uint8_t *)best - f->base));
         fbx_poke(&node->delivering_seq, e->sequence);
-        apply(f, e, cells, node);
+        if (apply(f, best, e, cells, node)) {
+            delivered = delivered ? delivered : FBX_E_BUSY;
+            break;
+        }
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
         fbx_publish(&best->head, head + cells);
         delivered++;
@@ -344,11 +366,12 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
     free(route);
 }
 
-void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
+/* What crosses `link`, or comes from or goes to `of`. */
+static void drop(fbx_fabric *f, uint32_t link, uint32_t of)
 {
     uint64_t now = fbxi_now(&f->clock);
-    struct fbxi_route *route = malloc(sizeof *route);
-    for (uint32_t target = 0; route && target < f->node_count; target++) {
+    uint32_t directions[FBX_MAX_HOPS], hops;
+    for (uint32_t target = 0; target < f->node_count; target++) {
         struct fbxl_node *node = &f->nodes[target];
         if (!fbx_observe(&node->pending))
             continue;
@@ -362,10 +385,10 @@ void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
                 break;
             at = fbx_observe(&q->next);
             uint32_t crossed = UINT32_MAX, entries = 0;
-            if (!fbxi_route_build(f, q->source, q->target, route))
-                for (uint32_t i = 0; i < route->hops; i++)
-                    if (route->hop[i].direction / 2 == link)
-                        crossed = route->hop[i].direction;
+            if (!fbxi_way(f, q->source, target, directions, &hops))
+                for (uint32_t i = 0; i < hops; i++)
+                    if (directions[i] / 2 == link || q->source == of || target == of)
+                        crossed = directions[i];
             if (crossed == UINT32_MAX)
                 continue;
             uint64_t first = fbx_observe(&q->head), tail = fbx_observe(&q->tail);
@@ -383,5 +406,7 @@ void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link)
         fbxi_unlock(f, &node->delivery);
         fbxi_deliver(f, target, now);
     }
-    free(route);
 }
+
+void fbxi_drop_undelivered(fbx_fabric *f, uint32_t link) { drop(f, link, UINT32_MAX); }
+void fbxi_drop_of_node(fbx_fabric *f, uint32_t node) { drop(f, UINT32_MAX, node); }

@@ -27,8 +27,11 @@ int fbxi_routes_init(fbx_fabric *f)
  * least delay wins, and of equals the first. Traffic passes through switches only; other nodes end a way. */
 static uint32_t *tree(fbx_fabric *f, uint32_t source)
 {
+    uint32_t *t = fbx_observe_pointer(&f->trees[source]);
+    if (t)
+        return t;
     pthread_mutex_lock(&f->mutex);
-    uint32_t *t = f->trees[source];
+    t = f->trees[source];
     if (!t) {
         t = malloc(f->node_count * sizeof *t);
         uint32_t *queue = malloc(f->node_count * sizeof *queue), *hops = malloc(f->node_count * sizeof *hops);
@@ -59,7 +62,7 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
                     t[to] = direction;
                 }
             }
-            f->trees[source] = t;
+            fbx_publish_pointer(&f->trees[source], t);
         } else {
             free(t);
             t = NULL;
@@ -91,9 +94,9 @@ static int calendar(fbx_fabric *f, uint32_t direction, fbx_au64 **out)
     return *out ? 0 : fbxi_fail(FBX_E_CORRUPT, "a link's calendar lies outside the control segment");
 }
 
-int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route)
+int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *length)
 {
-    uint32_t *t = tree(f, source), count = 0, directions[FBX_MAX_HOPS];
+    uint32_t *t = tree(f, source), count = 0;
     if (!t)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     for (uint32_t at = target; at != source; at = f->link_facts[t[at] / 2].node[t[at] & 1]) {
@@ -105,6 +108,16 @@ int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbx
                              f->node_facts[target].name, FBX_MAX_HOPS);
         directions[count++] = t[at];
     }
+    *length = count;
+    return 0;
+}
+
+int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route)
+{
+    uint32_t count, directions[FBX_MAX_HOPS];
+    int failed = fbxi_way(f, source, target, directions, &count);
+    if (failed)
+        return failed;
     memset(route, 0, offsetof(struct fbxi_route, hop));
     route->target = target;
     route->hops = count;

@@ -5,6 +5,7 @@
  * kernel releases at death) looks for sessions that died. No operation depends on it.
  */
 #include "internal.h"
+#include "ntb.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,9 +22,25 @@ static void *service(void *argument)
     int leader = 0;
     uint64_t look_at = fbxi_monotonic_ns() + LOOK_NS;
     while (!fbx_observe(&f->service_stop)) {
-        uint64_t nap = LOOK_NS;
+        uint64_t nap = LOOK_NS, watched = fbx_swap(&f->watched, 0);
+        (void)fbx_swap(&f->service_wake, 0);
+        /* What we have posted to registers of nodes whose events somebody polls must fire there when it arrives. */
+        for (uint32_t i = 0; watched && i < f->node_count; i++) {
+            if (!(watched >> (i & 63) & 1) || !fbx_observe(&f->nodes[i].event_fds))
+                continue;
+            uint64_t now = fbxi_now(&f->clock);
+            fbxi_deliver(f, i, now);
+            uint64_t due = fbxi_next_due(f, i), ns = due > now ? (due - now) / 1000u + 1u : 1000u;
+            if (due == UINT64_MAX)
+                continue;
+            fbx_or(&f->watched, 1ull << (i & 63));
+            if (ns < nap)
+                nap = ns;
+        }
         pthread_mutex_lock(&f->mutex);
         for (fbx_node *n = f->node_list; n; n = n->next) {
+            if (!fbx_peek(&n->closed) && fbx_observe(&n->event_fd))
+                fbxi_ntb_look(n);
             if (fbx_peek(&n->closed) || n->kind != FBX_OWNER || !fbx_observe(&n->shared->raw_views))
                 continue;
             uint64_t now = fbxi_now(&f->clock);

@@ -139,7 +139,7 @@ class Node(Requester):
         name: the node's name in the topology.
         fabric: the Fabric that it is attached to.
         rank, size: position among the nodes of its kind and their number; a launcher's environment takes precedence.
-        ntb: its NTB device: windows.
+        ntb: its NTB device: windows, doorbells, scratchpads, messages, events.
         dma: its DMA engine.
     """
 

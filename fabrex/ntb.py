@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node's NTB device: its memory windows, with the names of the Linux NTB API in the docstrings."""
+"""A node's NTB device: windows, doorbells, scratchpads, messages, links and events.
+
+Methods are called like the functions of the Linux NTB API (`include/linux/ntb.h`) without their prefix, and take peers by name
+or by peer index.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import operator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from ._handle import check, ffi, lib
-from .errors import InvalidArgument
+from ._handle import SLICE_NS, check, ffi, lib
+from .errors import InvalidArgument, ValueRangeError, WaitTimeout
 
 if TYPE_CHECKING:
     from .node import Node
@@ -134,8 +141,360 @@ class Windows:
         return (self[i] for i in range(len(self)))
 
 
+@dataclass(frozen=True)
+class Event:
+    """Something that a node's NTB device reports.
+
+    Attributes:
+        kind: "doorbell", "message" or "link".
+        bits: doorbell bits; status bits of messages; the peers (by index) whose link is up now.
+        vector: the doorbell's interrupt vector; None for others.
+    """
+
+    kind: Literal["doorbell", "message", "link"]
+    bits: int
+    vector: int | None = None
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """State of a device's links.
+
+    Attributes:
+        peers: bit i is set where the link to peer i is up (the first 64).
+        speed: PCIe generation of the node's own link; 0 while nothing is up.
+        width: its lanes; 0 while nothing is up.
+    """
+
+    peers: int
+    speed: int
+    width: int
+
+
+_EVENTS = 128
+_KINDS: dict[int, Literal["doorbell", "message", "link"]] = {1: "doorbell", 2: "message", 3: "link"}
+
+
+def _word(value: Any, bits: int) -> int:
+    number = operator.index(value)
+    if not 0 <= number < 1 << bits:
+        raise ValueRangeError(f"{number:#x} does not fit {bits} bits")
+    return number
+
+
+def _index(value: Any) -> int:
+    """Return an index for the core, which knows how many there are."""
+    number = operator.index(value)
+    return number if 0 <= number < 0xFFFFFFFF else 0xFFFFFFFF
+
+
 class Ntb:
-    """The NTB device of one node."""
+    """The NTB device of one node.
+
+    A doorbell bit that is set and not masked is an event, told once to whoever waits or polls first; the register keeps the bit
+    until it is cleared. Writes to a peer (doorbells, scratchpads, messages) are posted: they arrive behind the data that was
+    written there before them, and vanish like data where the link is down.
+
+    Attributes:
+        windows: its memory windows, by index.
+    """
 
     def __init__(self, node: Node) -> None:
         self.windows = Windows(node)
+        self._node = node
+        self._callback: Callable[[Event], object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Ntb of {self._node.name}>"
+
+    def _call(self, function: Any, *arguments: Any) -> int:
+        return check(function(self._node._pointer(), *arguments), self._node)
+
+    def _get(self, function: Any, *arguments: Any, kind: str = "uint64_t *") -> int:
+        out = ffi.new(kind)
+        self._call(function, *arguments, out)
+        return int(out[0])
+
+    # -- ports --------------------------------------------------------------------------------------------------------
+
+    def port_number(self) -> int:
+        """Return this node's port (ntb_port_number)."""
+        return self._call(lib.fbx_port_number)
+
+    def peer_port_count(self) -> int:
+        """Return how many peers there are (ntb_peer_port_count)."""
+        return self._call(lib.fbx_peer_port_count)
+
+    def peer_port_number(self, peer: str | int) -> int:
+        """Return a peer's port (ntb_peer_port_number)."""
+        return self._call(lib.fbx_peer_port_number, self.peer_index(peer))
+
+    def peer_port_idx(self, port: int) -> int:
+        """Return the index of the peer at a port (ntb_peer_port_idx)."""
+        return self._call(lib.fbx_peer_port_idx, _word(port, 31))
+
+    def peer_index(self, peer: str | int) -> int:
+        """Return a peer's index from its name; an index stays what it is, and is checked where it is used."""
+        if isinstance(peer, str):
+            return self._call(lib.fbx_node_pidx, self._node.fabric._node_index(peer))
+        return _index(peer)
+
+    def peer_name(self, pidx: int) -> str:
+        """Return the name of a peer."""
+        return self._node.fabric._node_name(self._call(lib.fbx_peer_node, _index(pidx)))
+
+    def peers(self) -> list[str]:
+        """Return the names of the peers, by index."""
+        return [self.peer_name(i) for i in range(self.peer_port_count())]
+
+    # -- links --------------------------------------------------------------------------------------------------------
+
+    def link_is_up(self, peer: str | int | None = None) -> bool:
+        """Return whether the link to a peer is up; to any, without one (ntb_link_is_up)."""
+        if peer is not None:
+            return bool(self._call(lib.fbx_ntb_peer_is_up, self.peer_index(peer)))
+        return self.link_state().peers != 0
+
+    def link_state(self) -> LinkState:
+        """Return which links are up, their speed and their width (ntb_link_is_up)."""
+        peers, speed, width = ffi.new("uint64_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        self._call(lib.fbx_ntb_link_is_up, peers, speed, width)
+        return LinkState(int(peers[0]), int(speed[0]), int(width[0]))
+
+    def link_enable(self, max_speed: int = -1, max_width: int = -1) -> None:
+        """Open this node's NTB (ntb_link_enable). It is open from the start."""
+        self._call(lib.fbx_ntb_link_enable, max_speed, max_width)
+
+    def link_disable(self) -> None:
+        """Close this node's NTB, a barrier: after this nothing crosses it, either way (ntb_link_disable).
+
+        Raises:
+            Busy: a process is stopped in the middle of an operation through it.
+        """
+        self._call(lib.fbx_ntb_link_disable)
+
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def mw_count(self, peer: str | int) -> int:
+        """Return how many windows can show a peer (ntb_peer_mw_count)."""
+        return self._call(lib.fbx_ntb_mw_count, self.peer_index(peer))
+
+    def mw_get_align(self, peer: str | int, widx: int) -> tuple[int, int, int]:
+        """Return address alignment, size alignment and largest size of a window (ntb_mw_get_align).
+
+        Raises:
+            LinkDown: the link to the peer is down.
+        """
+        out = ffi.new("uint64_t[3]")
+        self._call(lib.fbx_mw_get_align, self.peer_index(peer), _index(widx), out, out + 1, out + 2)
+        return int(out[0]), int(out[1]), int(out[2])
+
+    # -- doorbells ----------------------------------------------------------------------------------------------------
+
+    def db_valid_mask(self) -> int:
+        """Return the doorbell bits that the device has (ntb_db_valid_mask)."""
+        return self._get(lib.fbx_db_valid_mask)
+
+    def db_vector_count(self) -> int:
+        """Return the number of interrupt vectors of the doorbell (ntb_db_vector_count)."""
+        return self._call(lib.fbx_db_vector_count)
+
+    def db_vector_mask(self, vector: int) -> int:
+        """Return the bits that share a vector (ntb_db_vector_mask)."""
+        return self._get(lib.fbx_db_vector_mask, _index(vector))
+
+    def db_read(self) -> int:
+        """Return the doorbell bits that are set, masked or not (ntb_db_read)."""
+        return self._get(lib.fbx_db_read)
+
+    def db_set(self, bits: int) -> None:
+        """Set bits of the own doorbell (ntb_db_set). InvalidArgument where the device cannot."""
+        self._call(lib.fbx_db_set, _word(bits, 64))
+
+    def db_clear(self, bits: int) -> None:
+        """Clear bits (ntb_db_clear)."""
+        self._call(lib.fbx_db_clear, _word(bits, 64))
+
+    def db_read_mask(self) -> int:
+        """Return the bits that are masked (ntb_db_read_mask)."""
+        return self._get(lib.fbx_db_read_mask)
+
+    def db_set_mask(self, bits: int) -> None:
+        """Mask bits: they stay pending and are no event (ntb_db_set_mask)."""
+        self._call(lib.fbx_db_set_mask, _word(bits, 64))
+
+    def db_clear_mask(self, bits: int) -> None:
+        """Unmask bits; what is pending of them is an event now (ntb_db_clear_mask)."""
+        self._call(lib.fbx_db_clear_mask, _word(bits, 64))
+
+    def peer_db_read(self, peer: str | int) -> int:
+        """Return a peer's doorbell (ntb_peer_db_read); 0 where the device cannot."""
+        return self._get(lib.fbx_peer_db_read, self.peer_index(peer))
+
+    def peer_db_set(self, peer: str | int, bits: int) -> None:
+        """Ring bits of a peer's doorbell (ntb_peer_db_set): posted, behind what was written there before.
+
+        Raises:
+            InvalidArgument: the device has no such bit, or there is no such peer; nothing was rung.
+        See: fbx_peer_db_set().
+        """
+        self._call(lib.fbx_peer_db_set, self.peer_index(peer), _word(bits, 64))
+
+    def peer_db_clear(self, peer: str | int, bits: int) -> None:
+        """Clear bits of a peer's doorbell (ntb_peer_db_clear). InvalidArgument where the device cannot."""
+        self._call(lib.fbx_peer_db_clear, self.peer_index(peer), _word(bits, 64))
+
+    def peer_db_read_mask(self, peer: str | int) -> int:
+        """Return a peer's doorbell mask (ntb_peer_db_read_mask); 0 where the device cannot."""
+        return self._get(lib.fbx_peer_db_read_mask, self.peer_index(peer))
+
+    def peer_db_set_mask(self, peer: str | int, bits: int) -> None:
+        """Mask bits of a peer's doorbell (ntb_peer_db_set_mask). InvalidArgument where the device cannot."""
+        self._call(lib.fbx_peer_db_set_mask, self.peer_index(peer), _word(bits, 64))
+
+    def peer_db_clear_mask(self, peer: str | int, bits: int) -> None:
+        """Unmask bits of a peer's doorbell (ntb_peer_db_clear_mask). InvalidArgument where the device cannot."""
+        self._call(lib.fbx_peer_db_clear_mask, self.peer_index(peer), _word(bits, 64))
+
+    # -- scratchpads --------------------------------------------------------------------------------------------------
+
+    def spad_count(self) -> int:
+        """Return the number of scratchpads (ntb_spad_count)."""
+        return self._call(lib.fbx_spad_count)
+
+    def spad_read(self, idx: int) -> int:
+        """Return a scratchpad's 32 bits; all ones where the device has none at all (ntb_spad_read)."""
+        return self._get(lib.fbx_spad_read, _index(idx), kind="uint32_t *")
+
+    def spad_write(self, idx: int, value: int) -> None:
+        """Write an own scratchpad (ntb_spad_write)."""
+        self._call(lib.fbx_spad_write, _index(idx), _word(value, 32))
+
+    def peer_spad_read(self, peer: str | int, idx: int) -> int:
+        """Read a peer's scratchpad, a round trip (ntb_peer_spad_read).
+
+        Raises:
+            LinkDown: no answer: C sees all ones.
+        """
+        return self._get(lib.fbx_peer_spad_read, self.peer_index(peer), _index(idx), kind="uint32_t *")
+
+    def peer_spad_write(self, peer: str | int, idx: int, value: int) -> None:
+        """Write a peer's scratchpad: posted, behind what was written there before (ntb_peer_spad_write)."""
+        self._call(lib.fbx_peer_spad_write, self.peer_index(peer), _index(idx), _word(value, 32))
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def msg_count(self) -> int:
+        """Return the number of message registers (ntb_msg_count)."""
+        return self._call(lib.fbx_msg_count)
+
+    def msg_inbits(self) -> int:
+        """Return the status bits of messages received, register 0 lowest (ntb_msg_inbits)."""
+        return self._get(lib.fbx_msg_inbits)
+
+    def msg_outbits(self) -> int:
+        """Return the status bits of messages sent that were not taken (ntb_msg_outbits)."""
+        return self._get(lib.fbx_msg_outbits)
+
+    def msg_read_sts(self) -> int:
+        """Return the status bits that are set (ntb_msg_read_sts)."""
+        return self._get(lib.fbx_msg_read_sts)
+
+    def msg_clear_sts(self, bits: int) -> None:
+        """Clear status bits; a register that was full takes messages again (ntb_msg_clear_sts)."""
+        self._call(lib.fbx_msg_clear_sts, _word(bits, 64))
+
+    def msg_set_mask(self, bits: int) -> None:
+        """Mask status bits: they are no event (ntb_msg_set_mask)."""
+        self._call(lib.fbx_msg_set_mask, _word(bits, 64))
+
+    def msg_clear_mask(self, bits: int) -> None:
+        """Unmask status bits; what is pending of them is an event now (ntb_msg_clear_mask)."""
+        self._call(lib.fbx_msg_clear_mask, _word(bits, 64))
+
+    def msg_read(self, idx: int) -> tuple[int, int]:
+        """Return a message and the index of the peer that sent it (ntb_msg_read).
+
+        All ones, and -1 for the peer, where the device has no messages.
+        """
+        pidx = ffi.new("uint32_t *")
+        value = self._get(lib.fbx_msg_read, _index(idx), pidx, kind="uint32_t *")
+        return value, -1 if pidx[0] == 0xFFFFFFFF else int(pidx[0])
+
+    def peer_msg_write(self, peer: str | int, idx: int, value: int) -> None:
+        """Send a message: posted, behind what was written there before (ntb_peer_msg_write).
+
+        A register that still holds a message takes no other: this node's outbound status bit says so when it has been found.
+        """
+        self._call(lib.fbx_peer_msg_write, self.peer_index(peer), _index(idx), _word(value, 32))
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def set_callback(self, callback: Callable[[Event], object] | None) -> None:
+        """Call `callback(event)` for each event that `poll`, `wait_event` or `wait_event_async` takes, in their thread."""
+        self._callback = callback
+
+    def _take(self, nanoseconds: int) -> list[Event]:
+        records = ffi.new("struct fbx_ntb_event[]", _EVENTS)
+        count = lib.fbx_ntb_wait_event(self._node._pointer(), records, _EVENTS, nanoseconds)
+        if count == lib.FBX_E_AGAIN:
+            return []
+        check(count, self._node)
+        events = []
+        for record in records[0:count]:
+            kind = _KINDS[record.kind]
+            events.append(Event(kind, int(record.bits), int(record.vector) if kind == "doorbell" else None))
+        if self._callback is not None:
+            for event in events:
+                self._callback(event)
+        return events
+
+    def poll(self) -> list[Event]:
+        """Take the events that are there, without waiting."""
+        return self._take(0)
+
+    def wait_event(self, timeout: float | None = None) -> list[Event]:
+        """Wait until there are events and take them; waiting uses no processor.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+        Raises:
+            WaitTimeout: nothing happened.
+        See: fbx_ntb_wait_event().
+        """
+        end = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
+        while True:
+            left = SLICE_NS if end is None else min(SLICE_NS, max(end - time.monotonic_ns(), 0))
+            events = self._take(left)
+            if events:
+                return events
+            if end is not None and time.monotonic_ns() >= end:
+                raise WaitTimeout(f"no event at {self._node.name} in {timeout} s", node=self._node.name)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there are events, for select, poll, epoll and asyncio.
+
+        It may be readable without one: then `poll` returns an empty list and it no longer is. It lives as long as the node's
+        handle.
+        """
+        return self._call(lib.fbx_ntb_event_fd)
+
+    async def wait_event_async(self, timeout: float | None = None) -> list[Event]:
+        """Wait for events in an asyncio program, without a thread; see `wait_event`."""
+        import asyncio
+
+        loop, descriptor = asyncio.get_running_loop(), self.fileno()
+        end = None if timeout is None else loop.time() + timeout
+        while not (events := self.poll()):
+            left = None if end is None else end - loop.time()
+            if left is not None and left <= 0:
+                raise WaitTimeout(f"no event at {self._node.name} in {timeout} s", node=self._node.name)
+            ready = asyncio.Event()
+            loop.add_reader(descriptor, ready.set)
+            try:
+                await asyncio.wait_for(ready.wait(), left)
+            except asyncio.TimeoutError:
+                continue
+            finally:
+                loop.remove_reader(descriptor)
+        return events

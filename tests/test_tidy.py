@@ -30,9 +30,9 @@ C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
     {"internal", "error", "clock", "prng", "trace"},
     {"segment", "lock", "ring", "timing", "link", "fault"},
-    {"route", "posted", "dma_queue"},
-    {"window", "directory", "ntb", "transport", "loop", "shm", "socket", "engine"},
-    {"node", "op", "journey", "dma", "service", "fabric", "export"},
+    {"route", "posted", "dma_queue", "ntb"},
+    {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
+    {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
     {"bench"},  # over everything
 ]
 

@@ -33,6 +33,8 @@ static int repertoire(fbx_fabric *f, uint64_t shared, uint64_t value, int contro
     uint64_t old, words[512], pair[2] = {0, 0}, size = sizeof words;
     struct fbx_buffer a, b;
     int bad = fbx_node_attach(f, "host1", FBX_CLIENT, &n);
+    if (!bad)
+        bad = fbx_ntb_link_enable(n, -1, -1); /* as one that died after it disabled the link did not */
     if (bad)
         return bad;
     char name[32];
@@ -65,6 +67,32 @@ static int repertoire(fbx_fabric *f, uint64_t shared, uint64_t value, int contro
         bad = fbx_get(f, "key", words, &size);
     if (!bad)
         bad = fbx_buffer_find(f, name, &b);
+    /* what goes to the registers of host0, and its own */
+    uint32_t pad = 0;
+    for (uint32_t round = 0; round < 2 && !bad; round++) {
+        bad = fbx_peer_spad_write(n, 0, 3, (uint32_t)value);
+        if (!bad)
+            bad = fbx_peer_db_set(n, 0, 2);
+        if (!bad)
+            bad = fbx_peer_msg_write(n, 0, 0, (uint32_t)value);
+        if (!bad)
+            bad = fbx_peer_spad_read(n, 0, 3, &pad);
+        if (!bad && pad != (uint32_t)value)
+            bad = FBX_E_CORRUPT;
+        if (!bad)
+            bad = fbx_db_set_mask(n, 1);
+        if (!bad)
+            bad = fbx_db_set(n, 3);
+        if (!bad)
+            bad = fbx_db_clear_mask(n, 1);
+        if (!bad)
+            bad = fbx_db_clear(n, 3);
+    }
+    if (!bad && control) {
+        bad = fbx_ntb_link_disable(n);
+        if (!bad)
+            bad = fbx_ntb_link_enable(n, -1, -1);
+    }
     if (!bad && control) {
         bad = fbx_mw_set_trans(f, 1, 40, 0, 0, 1u << 20, FBX_PERM_RW, FBX_UNCACHED);
         if (!bad)

@@ -36,7 +36,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
     ("dma", "DMA", ["Dma", "Completion"]),
-    ("ntb", "Windows", ["Ntb", "Windows", "Window"]),
+    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]

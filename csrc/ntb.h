@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The registers of a node's NTB device and the events that they raise. */
+#ifndef FBX_NTB_H
+#define FBX_NTB_H
+#include "internal.h"
+
+struct fbxi_ntb_profile { /* what the silicon has */
+    uint32_t doorbells, vectors, spads, messages;
+    uint32_t peer_registers; /* a peer's doorbell and mask can be read and changed beyond ringing it */
+};
+const struct fbxi_ntb_profile *fbxi_ntb_profile(const fbx_fabric *f, uint32_t node);
+uint64_t fbxi_ntb_valid(const struct fbxi_ntb_profile *p);
+
+/* The registers; made at first use, under the control lock. */
+int fbxi_ntb_get(fbx_fabric *f, uint32_t node, struct fbxl_ntb **out);
+
+enum { FBXI_DB_SET, FBXI_DB_CLEAR, FBXI_DB_SET_MASK, FBXI_DB_CLEAR_MASK }; /* reg of a DOORBELL write */
+struct fbxi_ntb_write {
+    uint32_t kind, source; /* FBXL_ENTRY_*; the node that wrote it */
+    uint64_t reg, value;
+    struct fbxl_queue *queue; /* NULL: it did not travel in one */
+    uint64_t sequence;
+};
+/* Do it once, however often it is asked for. BUSY: a stopped process holds the registers. INVALID: there is no such one. */
+int fbxi_ntb_apply(fbx_fabric *f, uint32_t node, const struct fbxi_ntb_write *w);
+/* Something for the registers of `target` is on its way: those who wait for its events must know when it arrives. */
+void fbxi_ntb_posted(fbx_fabric *f, uint32_t target);
+/* The doorbell and mask in force. */
+int fbxi_ntb_doorbell(fbx_fabric *f, uint32_t node, int mask, uint64_t *bits);
+
+int fbxi_ntb_usable(fbx_node *n);
+int fbxi_ntb_peer(fbx_node *n, uint32_t pidx, uint32_t *peer);
+int fbxi_ntb_linked(fbx_fabric *f, uint32_t a, uint32_t b);
+/* A link (or the NTB of a node) came or went: tell those whose way to a peer it is on. */
+void fbxi_ntb_links_changed(fbx_fabric *f, uint32_t link, uint32_t node);
+/* The service thread's look at a handle whose events somebody polls. */
+void fbxi_ntb_look(fbx_node *n);
+void fbxi_ntb_reset(fbx_fabric *f, uint32_t node);
+void fbxi_ntb_close(fbx_node *n);
+#endif

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a node does to the registers of its peers' NTB devices, over the fabric: writes are posted behind the data that
+ * went there before, reads are round trips that push it. And its own NTB's link, which opens and closes that way.
+ */
+#include "internal.h"
+#include "ntb.h"
+
+/* The peer's registers are made by whoever writes to them first: a delivery may not wait for the control lock. */
+static int reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
+{
+    struct fbxl_ntb *d;
+    int status = fbxi_ntb_usable(n);
+    if (!status)
+        status = fbxi_ntb_peer(n, pidx, peer);
+    if (!status)
+        status = fbxi_ntb_get(n->fabric, n->index, &d);
+    return status ? status : fbxi_ntb_get(n->fabric, *peer, &d);
+}
+
+/* ---- doorbells --------------------------------------------------------------------------------------------------- */
+
+static int peer_doorbell(fbx_node *n, uint32_t pidx, uint64_t op, uint64_t bits)
+{
+    uint32_t peer;
+    int status = reach(n, pidx, &peer);
+    if (status)
+        return status;
+    const struct fbxi_ntb_profile *p = fbxi_ntb_profile(n->fabric, peer), *mine = fbxi_ntb_profile(n->fabric, n->index);
+    if (op != FBXI_DB_SET && !(p->peer_registers && mine->peer_registers))
+        return fbxi_fail(FBX_E_INVALID, "the devices of %s and its peer ring a peer's doorbell and change nothing else of it",
+                         n->facts->name);
+    const uint64_t valid = fbxi_ntb_valid(p) & fbxi_ntb_valid(mine);
+    if (bits & ~valid)
+        return fbxi_fail(FBX_E_INVALID, "0x%llx: from %s to %s there are doorbells 0x%llx", (unsigned long long)bits,
+                         n->facts->name, n->fabric->node_facts[peer].name, (unsigned long long)valid);
+    return fbxi_post_register(n, peer, FBXL_ENTRY_DOORBELL, op, bits, 8);
+}
+
+int fbx_peer_db_set(fbx_node *n, uint32_t pidx, uint64_t bits) { return peer_doorbell(n, pidx, FBXI_DB_SET, bits); }
+int fbx_peer_db_clear(fbx_node *n, uint32_t pidx, uint64_t bits) { return peer_doorbell(n, pidx, FBXI_DB_CLEAR, bits); }
+int fbx_peer_db_set_mask(fbx_node *n, uint32_t pidx, uint64_t bits)
+{
+    return peer_doorbell(n, pidx, FBXI_DB_SET_MASK, bits);
+}
+int fbx_peer_db_clear_mask(fbx_node *n, uint32_t pidx, uint64_t bits)
+{
+    return peer_doorbell(n, pidx, FBXI_DB_CLEAR_MASK, bits);
+}
+
+/* A round trip to `peer`: it pushes this node's earlier writes there, samples when it is there, and comes back. */
+static int sample(fbx_node *n, uint32_t peer, int (*look)(fbx_fabric *, uint32_t, int, uint64_t *), int which, uint64_t *out)
+{
+    struct fbx_op op = {.kind = FBX_FLUSH, .operand = {peer}};
+    const struct fbxi_clock *clock = &n->fabric->clock;
+    uint64_t ticks, value = UINT64_MAX;
+    int sampled = 0, status = fbx_op_begin(n, &op);
+    for (;;) {
+        if (!sampled && (op.state == FBX_RETURNS || (op.state == FBX_DONE && !status))) {
+            status = look(n->fabric, peer, which, &value) ? FBX_E_INVALID : status;
+            sampled = 1;
+        }
+        if (op.state == FBX_DONE)
+            break;
+        if (op.state == FBX_RETURNS) {
+            status = fbx_op_wait(n, &op, UINT64_MAX);
+        } else {
+            fbxi_wait(clock, op.next_ps, 1000000u, FBX_SPIN_NS, NULL, &ticks);
+            status = fbx_op_advance(n, &op);
+        }
+        if (clock->kind != FBX_REAL && status == FBX_E_AGAIN)
+            return status; /* virtual time moves only between calls */
+    }
+    if (!status)
+        *out = value;
+    return status;
+}
+
+static int peer_read_doorbell(fbx_node *n, uint32_t pidx, int mask, uint64_t *bits)
+{
+    uint32_t peer;
+    *bits = 0;
+    int status = reach(n, pidx, &peer);
+    if (status || !fbxi_ntb_profile(n->fabric, peer)->peer_registers ||
+        !fbxi_ntb_profile(n->fabric, n->index)->peer_registers)
+        return status;
+    *bits = UINT64_MAX;
+    return sample(n, peer, fbxi_ntb_doorbell, mask, bits);
+}
+
+int fbx_peer_db_read(fbx_node *n, uint32_t pidx, uint64_t *bits) { return peer_read_doorbell(n, pidx, 0, bits); }
+int fbx_peer_db_read_mask(fbx_node *n, uint32_t pidx, uint64_t *bits) { return peer_read_doorbell(n, pidx, 1, bits); }
+
+/* ---- scratchpads and messages ---------------------------------------------------------------------------------------- */
+
+static int peer_register(fbx_node *n, uint32_t pidx, uint32_t index, uint32_t count, uint32_t *peer, const char *what)
+{
+    int status = reach(n, pidx, peer);
+    if (!status && index >= count)
+        status = fbxi_fail(FBX_E_INVALID, "%s has %u %s, no such %u", n->fabric->node_facts[*peer].name, count, what, index);
+    return status;
+}
+
+static uint32_t peer_count(fbx_node *n, uint32_t pidx, int messages)
+{
+    uint32_t peer;
+    if (fbxi_ntb_peer(n, pidx, &peer))
+        return 0;
+    const struct fbxi_ntb_profile *p = fbxi_ntb_profile(n->fabric, peer), *mine = fbxi_ntb_profile(n->fabric, n->index);
+    uint32_t a = messages ? p->messages : p->spads, b = messages ? mine->messages : mine->spads;
+    return a < b ? a : b;
+}
+
+static int look_spad(fbx_fabric *f, uint32_t node, int sidx, uint64_t *value)
+{
+    struct fbxl_ntb *d;
+    int status = fbxi_ntb_get(f, node, &d);
+    if (!status)
+        *value = fbx_observe(&d->spad[sidx]);
+    return status;
+}
+
+int fbx_peer_spad_read(fbx_node *n, uint32_t pidx, uint32_t sidx, uint32_t *value)
+{
+    uint32_t peer, count = peer_count(n, pidx, 0);
+    uint64_t found = UINT32_MAX;
+    *value = UINT32_MAX;
+    int status = peer_register(n, pidx, count ? sidx : 0, count ? count : 1, &peer, "scratchpads");
+    if (!status && count)
+        status = sample(n, peer, look_spad, (int)sidx, &found);
+    if (!status)
+        *value = (uint32_t)found;
+    return status;
+}
+
+int fbx_peer_spad_write(fbx_node *n, uint32_t pidx, uint32_t sidx, uint32_t value)
+{
+    uint32_t peer;
+    int status = peer_register(n, pidx, sidx, peer_count(n, pidx, 0), &peer, "scratchpads");
+    return status ? status : fbxi_post_register(n, peer, FBXL_ENTRY_SPAD, sidx, value, 4);
+}
+
+int fbx_peer_msg_write(fbx_node *n, uint32_t pidx, uint32_t midx, uint32_t value)
+{
+    uint32_t peer;
+    int status = peer_register(n, pidx, midx, peer_count(n, pidx, 1), &peer, "message registers");
+    return status ? status : fbxi_post_register(n, peer, FBXL_ENTRY_MESSAGE, midx, value, 4);
+}
+
+/* ---- windows ------------------------------------------------------------------------------------------------------- */
+
+int fbx_ntb_mw_count(fbx_node *n, uint32_t pidx)
+{
+    int peer = fbx_peer_node(n, pidx);
+    return peer < 0 ? peer : fbx_mw_count(n->fabric, n->index);
+}
+
+int fbx_mw_get_align(fbx_node *n, uint32_t pidx, uint32_t widx, uint64_t *address_align, uint64_t *size_align,
+                     uint64_t *size_max)
+{
+    struct fbx_window_info w;
+    int peer = fbx_peer_node(n, pidx), status = peer < 0 ? peer : fbx_mw_info(n->fabric, n->index, widx, &w);
+    if (!status && !fbxi_ntb_linked(n->fabric, n->index, (uint32_t)peer))
+        status = fbxi_fail(FBX_E_LINK_DOWN, "the link from %s to %s is down", n->facts->name,
+                           n->fabric->node_facts[peer].name);
+    if (status)
+        return status;
+    if (address_align)
+        *address_align = w.address_align;
+    if (size_align)
+        *size_align = w.size_align;
+    if (size_max)
+        *size_max = w.max_bytes;
+    return 0;
+}
+
+/* ---- the link ------------------------------------------------------------------------------------------------------- */
+
+static int set_link(fbx_node *n, uint32_t down)
+{
+    fbx_fabric *f = n->fabric;
+    int status = fbxi_ntb_usable(n);
+    if (!status)
+        status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    int changed = fbx_observe(&n->shared->ntb_down) != down;
+    if (changed || down) {
+        /* Pairs with: fbx_observe(&node->ntb_down) where routes are resolved. Breaks: a route through a closed NTB. */
+        fbx_publish(&n->shared->ntb_down, down);
+        status = fbxi_invalidate_dependents(f, f->link_count + n->index);
+        int own = fbxi_invalidate_node_routes(f, n->index);
+        if (!status)
+            status = own;
+        if (down)
+            fbxi_drop_of_node(f, n->index);
+    }
+    fbxi_control_unlock(f);
+    if (changed)
+        fbxi_ntb_links_changed(f, UINT32_MAX, n->index);
+    return status;
+}
+
+int fbx_ntb_link_enable(fbx_node *n, int max_speed, int max_width)
+{
+    if (max_speed < FBX_NTB_SPEED_AUTO || max_speed > 6 || max_width < FBX_NTB_SPEED_AUTO || max_width > 32)
+        return fbxi_fail(FBX_E_INVALID, "speed %d or width %d is none", max_speed, max_width);
+    return set_link(n, 0);
+}
+
+int fbx_ntb_link_disable(fbx_node *n) { return set_link(n, 1); }
