@@ -15,6 +15,8 @@
 
 #define FBX_MAX_HOPS 24u
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
+/* No write waits longer than this behind its link's delays: a word that says so was scribbled over. */
+#define FBX_BACKLOG_PS 4000000000000ull
 #define FBX_STALL_NS 1000000000ull /* how long to wait for another process that holds something we need */
 
 struct fbxi_region_map { /* mapped on first use; both views of the same pages */

@@ -490,8 +490,9 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
     struct fbxl_queue *q = own_queue(n, route);
     op->private_[6] = q ? fbx_observe(&q->tail) : 0;
-    if (q && fbx_observe(&q->last_arrives) > out.arrives_ps)
-        out.arrives_ps = fbx_peek(&q->last_arrives);
+    uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+    if (last > out.arrives_ps && last - out.arrives_ps < FBX_BACKLOG_PS)
+        out.arrives_ps = last;
     op->departs_ps = out.departs_ps;
     op->arrives_ps = out.arrives_ps + latency;
     /* Widths are powers of two; a completion of 64 bytes at most. */
@@ -511,9 +512,8 @@ static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint64_t comp
     if (!fbx_observe(n->pending))
         return completes_ps;
     struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, 0);
-    if (q && fbx_observe(&q->head) != fbx_observe(&q->tail) && fbx_observe(&q->last_arrives) > completes_ps)
-        return fbx_peek(&q->last_arrives);
-    return completes_ps;
+    uint64_t last = q && fbx_observe(&q->head) != fbx_observe(&q->tail) ? fbx_observe(&q->last_arrives) : 0;
+    return last > completes_ps && last - completes_ps < FBX_BACKLOG_PS ? last : completes_ps;
 }
 
 static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -632,8 +632,9 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
             struct fbxl_queue *q = own_queue(n, x->route);
             uint64_t floor = fbx_peek(&n->fence_floor);
-            if (q && fbx_observe(&q->last_arrives) > floor)
-                floor = fbx_peek(&q->last_arrives);
+            uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+            if (last > floor && last < flight.arrives_ps + FBX_BACKLOG_PS)
+                floor = last;
             if (p[4] != p[3] && p[8 + (p[4] - 1) % RING * 2 + 1] > floor)
                 floor = p[8 + (p[4] - 1) % RING * 2 + 1];
             if (flight.arrives_ps < floor)
@@ -680,7 +681,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                         if (!current)
                             continue;
                         if (status == FBX_E_AGAIN) {
-                            if (post.arrives_ps <= now)
+                            if (post.arrives_ps <= now || post.arrives_ps - now > FBX_BACKLOG_PS)
                                 return stalled(n, op, FBX_E_QUEUE_FULL, now);
                             op->next_ps = post.arrives_ps;
                             return FBX_E_AGAIN;
@@ -771,7 +772,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         /* What was reserved is lost on the link; nothing has been issued. Come again when there is room. */
         op->state = FBX_ISSUED;
         op->completes_ps = post.arrives_ps;
-        if (post.arrives_ps <= now)
+        if (post.arrives_ps <= now || post.arrives_ps - now > FBX_BACKLOG_PS)
             return stalled(n, op, FBX_E_QUEUE_FULL, now);
         op->next_ps = post.arrives_ps;
         return FBX_E_AGAIN;
@@ -1397,11 +1398,12 @@ int fbx_drain(fbx_node *n)
 int fbx_fence(fbx_node *n)
 {
     int status = usable(n, FBX_OTHER, 0);
+    const uint64_t now = fbxi_now(&n->fabric->clock);
     for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++) {
         struct fbxi_route *route = n->routes[n->used_targets[i]];
         struct fbxl_queue *q = own_queue(n, route);
         uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-        if (last > fbx_peek(&n->fence_floor))
+        if (last > fbx_peek(&n->fence_floor) && last < now + route->fixed_ps + FBX_BACKLOG_PS)
             fbx_poke(&n->fence_floor, last);
     }
     fbx_fence_sleep();

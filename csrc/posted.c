@@ -108,8 +108,10 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
                 tail += skip;
             }
             uint64_t last = fbx_peek(&q->last_arrives);
-            if (post->arrives_ps < last)
+            if (post->arrives_ps < last && last - post->arrives_ps < FBX_BACKLOG_PS)
                 post->arrives_ps = last; /* FIFO, whatever jitter and calendars say */
+            else if (post->arrives_ps < last)
+                fbx_count(&f->header->corrupt_resets, 1);
             struct fbxl_entry *e = cell(f, q, tail);
             fbx_poke(&e->arrives_ps, post->arrives_ps);
             e->sequence = post->sequence = fbx_peek(&q->sequence) + 1;
@@ -315,7 +317,7 @@ int fbxi_land(fbx_fabric *f, uint32_t source)
             uint64_t now = fbxi_now(&f->clock);
             if (f->clock.kind != FBX_REAL)
                 now = last; /* nobody else can move time on meanwhile */
-            if (fbxi_deliver(f, target, now) >= 0 && now < last) {
+            if (fbxi_deliver(f, target, now) >= 0 && now < last && last - now < 8 * FBX_BACKLOG_PS) {
                 fbxi_wait(&f->clock, last, 100000000u, FBX_SPIN_NS, NULL, &ticks);
                 continue;
             }
