@@ -1145,16 +1145,7 @@ static int engine_start(fbx_fabric *f)
     fbx_publish_pointer(&f->engine, e);
     if (!has_engine(f))
         return 0;
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, 256u << 10);
-    /* Signals are the program's: none of them may land here. */
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int failed = pthread_create(&e->thread, &attributes, engine, f);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    pthread_attr_destroy(&attributes);
+    int failed = fbxi_thread_start(&e->thread, engine, f);
     if (failed) {
         fbx_publish_pointer(&f->engine, NULL);
         free(e);

@@ -273,6 +273,8 @@ void fbxi_engine_forked(fbx_fabric *f);
 int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out);
 
 /* ---- service.c ----------------------------------------------------------------------------------------------------- */
+/* A thread of the library's own: a small stack, and every signal blocked. 0 or errno. */
+int fbxi_thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
 int fbxi_service_start(fbx_fabric *f);
 void fbxi_service_stop(fbx_fabric *f);
 

@@ -81,7 +81,7 @@ static void *service(void *argument)
     return NULL;
 }
 
-int fbxi_service_start(fbx_fabric *f)
+int fbxi_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
 {
     sigset_t all, old;
     sigfillset(&all);
@@ -90,9 +90,15 @@ int fbxi_service_start(fbx_fabric *f)
     pthread_attr_setstacksize(&attributes, 256u << 10);
     /* Signals are the program's: none of them may land here. */
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    int failed = pthread_create(&f->service, &attributes, service, f);
+    int failed = pthread_create(thread, &attributes, run, argument);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attributes);
+    return failed;
+}
+
+int fbxi_service_start(fbx_fabric *f)
+{
+    int failed = fbxi_thread_start(&f->service, service, f);
     if (failed) {
         errno = failed;
         return fbxi_fail_system(FBX_E_SYSTEM, "cannot start the service thread");
