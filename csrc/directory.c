@@ -6,8 +6,8 @@
  * of a region's lock died. Names (of buffers, values, barriers) hang in hash buckets under the control lock, each change
  * one published word, so that a death leaves the old state or the new one.
  */
+#include "call.h"
 #include "dma_queue.h"
-#include "internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,6 +115,9 @@ int fbx_names_wait(fbx_fabric *f, uint32_t seen, uint64_t max_wait_ns)
         return status;
     /* Pairs with: add then look for waiters in names_changed(). Breaks: a sleeper that nobody wakes (bounded by the
      * caller's slices in any case). */
+    /* Names of another machine change without telling us: look again soon. */
+    if (fbxi_names_away(f) && max_wait_ns > 1000000u)
+        max_wait_ns = 1000000u;
     fbx_add(&f->header->names_waiters, 1);
     if (fbx_observe(&f->header->names_changed) == seen)
         fbxi_futex_wait(&f->header->names_changed, seen, max_wait_ns);
@@ -131,6 +134,8 @@ int fbx_put(fbx_fabric *f, const char *key, const void *value, uint64_t bytes)
         status = name_check(key);
     if (!status && bytes > 16u << 20)
         status = fbxi_fail(FBX_E_NO_MEMORY, "a value has at most 16 MiB; put larger ones into a buffer");
+    if (!status && fbxi_names_away(f))
+        return fbxi_call_put(f, key, value, bytes);
     if (!status)
         status = fbxi_control_lock(f);
     if (status)
@@ -179,6 +184,8 @@ int fbx_put(fbx_fabric *f, const char *key, const void *value, uint64_t bytes)
 
 int fbx_get(fbx_fabric *f, const char *key, void *value, uint64_t *bytes)
 {
+    if (fbxi_names_away(f) && !usable(f) && !name_check(key))
+        return fbxi_call_get(f, key, value, bytes);
     int status = lock_names(f, key);
     if (status)
         return status;
@@ -286,6 +293,8 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
         status = fbxi_fail(FBX_E_INVALID, "a barrier of %u ranks", expected);
     if (status)
         return status;
+    if (fbxi_names_away(f))
+        return fbxi_call_barrier(n, name, expected, ticket, max_wait_ns);
     uint32_t seen = fbx_names_seen(f);
     if ((status = fbxi_control_lock(f)))
         return status;
@@ -314,6 +323,8 @@ int fbx_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t *tick
 int fbx_barrier_leave(fbx_node *n, const char *name, uint64_t ticket)
 {
     fbx_fabric *f = n->fabric;
+    if (fbxi_names_away(f) && !usable(f) && !name_check(name))
+        return fbxi_call_leave(n, name, ticket);
     int status = lock_names(f, name);
     if (status)
         return status;
@@ -376,7 +387,7 @@ static void describe(fbx_fabric *f, uint32_t index, struct fbx_buffer *out)
     out->offset = b->offset;
     out->bytes = b->bytes;
     out->gva = ((uint64_t)(b->region + 1) << FBX_SLOT_SHIFT) + b->offset;
-    out->instance = f->header->instance;
+    out->instance = f->identity_of_fabric;
 }
 
 static int region_lock(fbx_fabric *f, uint32_t region)
@@ -408,7 +419,93 @@ static struct fbxl_name *live_name(fbx_fabric *f, const char *name)
     return NULL;
 }
 
+/* Names of buffers that live on other machines; kept by the directory's machine as values. Control lock held. */
+static struct fbxl_name *away_name(fbx_fabric *f, const char *name, struct fbx_buffer *out)
+{
+    struct fbxl_name *e = f->machines ? name_find(f, name, FBXL_NAME_AWAY) : NULL;
+    uint8_t *at = e ? fbxi_heap_at(f, fbx_peek(&e->value[0].offset), FBXI_BUFFER_BYTES) : NULL;
+    if (!at)
+        return NULL;
+    fbxi_unpack_buffer(at, out);
+    return e;
+}
+
+int fbxi_name_buffer(fbx_fabric *f, const struct fbx_buffer *b)
+{
+    struct fbx_buffer there;
+    uint64_t offset = 0;
+    struct fbxl_name *e = NULL;
+    int status = lock_names(f, b->name);
+    if (status)
+        return status;
+    if (live_name(f, b->name) || away_name(f, b->name, &there))
+        status = fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", b->name);
+    else if (!(status = name_add(f, b->name, FBXL_NAME_AWAY, &e)) && (status = fbxi_heap(f, FBXI_BUFFER_BYTES, &offset)))
+        fbx_publish(&e->state, FBXL_NAME_FREE);
+    if (!status) {
+        fbxi_pack_buffer(b, fbxi_at(f, offset));
+        fbx_poke(&e->value[0].offset, offset);
+        fbx_poke(&e->value[0].bytes, FBXI_BUFFER_BYTES);
+        fbx_poke(&e->value[0].capacity, FBXI_BUFFER_BYTES);
+        name_publish(f, e);
+    }
+    fbxi_control_unlock(f);
+    if (!status)
+        names_changed(f);
+    return status;
+}
+
+int fbxi_unname_buffer(fbx_fabric *f, const struct fbx_buffer *b)
+{
+    struct fbx_buffer there;
+    int status = lock_names(f, b->name);
+    if (status)
+        return status;
+    struct fbxl_name *e = away_name(f, b->name, &there);
+    if (e && there.gva == b->gva && there.generation == b->generation) {
+        uint64_t offset = fbx_peek(&e->value[0].offset);
+        name_remove(f, e);
+        fbxi_heap_free(f, offset, FBXI_BUFFER_BYTES);
+    }
+    fbxi_control_unlock(f);
+    return 0;
+}
+
+static int name_it(fbx_fabric *f, const struct fbx_buffer *b)
+{
+    return fbxi_names_away(f) ? fbxi_call_name(f, b) : fbxi_name_buffer(f, b);
+}
+
+static int unname_it(fbx_fabric *f, const struct fbx_buffer *b)
+{
+    return fbxi_names_away(f) ? fbxi_call_unname(f, b) : fbxi_unname_buffer(f, b);
+}
+
 int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+{
+    fbx_fabric *f = n->fabric;
+    const int named = name && name[0];
+    if (!f->machines || region >= f->region_count || usable(f) || fbx_peek(&n->closed) || (named && name_check(name)))
+        return fbxi_alloc_here(n, region, bytes, align, name, out);
+    const int away = fbxi_is_away(f, f->region_facts[region].node);
+    if (away && fbx_observe(&f->nodes[f->region_facts[region].node].state) == FBXL_LOST)
+        return fbxi_fail(FBX_E_PEER_LOST, "%s died, and its memory with it", f->node_facts[f->region_facts[region].node].name);
+    int status = away ? fbxi_call_alloc(n, region, bytes, align, name, out) : fbxi_alloc_here(n, region, bytes, align, name, out);
+    if (status || !named || (!away && f->machine == FBXI_DIRECTORY))
+        return status;
+    snprintf(out->name, sizeof out->name, "%s", name);
+    if ((status = name_it(f, out))) {
+        struct fbx_error kept = *fbx_last_error();
+        if (away)
+            fbxi_call_buffer(f, FBXW_FREE, out);
+        else
+            fbxi_free_here(f, out);
+        return fbxi_fail(status, "%s", kept.text);
+    }
+    return 0;
+}
+
+int fbxi_alloc_here(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
 {
     fbx_fabric *f = n->fabric;
     int status = usable(f);
@@ -437,7 +534,10 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     /* Reserve an entry first; the holder of RESERVED entries is its session, which reclaims them if it dies. */
     if ((status = fbxi_control_lock(f)))
         return status;
-    if (name && name[0] && live_name(f, name)) {
+    /* Elsewhere than on the directory's machine a name only labels; the directory says whether it is free. */
+    const int names = name && name[0] && !fbxi_names_away(f) && !n->proxy;
+    struct fbx_buffer there;
+    if (names && (live_name(f, name) || away_name(f, name, &there))) {
         fbxi_control_unlock(f);
         return fbxi_fail(FBX_E_EXISTS, "a buffer '%s' is there already", name);
     }
@@ -502,7 +602,7 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
         goto give_up;
     describe(f, index, out);
     status = fbxi_commit(f, region, at, bytes);
-    if (!status && name && name[0]) {
+    if (!status && names) {
         status = fbxi_control_lock(f);
         if (!status) {
             struct fbxl_name *e = NULL;
@@ -532,7 +632,7 @@ give_up:
 
 static int live(fbx_fabric *f, const struct fbx_buffer *buffer, struct fbxl_buffer **out)
 {
-    if (buffer->instance != f->header->instance)
+    if (buffer->instance != f->identity_of_fabric)
         return fbxi_fail(FBX_E_STALE, "the handle is of another fabric, or of an earlier one of the same name");
     struct fbxl_buffer *b = buffer_at(f, buffer->index + 1);
     if (!b || fbx_observe(&b->state) != FBXL_BUFFER_LIVE || fbx_observe(&b->generation) != buffer->generation ||
@@ -544,6 +644,17 @@ static int live(fbx_fabric *f, const struct fbx_buffer *buffer, struct fbxl_buff
 }
 
 int fbx_free(fbx_fabric *f, const struct fbx_buffer *buffer)
+{
+    const int away = f->machines && buffer->region < f->region_count && fbxi_is_away(f, f->region_facts[buffer->region].node);
+    int status = usable(f);
+    if (!status)
+        status = away ? fbxi_call_buffer(f, FBXW_FREE, buffer) : fbxi_free_here(f, buffer);
+    if (!status && f->machines && buffer->name[0])
+        unname_it(f, buffer); /* a name that stays leads to what is stale, which whoever finds it removes */
+    return status;
+}
+
+int fbxi_free_here(fbx_fabric *f, const struct fbx_buffer *buffer)
 {
     struct fbxl_buffer *b;
     int status = usable(f);
@@ -589,11 +700,30 @@ int fbx_free(fbx_fabric *f, const struct fbx_buffer *buffer)
     return 0;
 }
 
+/* Found by name, but freed since, or gone with its node: the name goes too. */
+static int still_there(fbx_fabric *f, const char *name, const struct fbx_buffer *b)
+{
+    int status = fbx_buffer_check(f, b);
+    if (status != FBX_E_STALE)
+        return status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT ? 0 : status;
+    unname_it(f, b);
+    return fbxi_fail(FBX_E_NOT_FOUND, "no buffer '%s' in fabric '%s'", name, f->name);
+}
+
 int fbx_buffer_find(fbx_fabric *f, const char *name, struct fbx_buffer *out)
 {
+    if (fbxi_names_away(f) && !usable(f) && !name_check(name)) {
+        int found = fbxi_call_find(f, name, out);
+        return found ? found : still_there(f, name, out);
+    }
     int status = lock_names(f, name);
     if (status)
         return status;
+    if (f->machines && !live_name(f, name) && away_name(f, name, out)) {
+        fbxi_control_unlock(f);
+        /* For another machine (an errand) that machine looks itself: this one must not wait for others here. */
+        return f->gateway && fbxi_on_errand ? 0 : still_there(f, name, out);
+    }
     struct fbxl_name *e = live_name(f, name);
     struct fbxl_buffer *b = e ? buffer_at(f, (uint32_t)fbx_peek(&e->value[0].offset) + 1) : NULL;
     if (!b) {
@@ -605,11 +735,18 @@ int fbx_buffer_find(fbx_fabric *f, const char *name, struct fbx_buffer *out)
     return status;
 }
 
-int fbx_buffer_check(fbx_fabric *f, const struct fbx_buffer *buffer)
+int fbxi_check_here(fbx_fabric *f, const struct fbx_buffer *buffer)
 {
     struct fbxl_buffer *b;
     int status = usable(f);
     return status ? status : live(f, buffer, &b);
+}
+
+int fbx_buffer_check(fbx_fabric *f, const struct fbx_buffer *buffer)
+{
+    if (f->machines && buffer->region < f->region_count && fbxi_is_away(f, f->region_facts[buffer->region].node) && !usable(f))
+        return fbxi_call_buffer(f, FBXW_CHECK, buffer);
+    return fbxi_check_here(f, buffer);
 }
 
 int fbx_buffer_list(fbx_fabric *f, uint32_t *cursor, struct fbx_buffer *out)

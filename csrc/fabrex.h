@@ -118,6 +118,10 @@ struct fbx_config {
     const struct fbx_config_link *links;
     const void *topology; /* kept as it is for those who open the fabric */
     uint64_t topology_bytes;
+    /* A fabric on several machines: each makes an instance of its own from the same topology (0: one machine). */
+    uint32_t machine, machine_count;
+    const char *const *machine_names;
+    uint64_t fabric_id; /* random, the same on all of them */
 };
 
 FBX_API int fbx_fabric_create(const struct fbx_config *config, fbx_fabric **out);
@@ -237,7 +241,7 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
 enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
-enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
+enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE, FBX_AWAY };
 
 /* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
 struct fbx_op {
@@ -256,6 +260,8 @@ struct fbx_op {
 FBX_API int fbx_op_begin(fbx_node *node, struct fbx_op *op);
 FBX_API int fbx_op_advance(fbx_node *node, struct fbx_op *op);
 FBX_API int fbx_op_wait(fbx_node *node, struct fbx_op *op, uint64_t max_wait_ns);
+/* Give up an operation that is under way, before its record or its buffer goes. What has left is not called back. */
+FBX_API void fbx_op_forget(fbx_node *node, struct fbx_op *op);
 
 FBX_API int fbx_load(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t *value);
 FBX_API int fbx_store(fbx_node *node, uint64_t gva, uint32_t bytes, uint64_t value);
@@ -420,6 +426,35 @@ FBX_API int fbx_ntb_wait_event(fbx_node *node, struct fbx_ntb_event *out, uint32
 /* A descriptor that is readable while there are events (it may be without: then wait_event finds none). It belongs to
  * the node's handle. */
 FBX_API int fbx_ntb_event_fd(fbx_node *node);
+
+/* ---- several machines ------------------------------------------------------------------------------------------- */
+
+/* Nodes may live on several machines (fbx_config.machine). Memory is reached by sockets there, through a *gateway* on each
+ * machine. Connections are made and admitted by that machine's agent (fabrex.net in Python), which hands them over. */
+enum fbx_machine_state { FBX_MACHINE_UP = 0, FBX_MACHINE_LOST = 1 };
+struct fbx_machine_info {
+    char name[64];
+    uint32_t index, here, state, pad;
+    uint64_t connects, frames, late, gave_up, lost_at_ps, epoch;
+};
+FBX_API int fbx_machine_info(fbx_fabric *fabric, uint32_t machine, struct fbx_machine_info *out);
+/* A lost machine's nodes are lost, here; it stays so until it is set up again. */
+FBX_API int fbx_machine_set(fbx_fabric *fabric, uint32_t machine, int state);
+/* A node of another machine died or came back there. */
+FBX_API int fbx_node_set(fbx_fabric *fabric, uint32_t node, int lost);
+/* Ask a machine's gateway whether it is there: its fabric time, and the round trip on ours. */
+FBX_API int fbx_machine_ping(fbx_fabric *fabric, uint32_t machine, uint64_t max_wait_ns, uint64_t *their_ps, uint64_t *round_trip_ps);
+/* Serve this machine's memory to the others, from a thread of this process; ends with the fabric's close. */
+FBX_API int fbx_gateway_start(fbx_fabric *fabric);
+/* An admitted connection from a process of `machine`; the descriptor is the gateway's from here on. */
+FBX_API int fbx_gateway_adopt(fbx_fabric *fabric, int fd, uint32_t machine);
+struct fbx_gateway_info {
+    uint64_t sessions, connected, frames, garbage, resumed, expired;
+};
+FBX_API int fbx_gateway_info(fbx_fabric *fabric, struct fbx_gateway_info *out);
+/* Where this machine's agent listens for processes that want a connection: a Unix socket (SOCK_SEQPACKET). Asked with
+ * "FXAG" and a machine's number (32 bits, little-endian), it answers with a 32-bit status and, if that is 0, a descriptor. */
+FBX_API int fbx_agent_path(fbx_fabric *fabric, char *out, uint64_t room);
 
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 

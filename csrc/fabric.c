@@ -5,7 +5,9 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "machine.h"
 #include "ntb.h"
+#include "wire.h"
 #include "pcie.h"
 
 #include <dirent.h>
@@ -43,6 +45,8 @@ static void after_fork_child(void)
         f->fd = -1;
         f->service_running = 0;
         fbxi_engine_forked(f);
+        fbxi_net_forked(f);
+        fbxi_gateway_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
@@ -246,6 +250,31 @@ static void locate_tables(fbx_fabric *f)
     f->flags = h->flags;
     f->ordering = h->ordering;
     memcpy(f->name, h->name, sizeof f->name);
+    f->identity_of_fabric = f->instance;
+}
+
+/* The table of machines, if there are several; its numbers are bounded here, once. */
+static int locate_machines(fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < 16; i++) {
+        const struct fbxl_extension *e = &f->header->extension[i];
+        if (e->id != FBXL_EXTENSION_MACHINES)
+            continue;
+        struct fbxl_machines *m = fbxi_heap_at(f, e->offset, sizeof *m);
+        if (!m || m->count < 2 || m->count > FBX_MACHINES || m->machine >= m->count)
+            return fbxi_fail(FBX_E_CORRUPT, "the table of machines is damaged");
+        f->machine = m->machine;
+        f->machine_count = m->count;
+        f->identity_of_fabric = m->fabric;
+        f->machines = m;
+        for (uint32_t n = 0; n < f->node_count; n++)
+            if (f->node_facts[n].machine >= m->count)
+                return fbxi_fail(FBX_E_CORRUPT, "node %u of the fabric is damaged", n);
+        for (uint32_t k = 0; k < m->count; k++)
+            if (!memchr(m->of[k].name, 0, sizeof m->of[k].name))
+                return fbxi_fail(FBX_E_CORRUPT, "machine %u of the fabric is damaged", k);
+    }
+    return 0;
 }
 
 static fbx_fabric *fabric_new(const char *directory)
@@ -313,6 +342,7 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->adjacent);
     free(f->adjacent_first);
     fbxi_engine_free(f);
+    fbxi_net_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
     pthread_mutex_destroy(&f->engine_mutex);
@@ -361,7 +391,9 @@ static int map_control(fbx_fabric *f)
         return fbxi_fail(FBX_E_CORRUPT, "the control segment changed while it was opened");
     locate_tables(f);
     int kept = keep_facts(f);
-    return kept ? kept : check_tables(f);
+    if (!kept)
+        kept = check_tables(f);
+    return kept ? kept : locate_machines(f);
 }
 
 static int open_control(const char *directory, const char *name, fbx_fabric **out)
@@ -492,9 +524,11 @@ int fbx_fabric_close(fbx_fabric *f)
     if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
+    fbxi_gateway_stop(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
     fbxi_engine_stop(f);
+    fbxi_net_stop(f);
     if (f->creator && (f->flags & FBXL_OWNED))
         end_fabric(f);
     fbxi_session_close(f);
@@ -668,9 +702,45 @@ static int check_config(const struct fbx_config *c)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
         if (l->kind == 0 ? fbx_pcie_check(&p) : (l->kind != 1 || !l->rate_bps || l->mtu < 64))
             return fbxi_fail(FBX_E_TOPOLOGY, "link %s has parameters that no link has", l->name);
+        if (c->machine_count && l->home >= c->machine_count)
+            return fbxi_fail(FBX_E_TOPOLOGY, "link %s is at home on machine %u of %u", l->name, l->home, c->machine_count);
         if (l->delay_ps > 1000000000000ull)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %s has a delay above one second", l->name);
     }
+    return 0;
+}
+
+static int check_machines(const struct fbx_config *c)
+{
+    if (!c->machine_count)
+        return 0;
+    if (c->machine_count < 2 || c->machine_count > FBX_MACHINES || c->machine >= c->machine_count || !c->machine_names)
+        return fbxi_fail(FBX_E_TOPOLOGY, "machine %u of %u: a fabric has 2 to %u, or is on one", c->machine, c->machine_count,
+                         FBX_MACHINES);
+    if (c->clock != FBX_REAL)
+        return fbxi_fail(FBX_E_TOPOLOGY, "only the real clock runs on several machines");
+    for (uint32_t i = 0; i < c->node_count; i++)
+        if (c->nodes[i].machine >= c->machine_count)
+            return fbxi_fail(FBX_E_TOPOLOGY, "node %s is on machine %u of %u", c->nodes[i].name, c->nodes[i].machine, c->machine_count);
+    for (uint32_t i = 0; i < c->machine_count; i++)
+        if (!fbxi_name_ok(c->machine_names[i]))
+            return fbxi_fail(FBX_E_TOPOLOGY, "'%.64s' is no name for a machine", c->machine_names[i] ? c->machine_names[i] : "");
+    return 0;
+}
+
+static int make_machines(fbx_fabric *f, const struct fbx_config *c)
+{
+    uint64_t offset;
+    int status = c->machine_count ? fbxi_heap(f, sizeof(struct fbxl_machines), &offset) : 0;
+    if (status || !c->machine_count)
+        return status;
+    struct fbxl_machines *m = fbxi_at(f, offset);
+    m->fabric = c->fabric_id;
+    m->machine = c->machine;
+    m->count = c->machine_count;
+    for (uint32_t i = 0; i < c->machine_count; i++)
+        snprintf(m->of[i].name, sizeof m->of[i].name, "%s", c->machine_names[i]);
+    f->header->extension[0] = (struct fbxl_extension){FBXL_EXTENSION_MACHINES, 1, offset, sizeof *m};
     return 0;
 }
 
@@ -761,6 +831,8 @@ static int make_regions(fbx_fabric *f)
     for (uint32_t i = 0; i < f->region_count; i++) {
         char path[400];
         uint64_t bytes = f->region_facts[i].bytes, bits = (((bytes + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT) + 7) / 8;
+        if (fbxi_is_away(f, f->region_facts[i].node))
+            continue;
         snprintf(path, sizeof path, "%s/fabrex@%u@%s@%016llx@r%u", f->directory, f->header->uid, f->name,
                  (unsigned long long)f->header->instance, i);
         int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -784,6 +856,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     int status = control_path(directory, c->name, path, sizeof path);
     if (!status)
         status = check_config(c);
+    if (!status)
+        status = check_machines(c);
     if (status)
         return status;
     struct stat there;
@@ -898,7 +972,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     if (c->topology_bytes)
         memcpy(fbxi_at(f, layout.topology_offset), c->topology, c->topology_bytes);
     locate_tables(f);
-    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
+    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = make_machines(f, c)) || (status = locate_machines(f)) ||
+        (status = fbxi_session_open(f)) || (status = make_regions(f)))
         goto fail;
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
@@ -1111,6 +1186,13 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
 }
 
 int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
+{
+    if (f->machines && link < f->link_count && !fbx_peek(&f->closed) && !fbx_peek(&f->forked))
+        return fbxi_change_everywhere(f, FBXW_LINK_APPLY, link, up != 0);
+    return fbxi_link_set_here(f, link, up);
+}
+
+int fbxi_link_set_here(fbx_fabric *f, uint32_t link, int up)
 {
     if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");

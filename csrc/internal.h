@@ -39,6 +39,7 @@ struct fbxi_route {
         const struct fbxl_direction *out_facts, *back_facts;
         fbx_au64 *out_calendar, *back_calendar;
         uint32_t ethernet, mtu, overhead, direction;
+        uint32_t elsewhere, pad; /* reserved on another machine: it takes no time here */
         uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
     } hop[FBX_MAX_HOPS];
 };
@@ -50,7 +51,7 @@ struct fbxi_xl {
     uint64_t lo, hi; /* offsets of the region that the window reaches */
     uint32_t perm, mapping, target, region;
     int32_t status; /* 0, or why nothing passes: LINK_DOWN, PEER_LOST */
-    uint32_t pad;
+    uint32_t away; /* machine + 1 if the memory is another machine's; `base` is NULL then */
     uint64_t shortened; /* how far the short way reaches */
     uint8_t *base; /* the region's first byte */
     struct fbxi_route *route; /* NULL: local */
@@ -105,6 +106,12 @@ struct fbx_node {
     fbx_au32 event_fd; /* descriptor + 1 of the FIFO of its NTB's events; 0: none yet */
     fbx_au64 link_epoch, link_peers; /* peers whose link was up when the fabric's control state had that age */
     fbx_au32 forked_lane; /* where marks go in a child that inherited the handle */
+    struct fbxi_peer *peers[FBX_MACHINES]; /* socket.c: connections to other machines, made at first use */
+    uint64_t away_dropped[FBX_MACHINES]; /* our posted writes that were lost there, as far as we have been told */
+    /* A gateway's handle, for a requester of another machine: no windows of its own, and its time counts from proxy_now. */
+    uint32_t proxy;
+    uint64_t proxy_now;
+    struct fbxl_node *proxy_facts;
 };
 
 struct fbx_fabric {
@@ -149,6 +156,12 @@ struct fbx_fabric {
     fbx_au32 service_stop, service_wake;
     pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
     struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
+    struct fbxl_machines *machines; /* NULL: the fabric is on one machine */
+    uint32_t machine, machine_count;
+    uint64_t identity_of_fabric; /* in handles of buffers: the same on all machines */
+    fbx_au64 half_trip_ps[FBX_MACHINES]; /* half the shortest round trip seen */
+    struct fbxi_net *net; /* socket.c: connections of this process; made at first use */
+    struct fbxi_gateway *gateway; /* gateway.c: this process serves the machine */
     fbx_au64 watched; /* bit (node & 63): the service thread delivers there what we have posted, for its event FIFO */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
@@ -168,6 +181,12 @@ static inline uint32_t fbxi_high(const fbx_fabric *f, int table)
 {
     uint32_t high = fbx_observe(&f->header->table[table].high);
     return high < f->capacity[table] ? high : f->capacity[table];
+}
+
+/* Whether a node's memory and registers are another machine's. */
+static inline int fbxi_is_away(const fbx_fabric *f, uint32_t node)
+{
+    return __builtin_expect(f->machines != NULL, 0) && f->node_facts[node].machine != f->machine;
 }
 
 /* ---- segment.c: files, mappings, commitment ------------------------------------------------------------------- */
@@ -224,6 +243,8 @@ struct fbxi_target {
     uint64_t offset, lo, hi;
 };
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out);
+/* The same for a gateway's requester, whose windows are at home and have been looked through there. */
+int fbxi_translate_here(fbx_fabric *f, uint64_t address, uint64_t bytes, struct fbxi_target *out);
 int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_t regions, uint32_t *direct,
                          uint32_t *lut, uint64_t *max_bytes);
 
@@ -255,6 +276,15 @@ void fbxi_drop_of_node(fbx_fabric *f, uint32_t node);
 int fbxi_land(fbx_fabric *f, uint32_t source);
 /* Add what scalar posted writes put on `link`, per direction. */
 void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2]);
+
+/* ---- socket.c, gateway.c, away.c: other machines ------------------------------------------------------------------ */
+void fbxi_net_stop(fbx_fabric *f);
+void fbxi_net_free(fbx_fabric *f);
+void fbxi_net_forked(fbx_fabric *f);
+void fbxi_peers_close(fbx_node *n); /* what is under way ends with CLOSED; posted writes still land */
+void fbxi_gateway_stop(fbx_fabric *f);
+void fbxi_gateway_forked(fbx_fabric *f);
+int fbxi_proxy_attach(fbx_fabric *f, uint32_t node, fbx_node **out); /* node.c */
 
 /* ---- node.c -------------------------------------------------------------------------------------------------------- */
 fbx_au32 *fbxi_lane(fbx_node *n);

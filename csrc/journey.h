@@ -12,6 +12,13 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 /* The in-operation mark, around the look at the generation and the bytes that move because of it. */
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane);
 void fbxi_unmark(fbx_au32 *lane);
+/* The same from the handle's cache where that may be used: the journey's own first step. */
+int fbxi_find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset);
+int fbxi_route_to(fbx_node *n, uint32_t target, struct fbxi_route **out);
+/* 0, or why nothing passes: LINK_DOWN, PEER_LOST. */
+int fbxi_way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route);
+/* The operation's end, counted. */
+int fbxi_finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now);
 /* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
 int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out);
 struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route);

@@ -248,7 +248,41 @@ struct fbxl_requester {
     fbx_au64 dropped; /* its posted writes that vanished, wherever that was */
     fbx_au64 dma; /* heap offset of struct fbxl_dma, 0 before its first DMA */
     _Alignas(64) fbx_au64 generation; /* changes whenever a cached route may be wrong: written by whoever changes */
-    uint64_t pad2[7];
+    fbx_au64 away; /* heap offset of struct fbxl_away, 0 before it first wrote to another machine */
+    /* of a gateway's requester, which stands for one on another machine: whose, and how many of its posted writes came */
+    fbx_au64 proxy_of; /* (machine + 1) << 32 | requester; 0: its own */
+    fbx_au64 proxy_posted;
+    fbx_au32 proxy_incarnation;
+    uint32_t pad3;
+    uint64_t pad2[3];
+};
+
+/* What a requester has sent to other machines: its own process counts. */
+#define FBX_MACHINES 64u
+struct fbxl_away {
+    fbx_au64 posted[FBX_MACHINES]; /* posted writes that have left towards each */
+    fbx_au64 settled[FBX_MACHINES]; /* of them, as many as are known to be there */
+};
+
+/* The machines of a fabric that has several; each has a control segment of its own, made from the same topology. Found by
+ * the extension FBXL_EXTENSION_MACHINES. */
+enum { FBXL_EXTENSION_MACHINES = 1 };
+enum { FBXL_MACHINE_UP = 0, FBXL_MACHINE_LOST = 1 };
+struct fbxl_machine {
+    char name[FBX_NAME_BYTES];
+    fbx_au32 state; /* FBXL_MACHINE_*: written by this machine's agent */
+    fbx_au32 pad0;
+    fbx_au64 lost_at_ps;
+    fbx_au64 connects, frames, late; /* connections made, answers taken, answers that came after their modelled time */
+    fbx_au64 gave_up; /* posted writes and operations lost because it could not be reached */
+    uint64_t pad1[2];
+};
+struct fbxl_machines {
+    uint64_t fabric; /* random; the same on all of them */
+    uint32_t machine, count; /* this one's number */
+    fbx_au64 epoch; /* counts changes of the fabric: links, windows, membership */
+    uint64_t pad[5];
+    struct fbxl_machine of[FBX_MACHINES];
 };
 
 struct fbxl_lane { /* one thread's in-operation mark */
@@ -280,7 +314,7 @@ struct fbxl_name { /* put/get values, barriers, names of buffers: chained in has
     fbx_au32 round, expected; /* barrier; value[0] is then a word per node: who has arrived */
     uint32_t pad[2];
 };
-enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER };
+enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER, FBXL_NAME_AWAY };
 
 /* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
  * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
@@ -380,6 +414,7 @@ _Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) =
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
+_Static_assert(sizeof(struct fbxl_machine) == 128 && sizeof(struct fbxl_machines) % 64 == 0, "lines of their own");
 _Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
 
@@ -392,7 +427,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
-        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb), sizeof(struct fbxl_machines),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

@@ -92,6 +92,7 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
     r->kind = kind;
     r->function = function;
     r->session_incarnation = f->session_incarnation;
+    fbx_poke(&r->proxy_of, 0);
     fbx_poke(&r->session, f->session + 1);
     fbx_poke(&r->dropped, 0);
     fbx_add(&r->incarnation, 1);
@@ -139,7 +140,7 @@ static void power_on(fbx_fabric *f, uint32_t node)
     }
 }
 
-int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
+static int attach(fbx_fabric *f, const char *name, int kind, uint32_t proxy, fbx_node **out)
 {
     if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric's handle is closed");
@@ -149,6 +150,9 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     if (index < 0)
         return index;
     struct fbxl_node *shared = &f->nodes[index];
+    if (!proxy && fbxi_is_away(f, (uint32_t)index))
+        return fbxi_fail(FBX_E_INVALID, "%s lives on machine %s: a process there can be it, not one here", name,
+                         f->machines->of[f->node_facts[index].machine].name);
     /* An owner that died is buried first: its peers must learn of it, and its memory is gone. */
     for (int i = 0; i < 1000 && owner_died(f, (uint32_t)index); i++)
         if (!fbxi_reap(f)) {
@@ -167,7 +171,12 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
     n->used_target = calloc(f->node_count, 1);
     int status = 0;
-    if (!n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
+    if (n && proxy && (n->proxy_facts = aligned_alloc(64, sizeof *n->proxy_facts))) {
+        /* What its processor adds has been added where it is. */
+        memcpy(n->proxy_facts, &f->node_facts[index], sizeof *n->proxy_facts);
+        n->proxy_facts->pio_read_ps = n->proxy_facts->pio_write_ps = 0;
+    }
+    if (!n->tlb || !n->xl || (proxy && !n->proxy_facts) || !n->routes || !n->used_targets || !n->used_target)
         status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     if (!status && (status = fbxi_control_lock(f)) == 0) {
         if (kind == FBX_ANY)
@@ -193,6 +202,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
         free(n->routes);
         free(n->used_targets);
         free(n->used_target);
+        free(n->proxy_facts);
         free(n);
         return status;
     }
@@ -202,19 +212,20 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->index = (uint32_t)index;
     n->kind = (uint32_t)kind;
     n->shared = shared;
-    n->facts = &f->node_facts[index];
+    n->proxy = proxy;
+    n->facts = proxy ? n->proxy_facts : &f->node_facts[index];
     n->slot = &f->requesters[n->requester];
     n->incarnation = fbx_peek(&n->slot->incarnation);
     n->generation = &n->slot->generation;
     n->dependencies = fbxi_heap_at(f, fbx_peek(&n->slot->dependencies), (f->link_count + f->node_count + 63u) / 64u * 8u);
-    n->stats = fbxi_heap_at(f, fbx_peek(&n->slot->stats), sizeof(struct fbxl_stats));
+    n->stats = proxy ? NULL : fbxi_heap_at(f, fbx_peek(&n->slot->stats), sizeof(struct fbxl_stats));
     n->home = fbxi_thread();
     n->pending = &shared->pending;
     fbxi_dma_clear(f, n->requester);
     n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;
     if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
         n->may_shorten = f->flags & FBXL_TIMING ? 2 : 1;
-    if (f->flags & FBXL_TIMING)
+    if (f->flags & FBXL_TIMING && !proxy)
         n->binding_ps = n->own_ps = fbxi_calibrate(n);
     pthread_mutex_init(&n->mutex, NULL);
     pthread_mutex_lock(&f->mutex);
@@ -223,6 +234,13 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     pthread_mutex_unlock(&f->mutex);
     *out = n;
     return 0;
+}
+
+int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out) { return attach(f, name, kind, 0, out); }
+
+int fbxi_proxy_attach(fbx_fabric *f, uint32_t node, fbx_node **out)
+{
+    return attach(f, f->node_facts[node].name, FBX_CLIENT, 1, out);
 }
 
 int fbx_node_detach(fbx_node *n)
@@ -236,6 +254,7 @@ int fbx_node_detach(fbx_node *n)
     if (fbx_peek(&f->forked))
         return 0;
     fbxi_dma_detach(n);
+    fbxi_peers_close(n);
     /* Another thread may be in the middle of an operation: its next look at the generation sends it to `closed`. */
     fbx_add(n->generation, 1);
     fbxi_membarrier(f);
@@ -283,6 +302,7 @@ void fbx_node_free(fbx_node *n)
     free(n->routes);
     free(n->used_targets);
     free(n->used_target);
+    free(n->proxy_facts);
     pthread_mutex_destroy(&n->mutex);
     free(n);
 }

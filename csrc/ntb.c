@@ -318,6 +318,38 @@ int fbxi_ntb_apply(fbx_fabric *f, uint32_t node, const struct fbxi_ntb_write *w)
     return 0;
 }
 
+void fbxi_ntb_rejected(fbx_fabric *f, uint32_t node, uint64_t bits)
+{
+    for (uint32_t i = 0; i < FBX_NTB_MESSAGES; i++)
+        if (bits >> i & 1)
+            (void)reject(f, node, 1ull << i);
+}
+
+uint64_t fbxi_ntb_take_rejected(fbx_fabric *f, uint32_t node)
+{
+    struct fbxl_ntb *d = device(f, node);
+    const uint64_t all = out_bits(fbxi_ntb_profile(f, node));
+    if (!d || !(look(d).msg_sts & all) || fbxi_lock(f, &d->lock, BUSY_NS) < 0)
+        return 0;
+    struct registers r = look(d);
+    uint64_t bits = r.msg_sts & all;
+    r.msg_sts &= ~bits;
+    put(d, &r);
+    fbxi_unlock(f, &d->lock);
+    return bits;
+}
+
+int fbxi_ntb_sample(fbx_fabric *f, uint32_t node, uint32_t what, uint64_t index, uint64_t *value)
+{
+    struct fbxl_ntb *d = device(f, node);
+    if (what <= 1)
+        return fbxi_ntb_doorbell(f, node, (int)what, value);
+    if (what != 2 || index >= fbxi_ntb_profile(f, node)->spads)
+        return FBX_E_INVALID;
+    *value = d ? fbx_observe(&d->spad[index]) : 0;
+    return 0;
+}
+
 int fbxi_ntb_doorbell(fbx_fabric *f, uint32_t node, int mask, uint64_t *bits)
 {
     struct fbxl_ntb *d = device(f, node);

@@ -29,6 +29,13 @@ void fbxi_ntb_posted(fbx_fabric *f, uint32_t target);
 /* The doorbell and mask in force. */
 int fbxi_ntb_doorbell(fbx_fabric *f, uint32_t node, int mask, uint64_t *bits);
 
+/* Messages of `node` (bits as in outbound status) that found a register on another machine full. */
+void fbxi_ntb_rejected(fbx_fabric *f, uint32_t node, uint64_t bits);
+/* On that machine: take what its copy of the sender's device was told of them. */
+uint64_t fbxi_ntb_take_rejected(fbx_fabric *f, uint32_t node);
+/* A register as it is now: 0 doorbell, 1 its mask, 2 scratchpad `index`. */
+int fbxi_ntb_sample(fbx_fabric *f, uint32_t node, uint32_t what, uint64_t index, uint64_t *value);
+
 int fbxi_ntb_usable(fbx_node *n);
 int fbxi_ntb_peer(fbx_node *n, uint32_t pidx, uint32_t *peer);
 int fbxi_ntb_linked(fbx_fabric *f, uint32_t a, uint32_t b);

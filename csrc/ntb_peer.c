@@ -5,6 +5,9 @@
  */
 #include "internal.h"
 #include "ntb.h"
+#include "away.h"
+#include "machine.h"
+#include "wire.h"
 
 /* The peer's registers are made by whoever writes to them first: a delivery may not wait for the control lock. */
 static int reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
@@ -85,6 +88,8 @@ static int peer_read_doorbell(fbx_node *n, uint32_t pidx, int mask, uint64_t *bi
         !fbxi_ntb_profile(n->fabric, n->index)->peer_registers)
         return status;
     *bits = UINT64_MAX;
+    if (fbxi_is_away(n->fabric, peer))
+        return fbxi_away_sample(n, peer, mask ? FBXW_SAMPLE_MASK : FBXW_SAMPLE_DOORBELL, 0, bits);
     return sample(n, peer, fbxi_ntb_doorbell, mask, bits);
 }
 
@@ -127,7 +132,8 @@ int fbx_peer_spad_read(fbx_node *n, uint32_t pidx, uint32_t sidx, uint32_t *valu
     *value = UINT32_MAX;
     int status = peer_register(n, pidx, count ? sidx : 0, count ? count : 1, &peer, "scratchpads");
     if (!status && count)
-        status = sample(n, peer, look_spad, (int)sidx, &found);
+        status = fbxi_is_away(n->fabric, peer) ? fbxi_away_sample(n, peer, FBXW_SAMPLE_SPAD, sidx, &found)
+                                               : sample(n, peer, look_spad, (int)sidx, &found);
     if (!status)
         *value = (uint32_t)found;
     return status;
@@ -176,29 +182,35 @@ int fbx_mw_get_align(fbx_node *n, uint32_t pidx, uint32_t widx, uint64_t *addres
 
 /* ---- the link ------------------------------------------------------------------------------------------------------- */
 
-static int set_link(fbx_node *n, uint32_t down)
+int fbxi_ntb_set_here(fbx_fabric *f, uint32_t node, uint32_t down)
 {
-    fbx_fabric *f = n->fabric;
-    int status = fbxi_ntb_usable(n);
-    if (!status)
-        status = fbxi_control_lock(f);
+    int status = fbxi_control_lock(f);
     if (status)
         return status;
-    int changed = fbx_observe(&n->shared->ntb_down) != down;
+    int changed = fbx_observe(&f->nodes[node].ntb_down) != down;
     if (changed || down) {
         /* Pairs with: fbx_observe(&node->ntb_down) where routes are resolved. Breaks: a route through a closed NTB. */
-        fbx_publish(&n->shared->ntb_down, down);
-        status = fbxi_invalidate_dependents(f, f->link_count + n->index);
-        int own = fbxi_invalidate_node_routes(f, n->index);
+        fbx_publish(&f->nodes[node].ntb_down, down);
+        status = fbxi_invalidate_dependents(f, f->link_count + node);
+        int own = fbxi_invalidate_node_routes(f, node);
         if (!status)
             status = own;
         if (down)
-            fbxi_drop_of_node(f, n->index);
+            fbxi_drop_of_node(f, node);
     }
     fbxi_control_unlock(f);
     if (changed)
-        fbxi_ntb_links_changed(f, UINT32_MAX, n->index);
+        fbxi_ntb_links_changed(f, UINT32_MAX, node);
     return status;
+}
+
+static int set_link(fbx_node *n, uint32_t down)
+{
+    int status = fbxi_ntb_usable(n);
+    if (status)
+        return status;
+    return n->fabric->machines ? fbxi_change_everywhere(n->fabric, FBXW_NTB_LINK, n->index, down)
+                               : fbxi_ntb_set_here(n->fabric, n->index, down);
 }
 
 int fbx_ntb_link_enable(fbx_node *n, int max_speed, int max_width)

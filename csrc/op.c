@@ -10,6 +10,7 @@
  * moved. Whoever changes a window, a link or a node bumps the generation, runs a barrier in every process, and waits
  * until marks that may be older have cleared. So what moves, moves before the change returned, or not at all.
  */
+#include "away.h"
 #include "hot.h"
 #include "internal.h"
 #include "journey.h"
@@ -122,9 +123,10 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
 {
     fbx_fabric *f = n->fabric;
     struct fbxi_target t;
-    struct fbxi_region_map *map;
-    int status = fbxi_translate(f, n->index, gva, bytes, &t);
-    if (!status)
+    struct fbxi_region_map *map = NULL;
+    int status = UNLIKELY(n->proxy) ? fbxi_translate_here(f, gva, bytes, &t) : fbxi_translate(f, n->index, gva, bytes, &t);
+    x->away = !status && fbxi_is_away(f, t.target) ? f->node_facts[t.target].machine + 1 : 0;
+    if (!status && !x->away)
         status = fbxi_map_region(f, t.region, &map);
     if (status)
         return status;
@@ -134,7 +136,7 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
     x->mapping = t.mapping;
     x->target = t.target;
     x->region = t.region;
-    x->base = map->rw;
+    x->base = map ? map->rw : NULL;
     x->route = NULL;
     if (t.target != n->index && (status = route_to(n, t.target, &x->route)))
         return status;
@@ -151,7 +153,7 @@ static void shorten(fbx_node *n, struct fbxi_xl *x)
     const uint64_t committed = fbx_observe(&n->fabric->regions[x->region].prefix);
     const uint64_t end = x->hi < committed ? x->hi : committed, first = (x->lo + FBX_COMMIT_BYTES - 1) >> FBX_COMMIT_SHIFT;
     const uint64_t pieces = end >> FBX_COMMIT_SHIFT;
-    const bool allowed = !x->status && (n->may_shorten == 1 || (n->may_shorten == 2 && !x->route));
+    const bool allowed = !x->status && !x->away && (n->may_shorten == 1 || (n->may_shorten == 2 && !x->route));
     t->base = x->base;
     t->lo = (uint32_t)first;
     t->span = allowed && pieces > first ? (uint32_t)(pieces - first) & 0x3fffffffu : 0;
@@ -823,7 +825,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
 {
     fbx_fabric *f = n->fabric;
     /* First: what is done from here on is inside the modelled time. */
-    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+    const uint64_t now = !(f->flags & FBXL_TIMING) ? 0 : UNLIKELY(n->proxy) ? n->proxy_now : fbxi_now(&f->clock);
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset = 0;
     op->done = 0;
@@ -856,6 +858,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         if (op->operand[0] >= f->node_count)
             return finish(n, op, fbxi_fail(FBX_E_NOT_FOUND, "no node %llu", (unsigned long long)op->operand[0]), now);
         op->target = (uint32_t)op->operand[0];
+        if (fbxi_is_away(f, op->target))
+            return fbxi_away_begin(n, op, NULL, 0, now);
         struct fbxi_route *route = NULL;
         if (op->target != n->index && (status = route_to(n, op->target, &route)))
             return finish(n, op, status, now);
@@ -869,6 +873,14 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         op->state = FBX_TRAVELS;
         op->next_ps = op->arrives_ps;
         return fbx_op_advance(n, op);
+    }
+    if (UNLIKELY(f->machines != NULL)) { /* it may be another machine's */
+        if ((status = find(n, op->gva, scalar ? op->bytes : 1, &scratch, &x, &offset)))
+            return finish(n, op, status, now);
+        op->target = x->target;
+        if (x->away)
+            return permitted(op, x) ? fbxi_away_begin(n, op, x, offset, now)
+                                    : finish(n, op, refuse(n, op, FBX_E_ABORT, x->target), now);
     }
     if (!(f->flags & FBXL_TIMING)) {
         if (!scalar) { /* all of it must be reachable before any of it moves */
@@ -1008,6 +1020,8 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!lane)
         return finish(n, op, status ? status : FBX_E_CLOSED, 0);
+    if (UNLIKELY(op->state == FBX_AWAY))
+        return fbxi_away_advance(n, op, 0);
     if (op->kind == FBX_WRITE && op->state == FBX_TRAVELS)
         return write_step(n, op, lane, now);
     if (op->kind == FBX_STORE && op->state == FBX_ISSUED)
@@ -1066,6 +1080,11 @@ int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     while (op->state != FBX_DONE) {
         if (clock->kind != FBX_REAL)
             return fbx_op_advance(n, op);
+        if (UNLIKELY(op->state == FBX_AWAY)) {
+            if (fbxi_away_advance(n, op, max_wait_ns) == FBX_E_AGAIN && op->state == FBX_AWAY)
+                return FBX_E_AGAIN;
+            continue;
+        }
         uint32_t jumped = 0;
         uint64_t until = op->next_ps;
         if (op->state == FBX_RETURNS) {
@@ -1593,6 +1612,9 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
     if (!status && x.status)
         status = fbxi_fail_at(x.status, FBX_OTHER, (int)n->index, gva, "%s: %s", f->node_facts[x.target].name,
                               fbx_error_hint(x.status));
+    if (!status && x.away)
+        status = fbxi_fail_at(FBX_E_UNSUPPORTED, FBX_OTHER, (int)n->index, gva, "memory of %s is on machine %s: it is reached by "
+                              "operations, not mapped", f->node_facts[x.target].name, f->machines->of[x.away - 1].name);
     if (!status && !(x.perm & FBX_PERM_READ))
         status = fbxi_fail_at(FBX_E_ABORT, FBX_OTHER, (int)n->index, gva, "the window of %s does not permit to look",
                               n->facts->name);
@@ -1645,6 +1667,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
     struct fbxl_queue *q = NULL;
     fbx_au32 *lane;
     uint64_t begin = 0, ticks;
+    if (fbxi_is_away(f, target))
+        return fbxi_away_register(n, target, kind, reg, value, bytes);
     for (;;) {
         int status = usable(n, FBX_OTHER, 0);
         if (status || (status = route_to(n, target, &route)))
@@ -1665,7 +1689,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             continue;
         }
         struct fbxi_flight flight = {0, 0};
-        uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0, fence = fbx_peek(&n->fence_floor);
+        uint64_t now = !(f->flags & FBXL_TIMING) ? 0 : n->proxy ? n->proxy_now : fbxi_now(&f->clock);
+        uint64_t fence = fbx_peek(&n->fence_floor);
         if (f->flags & FBXL_TIMING && fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR,
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
             fbx_count(&f->header->reservations_clamped, 1);
@@ -1682,6 +1707,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
                 fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
         }
         unmark(lane);
+        if (n->proxy && (status == FBX_E_AGAIN || status == FBX_E_BUSY))
+            return FBX_E_AGAIN; /* a gateway does not wait here */
         if (status == FBX_E_AGAIN || status == FBX_E_BUSY) {
             /* Full, or a stopped process is in the way: wait for room, but not for ever. */
             uint64_t ns = fbxi_monotonic_ns();
@@ -1700,7 +1727,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         if (travels)
             fbxi_ntb_posted(f, target);
         uint64_t credit = route->hop[0].out_facts->credit_ps;
-        if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
+        if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit && !n->proxy)
             while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
                 ;
         return 0;
@@ -1786,6 +1813,13 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 {
     return resolve(n, gva, bytes, generation, x, offset);
 }
+int fbxi_find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset)
+{
+    return find(n, gva, bytes, scratch, out, offset);
+}
+int fbxi_finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now) { return finish(n, op, status, now); }
+int fbxi_route_to(fbx_node *n, uint32_t target, struct fbxi_route **out) { return route_to(n, target, out); }
+int fbxi_way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route) { return way_status(n, target, route); }
 int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out) { return posted_queue(n, route, out); }
 struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route) { return own_queue(n, route); }
 void fbxi_use_target(fbx_node *n, uint32_t target) { use_target(n, target); }

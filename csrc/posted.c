@@ -355,7 +355,7 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
                 continue;
             for (uint32_t i = 0; i < route->hops; i++) {
                 const struct fbxi_hop *hop = &route->hop[i];
-                if (hop->direction / 2 != link)
+                if (hop->direction / 2 != link || hop->elsewhere)
                     continue;
                 /* Each was a frame of its own on an Ethernet hop: take them as equally long. */
                 uint64_t wire = hop->ethernet ? count * fbxi_wire(hop, payload / count, 1, FBX_MWR_HEADER)

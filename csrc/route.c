@@ -137,14 +137,18 @@ int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbx
         hop->ethernet = l->kind;
         hop->mtu = l->mtu;
         hop->overhead = l->overhead_bytes;
-        route->fixed_ps += hop->out_facts->delay_ps;
+        /* Between machines: what is at home at the source is reserved there, all else where the operation executes. */
+        hop->elsewhere = f->machines && f->node_facts[source].machine != f->node_facts[target].machine &&
+                         (l->home == f->node_facts[source].machine) != (f->node_facts[source].machine == f->machine);
+        if (!hop->elsewhere)
+            route->fixed_ps += hop->out_facts->delay_ps;
         if (!l->kind) {
             if (l->mps < route->mps)
                 route->mps = l->mps;
             if (l->mrrs < route->mrrs)
                 route->mrrs = l->mrrs;
         }
-        if (f->flags & FBXL_TIMING) {
+        if (f->flags & FBXL_TIMING && !hop->elsewhere) {
             int status = calendar(f, direction, &hop->out_calendar);
             if (!status)
                 status = calendar(f, direction ^ 1, &hop->back_calendar);

@@ -240,6 +240,10 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
     *out = map;
     if (fbx_observe_pointer(&map->rw))
         return 0;
+    if (fbxi_is_away(f, f->region_facts[region].node))
+        return fbxi_fail(FBX_E_UNSUPPORTED, "%s of %s is memory of machine %s: it is reached by operations, not mapped",
+                         f->region_facts[region].tier, f->node_facts[f->region_facts[region].node].name,
+                         f->machines->of[f->node_facts[f->region_facts[region].node].machine].name);
     uint64_t bytes = f->region_facts[region].bytes, whole = bytes + bitmap_bytes(bytes);
     int status = 0, fd = region_fd(f, region);
     if (fd < 0)

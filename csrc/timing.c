@@ -218,9 +218,12 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
     /* Switches cut through: the head of a packet goes on while its tail still comes in, so each hop starts when the head
      * reaches it and no hop ends before its predecessor's tail could have. */
     uint64_t head = at_ps, tail = at_ps;
+    uint32_t hops = 0;
     int clamped = 0;
     for (uint32_t i = 0; i < route->hops; i++) {
         const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
+        if (__builtin_expect(hop->elsewhere, 0))
+            continue;
         struct fbxl_direction *d = back ? hop->back : hop->out;
         const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
         uint64_t wire = fbxi_wire(hop, payload, tlps, header);
@@ -232,12 +235,12 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
         }
         if (end < tail)
             end = tail;
-        if (i == 0)
+        if (!hops++)
             out->departs_ps = end;
         head = start + facts->delay_ps;
         tail = end + facts->delay_ps;
     }
-    if (!route->hops)
+    if (!hops)
         out->departs_ps = at_ps;
     out->arrives_ps = tail;
     return clamped;
@@ -264,16 +267,19 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
 {
     uint64_t head = at_ps, tail = at_ps, start, end;
     int clamped = 0;
+    uint32_t hops = 0;
     out->departs_ps = at_ps;
     for (uint32_t i = 0; i < route->hops; i++) {
         const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
+        if (__builtin_expect(hop->elsewhere, 0))
+            continue;
         struct fbxl_direction *d = back ? hop->back : hop->out;
         const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
         clamped |= reserve_small(d, facts, back ? hop->back_calendar : hop->out_calendar, head,
                                  hop->small_ps[back][what][log2_bytes], &start, &end);
         if (end < tail)
             end = tail;
-        if (i == 0)
+        if (!hops++)
             out->departs_ps = end;
         head = start + facts->delay_ps;
         tail = end + facts->delay_ps;
@@ -285,6 +291,8 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
 void fbxi_count_way(const struct fbxi_route *route, int back, uint64_t payload, uint64_t tlps, uint32_t header)
 {
     for (uint32_t i = 0; i < route->hops; i++) {
+        if (route->hop[i].elsewhere)
+            continue;
         struct fbxl_direction *d = back ? route->hop[i].back : route->hop[i].out;
         fbx_count(&d->bytes, fbxi_wire(&route->hop[i], payload, tlps, header));
         fbx_count(&d->tlps, tlps);

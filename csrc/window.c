@@ -9,7 +9,7 @@
  *
  * A window is two snapshots and a switch, so that a reader sees one whole setting and a writer that dies leaves one.
  */
-#include "internal.h"
+#include "call.h"
 
 #include <stdlib.h>
 
@@ -176,6 +176,16 @@ static int multiplex(fbx_fabric *f, uint32_t node, uint32_t peer, uint64_t bus, 
     return status;
 }
 
+int fbxi_translate_here(fbx_fabric *f, uint64_t address, uint64_t bytes, struct fbxi_target *out)
+{
+    uint64_t slot = address >> FBX_SLOT_SHIFT, offset = address & FBX_SLOT_MASK;
+    const struct fbxl_region *r = slot && slot <= f->region_count ? &f->region_facts[slot - 1] : NULL;
+    if (!r || fbxi_is_away(f, r->node) || offset >= r->bytes || bytes > r->bytes - offset)
+        return fbxi_fail_at(FBX_E_ADDRESS, -1, -1, address, "0x%llx is no memory of this machine", (unsigned long long)address);
+    *out = (struct fbxi_target){(uint32_t)slot - 1, r->node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0, r->bytes};
+    return 0;
+}
+
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
 {
     uint32_t count = f->node_facts[node].mw_count + f->node_facts[node].lut_count;
@@ -251,11 +261,27 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
     int count = fbx_mw_count(f, node);
     if (count < 0)
         return count;
+    const int away = f->machines && fbxi_is_away(f, node) && !fbx_peek(&f->closed) && !fbx_peek(&f->forked);
     if (widx >= (uint32_t)count)
         return fbxi_fail(FBX_E_INVALID, "%s has %d windows, no window %u", f->node_facts[node].name, count, widx);
     const struct fbxl_node *n = &f->node_facts[node];
     const struct profile *p = &profiles[n->profile];
     struct setting s = window_get(f, node, widx);
+    if (away) {
+        /* Windows are at home where their node is. */
+        struct fbxw_frame w = {.what = FBXW_WINDOW_INFO, .aux = node};
+        uint8_t ask[8], said[256];
+        uint32_t room = sizeof said;
+        fbxw_put64(ask, widx);
+        int status = fbxi_call(f, NULL, n->machine, &w, ask, sizeof ask, said, &room, FBXI_CALL_NS);
+        if (status || w.status || room != 48)
+            return status ? status : fbxi_fail(w.status ? w.status : FBX_E_CORRUPT, "%.*s", (int)room, said);
+        s.peer = (uint32_t)fbxw_get64(said);
+        s.perm = (uint32_t)fbxw_get64(said + 8);
+        s.mapping = (uint32_t)fbxw_get64(said + 16);
+        s.translation = fbxw_get64(said + 32);
+        s.bytes = fbxw_get64(said + 40);
+    }
     *out = (struct fbx_window_info){
         .index = widx, .peer = s.peer, .perm = s.perm, .mapping = s.mapping, .lut = widx >= n->mw_count,
         .programmed = s.bytes != 0, .translation = s.translation, .bytes = s.bytes,
@@ -299,6 +325,20 @@ static int set(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting
     return status;
 }
 
+/* The machine where the node is at home programs its windows. */
+static int set_away(fbx_fabric *f, uint32_t node, uint32_t what, const uint64_t *words, uint32_t count)
+{
+    struct fbxw_frame w = {.what = (uint16_t)what, .aux = node};
+    uint8_t bytes[64], said[256];
+    uint32_t room = sizeof said;
+    for (uint32_t i = 0; i < count; i++)
+        fbxw_put64(bytes + 8 * i, words[i]);
+    int status = fbxi_call(f, NULL, f->node_facts[node].machine, &w, bytes, 8 * count, said, &room, FBXI_CALL_NS);
+    if (!status && w.status)
+        status = fbxi_fail(fbx_error_name(w.status) ? w.status : FBX_E_CORRUPT, "%.*s", (int)room, said);
+    return status;
+}
+
 int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation, uint64_t bytes,
                      int perm, int mapping)
 {
@@ -333,6 +373,10 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     if (region < 0 || bytes > f->region_facts[region].bytes - (translation & FBX_SLOT_MASK))
         return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
                          (unsigned long long)translation, (unsigned long long)bytes, f->node_facts[peer].name);
+    if (fbxi_is_away(f, node)) {
+        const uint64_t words[6] = {widx, peer, translation, bytes, (uint64_t)perm, (uint64_t)mapping};
+        return set_away(f, node, FBXW_WINDOW_SET, words, 6);
+    }
     struct setting s = {translation, bytes, peer, (uint32_t)perm, (uint32_t)mapping, FBXL_MW_SET};
     return set(f, node, widx, &s);
 }
@@ -345,6 +389,10 @@ int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
         return status;
+    if (fbxi_is_away(f, node)) {
+        const uint64_t words[1] = {widx};
+        return set_away(f, node, FBXW_WINDOW_CLEAR, words, 1);
+    }
     struct setting s = {.state = FBXL_MW_CLEARED};
     status = set(f, node, widx, &s);
     /* What was translated before is on its way already: let it land before we say that nothing more will. */

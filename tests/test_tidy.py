@@ -29,10 +29,10 @@ CSRC = ROOT / "csrc"
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
     {"internal", "error", "clock", "prng", "trace"},
-    {"segment", "lock", "ring", "timing", "link", "fault"},
+    {"segment", "lock", "ring", "timing", "link", "fault", "stream"},
     {"route", "posted", "dma_queue", "ntb"},
-    {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
-    {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
+    {"window", "directory", "transport", "call", "loop", "shm", "socket", "engine"},
+    {"node", "op", "journey", "away", "dma", "ntb_peer", "service", "fabric", "machine", "gateway", "errands", "export"},
     {"bench"},  # over everything
 ]
 

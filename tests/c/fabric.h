@@ -42,7 +42,7 @@ static int test_leftovers(void)
 
 static uint32_t test_clock = FBX_REAL; /* of the fabrics made next */
 
-static int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps, fbx_fabric **out)
+static inline int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps, fbx_fabric **out)
 {
     struct fbx_config_node nodes[3];
     struct fbx_config_region regions[2];

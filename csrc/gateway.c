@@ -1,0 +1,977 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The gateway of a machine: executes what requesters of other machines ask of nodes that live here.
+ *
+ * Each requester there is a session here, with a handle of its own (a proxy): its posted writes enter the same queues, reserve
+ * the same links (those that are at home here) and obey the same rules as anybody's. One thread runs them all, because order
+ * is per session and no step of an operation waits: what is not due lies in a heap, what finds a queue full holds up its own
+ * session only. What may wait (allocation, names, links) runs on a second thread (errands.c).
+ *
+ * A session outlives its connection for a while. Frames are numbered; one that comes again after a reconnect is not executed
+ * again, and answers are kept until they are acknowledged (stream.c).
+ *
+ * All that comes is bounded before it is used. Who is admitted is decided before a connection gets here.
+ */
+#include "gateway.h"
+
+#include "journey.h"
+#include "ntb.h"
+#include "stream.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define TX_BYTES (4ull << 20)
+#define RX_BYTES (512u << 10)
+#define GREET_NS 2000000000ull /* a connection says who it is within this */
+#define LINGER_NS 5000000000ull /* a session without a connection ends after this: longer than its other side tries */
+#define ACK_BYTES (128u << 10)
+#define TURN 256u /* frames of one session before the others have their turn */
+#define SPIN_NS 60000u
+#define MORE 4u /* answers are held back until the turn's end or so many payloads */
+#define SESSIONS 4096u
+#define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
+
+struct ask { /* a request that waits for its time */
+    struct fbx_op op;
+    struct session *session;
+    struct ask *next; /* of the free ones */
+    struct fbxw_frame frame;
+    uint64_t base_ps, slack_ps, seen_done;
+    uint32_t moved_up, owed;
+    uint32_t buffer_bytes;
+    uint8_t *buffer; /* of a READ */
+    uint8_t wide[64];
+};
+
+struct session {
+    struct session *next;
+    struct fbxi_stream stream;
+    uint8_t id[16];
+    uint32_t machine, node, requester, incarnation;
+    fbx_node *proxy;
+    uint32_t greeted, readable, dirty, blocked, over, dead, messages;
+    uint32_t asks, errands; /* that point here */
+    uint64_t owed; /* bytes that their answers may take */
+    uint64_t since_ns; /* it came, or lost its connection */
+    uint64_t retry_ps;
+    struct fbx_op posted; /* a posted write that could not be issued at once: nothing behind it is taken before it is */
+    struct fbxw_frame held;
+    uint8_t *payload; /* its bytes */
+    uint8_t *assembly;
+    uint64_t assembly_bytes;
+};
+
+struct fbxi_gateway {
+    fbx_fabric *fabric;
+    pthread_t thread, clerk;
+    int epoll, event;
+    fbx_au32 stop;
+    pthread_mutex_t mutex; /* what follows, up to the sessions */
+    pthread_cond_t work;
+    struct adopted {
+        struct adopted *next;
+        int fd;
+        uint32_t machine;
+    } *adopted;
+    struct fbxi_errand *errands, **errands_end, *done;
+    /* the thread's own */
+    struct session *sessions;
+    uint32_t session_count;
+    struct ask **heap, *free;
+    uint32_t heap_count, heap_room;
+    fbx_au64 frames, garbage, resumed, expired, connected, count;
+};
+
+static void poke(struct fbxi_gateway *g)
+{
+    uint64_t one = 1;
+    while (write(g->event, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+/* ---- what waits -------------------------------------------------------------------------------------------------------- */
+
+static void heap_up(struct fbxi_gateway *g, uint32_t i)
+{
+    struct ask *a = g->heap[i];
+    for (; i && a->op.next_ps < g->heap[(i - 1) / 2]->op.next_ps; i = (i - 1) / 2)
+        g->heap[i] = g->heap[(i - 1) / 2];
+    g->heap[i] = a;
+}
+
+static int heap_put(struct fbxi_gateway *g, struct ask *a)
+{
+    if (g->heap_count == g->heap_room) {
+        uint32_t room = g->heap_room ? g->heap_room * 2 : 256;
+        struct ask **more = realloc(g->heap, room * sizeof(*more));
+        if (!more)
+            return -1;
+        g->heap = more;
+        g->heap_room = room;
+    }
+    g->heap[g->heap_count++] = a;
+    heap_up(g, g->heap_count - 1);
+    return 0;
+}
+
+static struct ask *heap_take(struct fbxi_gateway *g)
+{
+    struct ask *top = g->heap[0], *last = g->heap[--g->heap_count];
+    uint32_t i = 0;
+    for (uint32_t child; (child = 2 * i + 1) < g->heap_count; i = child) {
+        if (child + 1 < g->heap_count && g->heap[child + 1]->op.next_ps < g->heap[child]->op.next_ps)
+            child++;
+        if (g->heap[child]->op.next_ps >= last->op.next_ps)
+            break;
+        g->heap[i] = g->heap[child];
+    }
+    if (g->heap_count)
+        g->heap[i] = last;
+    return top;
+}
+
+static uint32_t answer_bytes(const struct fbxw_frame *w)
+{
+    return 2 * FBXW_HEADER + FBXW_MARKS * FBXW_MARK_BYTES +
+           (w->kind == FBXW_ERRAND && w->what != FBXW_PING ? FBXW_PAYLOAD : w->kind == FBXW_READ && w->length < FBXW_PAYLOAD ? w->length : w->kind == FBXW_READ ? FBXW_PAYLOAD : 64);
+}
+
+static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w)
+{
+    struct ask *a = g->free;
+    if (a)
+        g->free = a->next;
+    else if (!(a = calloc(1, sizeof *a)))
+        return NULL;
+    a->session = s;
+    a->frame = *w;
+    a->moved_up = 0;
+    a->seen_done = 0;
+    s->asks++;
+    a->owed = answer_bytes(w);
+    s->owed += a->owed;
+    return a;
+}
+
+static void ask_free(struct fbxi_gateway *g, struct ask *a)
+{
+    a->session->asks--;
+    a->session->owed -= a->owed;
+    if (a->buffer_bytes > 4096) {
+        free(a->buffer);
+        a->buffer = NULL;
+        a->buffer_bytes = 0;
+    }
+    a->next = g->free;
+    g->free = a;
+}
+
+/* ---- answers ---------------------------------------------------------------------------------------------------------- */
+
+static void answer(struct session *s, const struct fbxw_frame *asked, struct fbxw_frame *w, const void *payload)
+{
+    w->kind = w->kind ? w->kind : FBXW_DONE;
+    w->ticket = asked->ticket;
+    fbxi_stream_put(&s->stream, w, payload);
+    s->dirty = 1;
+}
+
+/* Posted writes that processes of `node` sent to `machine` before this answer, and that may not be there yet: a completion
+ * does not pass them. */
+static uint32_t marks(fbx_fabric *f, uint32_t node, uint32_t machine, uint8_t *out)
+{
+    uint32_t count = 0, high = fbxi_high(f, FBXL_REQUESTERS);
+    for (uint32_t i = 0; i < high && count < FBXW_MARKS; i++) {
+        struct fbxl_requester *r = &f->requesters[i];
+        uint64_t offset = fbx_observe(&r->away);
+        if (!offset || r->node != node || fbx_observe(&r->state) != FBXL_LIVE || fbx_peek(&r->proxy_of))
+            continue;
+        struct fbxl_away *away = fbxi_heap_at(f, offset, sizeof *away);
+        uint64_t posted = away ? fbx_observe(&away->posted[machine]) : 0;
+        if (!away || posted <= fbx_observe(&away->settled[machine]))
+            continue;
+        fbxw_put32(out, i);
+        fbxw_put32(out + 4, fbx_peek(&r->incarnation));
+        fbxw_put64(out + 8, posted);
+        out += FBXW_MARK_BYTES;
+        count++;
+    }
+    return count;
+}
+
+static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
+{
+    fbx_fabric *f = g->fabric;
+    struct session *s = a->session;
+    const struct fbx_op *op = &a->op;
+    struct fbxw_frame w = {.status = status, .value = op->operand[0], .address = op->operand[1]};
+    uint8_t bytes[64 + FBXW_MARKS * FBXW_MARK_BYTES];
+    const void *payload = bytes;
+    if (f->flags & FBXL_TIMING && op->completes_ps > a->base_ps)
+        w.ahead_ps = (int64_t)(op->completes_ps - a->base_ps);
+    if (status) {
+        w.value = w.address = UINT64_MAX;
+    } else if (a->frame.kind == FBXW_READ) {
+        w.kind = FBXW_DATA;
+        w.payload = a->frame.length;
+        payload = a->buffer;
+    } else if (a->frame.kind == FBXW_LOAD && a->frame.length > 8) {
+        memcpy(bytes, a->wide, a->frame.length);
+        w.payload = a->frame.length;
+    } else if (a->frame.kind == FBXW_FLUSH) {
+        w.value = fbx_peek(&s->proxy->slot->dropped);
+    } else if (a->frame.kind == FBXW_SAMPLE) {
+        uint64_t value = UINT64_MAX;
+        if (fbxi_ntb_sample(f, a->frame.aux, a->frame.what, a->frame.address, &value))
+            w.status = FBX_E_INVALID;
+        w.value = value;
+    }
+    if (!status && a->frame.kind != FBXW_READ && op->target < f->node_count) {
+        w.what = (uint16_t)marks(f, op->target, s->machine, bytes + w.payload);
+        w.payload += w.what * FBXW_MARK_BYTES;
+    } else if (!status && !s->dead && op->target < f->node_count) {
+        struct fbxw_frame note = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MARKS};
+        note.payload = marks(f, op->target, s->machine, bytes) * FBXW_MARK_BYTES;
+        if (note.payload)
+            answer(s, &a->frame, &note, bytes);
+    }
+    if (!s->dead)
+        answer(s, &a->frame, &w, payload);
+}
+
+/* Take a request as far as it goes now. 1: it is answered and gone. */
+static int step(struct fbxi_gateway *g, struct ask *a, int status)
+{
+    struct fbx_op *op = &a->op;
+    if (status == FBX_E_AGAIN && op->state == FBX_TRAVELS && a->slack_ps && (!a->moved_up || op->done != a->seen_done)) {
+        /* The network took longer than the part of the way that it stands for: that much less is left to wait for. */
+        op->arrives_ps -= a->slack_ps < op->arrives_ps ? a->slack_ps : op->arrives_ps;
+        op->next_ps = op->arrives_ps;
+        a->moved_up = 1;
+        a->seen_done = op->done;
+    }
+    if (status == FBX_E_AGAIN && op->state != FBX_RETURNS)
+        return 0;
+    answer_ask(g, a, status == FBX_E_AGAIN ? 0 : status);
+    ask_free(g, a);
+    return 1;
+}
+
+/* ---- requests --------------------------------------------------------------------------------------------------------- */
+
+static void prepare(struct fbx_op *op, const struct fbxw_frame *w, int kind)
+{
+    op->kind = (uint16_t)kind;
+    op->gva = w->address;
+    op->bytes = w->length;
+    op->buffer = NULL;
+    op->operand[0] = w->value;
+    op->operand[1] = op->operand[2] = op->operand[3] = 0;
+    op->tc = w->tc & 7;
+    op->attr = w->attr & (FBX_RO | FBX_IDO);
+    op->path = 0;
+    op->trace_id = 0;
+    op->sequence = 0;
+}
+
+static uint64_t base_time(const fbx_fabric *f, const struct fbxw_frame *w, uint64_t *slack)
+{
+    *slack = 0;
+    if (!(f->flags & FBXL_TIMING))
+        return 0;
+    uint64_t now = fbxi_now(&f->clock);
+    if (w->ahead_ps >= 0)
+        return now + ((uint64_t)w->ahead_ps < AHEAD_PS ? (uint64_t)w->ahead_ps : AHEAD_PS);
+    *slack = (uint64_t)-(w->ahead_ps + 1) + 1 < AHEAD_PS ? (uint64_t)-w->ahead_ps : AHEAD_PS;
+    return now;
+}
+
+/* Whether a write, once begun, has left: its modelled stay in the requester's processor is the requester's business. */
+static int issued(const struct fbx_op *op, int status)
+{
+    return status != FBX_E_AGAIN || op->state == FBX_RETURNS;
+}
+
+/* A posted write. 0: issued (or refused, which nobody is told); AGAIN: its session waits. */
+static int post(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+{
+    fbx_fabric *f = g->fabric;
+    struct fbx_op *op = &s->posted;
+    uint64_t slack;
+    const int again = s->blocked != 0;
+    if (w->kind == FBXW_REGISTER) {
+        struct fbxl_ntb *d;
+        if (w->aux >= f->node_count || fbxi_is_away(f, w->aux) || (w->length != 4 && w->length != 8) ||
+            (!again && fbxi_ntb_get(f, w->aux, &d)))
+            return 0;
+        s->proxy->proxy_now = base_time(f, w, &slack);
+        if (w->what == FBXL_ENTRY_MESSAGE && !s->messages && fbxi_ntb_get(f, s->node, &d))
+            return 0;
+        s->messages |= w->what == FBXL_ENTRY_MESSAGE;
+        int status = fbxi_post_register(s->proxy, w->aux, w->what, w->address, w->value, w->length);
+        s->retry_ps = fbxi_now(&f->clock) + 20000000u;
+        return status == FBX_E_AGAIN ? FBX_E_AGAIN : 0;
+    }
+    int status;
+    if (again) {
+        status = fbx_op_advance(s->proxy, op);
+    } else {
+        prepare(op, w, w->kind == FBXW_STORE ? FBX_STORE : FBX_WRITE);
+        if (w->kind == FBXW_WRITE)
+            op->bytes = w->payload;
+        if (w->payload) {
+            if (w->kind == FBXW_STORE && w->payload != w->length)
+                return 0;
+            op->buffer = (void *)(uintptr_t)payload;
+        } else if (w->kind == FBXW_STORE && w->length > 8) {
+            return 0;
+        }
+        s->proxy->proxy_now = base_time(f, w, &slack);
+        op->private_[7] = 0;
+        status = fbx_op_begin(s->proxy, op);
+    }
+    s->retry_ps = op->next_ps;
+    if (issued(op, status))
+        return 0;
+    if (!again && op->buffer) {
+        /* It goes on without its connection, if need be, and is not begun twice. */
+        if (!s->payload && !(s->payload = malloc(FBXW_PAYLOAD))) {
+            fbxi_vanish(s->proxy, op->target, NULL);
+            return 0;
+        }
+        memcpy(s->payload, payload, w->payload);
+        op->buffer = s->payload;
+    }
+    return FBX_E_AGAIN;
+}
+
+static void refuse(struct session *s, const struct fbxw_frame *w, int status)
+{
+    struct fbxw_frame no = {.status = status, .value = UINT64_MAX, .address = UINT64_MAX};
+    answer(s, w, &no, NULL);
+}
+
+static void request(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+{
+    static const uint8_t kinds[] = {[FBXW_LOAD - FBXW_LOAD] = FBX_LOAD, [FBXW_READ - FBXW_LOAD] = FBX_READ,
+                                    [FBXW_FETCH_ADD - FBXW_LOAD] = FBX_FETCH_ADD, [FBXW_SWAP - FBXW_LOAD] = FBX_SWAP,
+                                    [FBXW_CAS - FBXW_LOAD] = FBX_CAS, [FBXW_FLUSH - FBXW_LOAD] = FBX_FLUSH,
+                                    [FBXW_SAMPLE - FBXW_LOAD] = FBX_FLUSH};
+    struct ask *a = ask_new(g, s, w);
+    if (!a) {
+        refuse(s, w, FBX_E_NO_MEMORY);
+        return;
+    }
+    struct fbx_op *op = &a->op;
+    prepare(op, w, kinds[w->kind - FBXW_LOAD]);
+    int bad = 0;
+    if (w->kind == FBXW_READ) {
+        bad = !w->length || w->length > FBXW_PAYLOAD;
+        if (!bad && a->buffer_bytes < w->length) {
+            uint32_t room = w->length <= 4096 ? 4096 : FBXW_PAYLOAD;
+            free(a->buffer);
+            a->buffer = malloc(room);
+            a->buffer_bytes = a->buffer ? room : 0;
+            bad = !a->buffer;
+        }
+        op->buffer = a->buffer;
+    } else if (w->kind == FBXW_LOAD) {
+        bad = w->length > sizeof a->wide;
+        op->buffer = w->length > 8 ? a->wide : NULL;
+    } else if (w->kind == FBXW_CAS) {
+        bad = w->payload != 32;
+        for (uint32_t i = 0; !bad && i < 4; i++)
+            op->operand[i] = fbxw_get64(payload + 8 * i);
+    } else if (w->kind == FBXW_FLUSH || w->kind == FBXW_SAMPLE) {
+        bad = w->aux >= g->fabric->node_count || fbxi_is_away(g->fabric, w->aux);
+        op->operand[0] = w->aux;
+        op->gva = op->bytes = 0;
+    }
+    if (bad) {
+        ask_free(g, a);
+        refuse(s, w, FBX_E_INVALID);
+        return;
+    }
+    a->base_ps = base_time(g->fabric, w, &a->slack_ps);
+    s->proxy->proxy_now = a->base_ps;
+    op->private_[7] = 0;
+    if (!step(g, a, fbx_op_begin(s->proxy, op)) && heap_put(g, a)) {
+        answer_ask(g, a, FBX_E_NO_MEMORY);
+        ask_free(g, a);
+    }
+}
+
+static void errand(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+{
+    if (w->what == FBXW_PING) {
+        struct fbxw_frame pong = {.value = fbxi_now(&g->fabric->clock)};
+        answer(s, w, &pong, NULL);
+        return;
+    }
+    struct fbxi_errand *e = malloc(sizeof *e);
+    if (!e) {
+        refuse(s, w, FBX_E_NO_MEMORY);
+        return;
+    }
+    e->next = NULL;
+    e->session = s;
+    e->proxy = s->proxy;
+    e->frame = *w;
+    e->machine = s->machine;
+    e->bytes = 0;
+    s->owed += answer_bytes(w);
+    memcpy(e->payload, payload, w->payload);
+    e->payload[w->payload] = 0;
+    s->errands++;
+    pthread_mutex_lock(&g->mutex);
+    *g->errands_end = e;
+    g->errands_end = &e->next;
+    pthread_cond_signal(&g->work);
+    pthread_mutex_unlock(&g->mutex);
+}
+
+static void *clerk(void *argument)
+{
+    struct fbxi_gateway *g = argument;
+    pthread_mutex_lock(&g->mutex);
+    while (!fbx_observe(&g->stop)) {
+        struct fbxi_errand *e = g->errands;
+        if (!e) {
+            pthread_cond_wait(&g->work, &g->mutex);
+            continue;
+        }
+        g->errands = e->next;
+        if (!g->errands)
+            g->errands_end = &g->errands;
+        pthread_mutex_unlock(&g->mutex);
+        struct session *s = e->session; /* errands of a session run one after the other, all of them here */
+        e->assembly = s->assembly;
+        e->assembly_bytes = s->assembly_bytes;
+        fbxi_errand_run(g->fabric, e);
+        s->assembly = e->assembly;
+        s->assembly_bytes = e->assembly_bytes;
+        pthread_mutex_lock(&g->mutex);
+        e->next = g->done;
+        g->done = e;
+        poke(g);
+    }
+    pthread_mutex_unlock(&g->mutex);
+    return NULL;
+}
+
+/* ---- sessions --------------------------------------------------------------------------------------------------------- */
+
+static void cut(struct fbxi_gateway *g, struct session *s)
+{
+    if (s->stream.fd >= 0)
+        fbx_count(&g->connected, UINT64_MAX);
+    fbxi_stream_drop(&s->stream);
+    s->readable = s->dirty = 0;
+    s->since_ns = fbxi_monotonic_ns();
+    if (!s->greeted)
+        s->dead = 1;
+}
+
+static int watch(struct fbxi_gateway *g, struct session *s)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
+    return epoll_ctl(g->epoll, EPOLL_CTL_ADD, s->stream.fd, &event);
+}
+
+static void welcome(struct session *s, int fd, int status, uint64_t received)
+{
+    uint8_t bytes[FBXW_HEADER];
+    struct fbxw_frame w = {.kind = FBXW_WELCOME, .status = status, .value = received};
+    fbxw_encode(bytes, &w);
+    (void)s;
+    /* The first bytes on a fresh connection: they fit, or it is no connection. */
+    if (send(fd, bytes, sizeof bytes, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+        shutdown(fd, SHUT_RDWR);
+}
+
+/* A connection says whose it is. The session that it belongs to takes it over, or this one becomes that session. */
+static void hello(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+{
+    fbx_fabric *f = g->fabric;
+    struct fbxw_hello h;
+    int status = 0;
+    if (w->payload < FBXW_HELLO_BYTES) {
+        cut(g, s);
+        return;
+    }
+    fbxw_decode_hello(payload, &h);
+    if (h.machine != s->machine || h.machine == f->machine || h.machine >= f->machine_count || h.fabric != f->machines->fabric ||
+        h.layout != FBXW_VERSION ||
+        (h.node != UINT32_MAX && (h.node >= f->node_count || f->node_facts[h.node].machine != h.machine)))
+        status = FBX_E_DENIED;
+    else if (fbx_observe(&f->machines->of[h.machine].state) == FBXL_MACHINE_LOST)
+        status = FBX_E_PEER_LOST;
+    struct session *known = NULL;
+    for (struct session *at = g->sessions; at && !status; at = at->next)
+        if (at != s && at->greeted && !at->dead && at->machine == h.machine && !memcmp(at->id, h.session, 16))
+            known = at;
+    if (!status && h.resumed && !known)
+        status = FBX_E_PEER_LOST;
+    fbx_node *proxy = NULL;
+    if (!status && !known && h.node != UINT32_MAX)
+        status = fbxi_proxy_attach(f, h.node, &proxy);
+    if (status) {
+        welcome(s, s->stream.fd, status, 0);
+        cut(g, s);
+        return;
+    }
+    fbxi_stream_took(&s->stream, w);
+    if (known) {
+        /* The old connection may not know yet that it is broken. */
+        cut(g, known);
+        known->since_ns = 0;
+        int fd = s->stream.fd;
+        struct epoll_event event = {.events = 0};
+        epoll_ctl(g->epoll, EPOLL_CTL_DEL, fd, &event);
+        s->stream.fd = -1;
+        s->dead = 1;
+        welcome(known, fd, 0, known->stream.received);
+        if (fbxi_stream_resume(&known->stream, fd, h.received) || watch(g, known)) {
+            cut(g, known);
+            return;
+        }
+        known->readable = known->dirty = 1;
+        fbx_count(&g->resumed, 1);
+        return;
+    }
+    s->proxy = proxy;
+    s->node = h.node;
+    s->requester = h.requester;
+    s->incarnation = h.incarnation;
+    memcpy(s->id, h.session, 16);
+    s->greeted = 1;
+    if (proxy) {
+        fbx_poke(&proxy->slot->proxy_incarnation, h.incarnation);
+        fbx_poke(&proxy->slot->proxy_posted, h.posted);
+        /* Pairs with: fbx_observe(&r->proxy_of) in away.c. Breaks: the counter of one that was here before. */
+        fbx_publish(&proxy->slot->proxy_of, (uint64_t)(h.machine + 1) << 32 | h.requester);
+    }
+    welcome(s, s->stream.fd, 0, 0);
+}
+
+static void close_session(struct fbxi_gateway *g, struct session *s)
+{
+    cut(g, s);
+    if (s->proxy) {
+        fbx_publish(&s->proxy->slot->proxy_of, 0);
+        fbx_node_free(s->proxy);
+    }
+    free(s->assembly);
+    free(s->payload);
+    fbxi_stream_free(&s->stream);
+    for (struct session **at = &g->sessions; *at; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    g->session_count--;
+    fbx_poke(&g->count, g->session_count);
+    free(s);
+}
+
+/* Messages of this requester that found their register full: its own device, which is at home there, must say so. */
+static void note_messages(struct fbxi_gateway *g, struct session *s)
+{
+    uint64_t bits = s->proxy ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
+    if (!bits || !fbxi_stream_room(&s->stream, FBXW_HEADER))
+        return;
+    struct fbxw_frame w = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MESSAGES, .value = bits};
+    fbxi_stream_put(&s->stream, &w, NULL);
+    s->dirty = 1;
+}
+
+/* Frames that are here. Returns whether something was done. */
+static int serve(struct fbxi_gateway *g, struct session *s)
+{
+    struct fbxw_frame w;
+    const uint8_t *payload;
+    uint32_t available, turn = 0;
+    int did = 0;
+    if (s->blocked) {
+        if (fbxi_now(&g->fabric->clock) < s->retry_ps || post(g, s, &s->held, s->payload) == FBX_E_AGAIN)
+            return 0;
+        s->blocked = 0;
+        fbx_publish(&s->proxy->slot->proxy_posted, fbx_peek(&s->proxy->slot->proxy_posted) + 1);
+        did = 1;
+    }
+    while (s->stream.fd >= 0 && turn < TURN) {
+        int what = fbxi_stream_next(&s->stream, &w, &payload, &available);
+        if (what == 0 || what == 2) {
+            if (!s->readable)
+                break;
+            int got = fbxi_stream_fill(&s->stream);
+            if (got == 0)
+                s->readable = 0;
+            if (got < 0) {
+                /* What came whole before it broke has been taken already. */
+                cut(g, s);
+                break;
+            }
+            continue;
+        }
+        if (what < 0 || (w.kind == FBXW_HELLO) == s->greeted || (s->greeted && !w.sequence && w.kind != FBXW_ACK) ||
+            fbxi_stream_acked(&s->stream, w.ack)) {
+            fbx_count(&g->garbage, 1);
+            s->dead |= s->greeted; /* its other side cannot be trusted to count either */
+            cut(g, s);
+            break;
+        }
+        if (w.kind == FBXW_HELLO) {
+            hello(g, s, &w, payload);
+            did = 1;
+            continue;
+        }
+        /* Room for an answer is needed before the question is taken: who does not read his answers asks no more. */
+        if (w.kind != FBXW_ACK && !fbxw_posted(w.kind) &&
+            s->stream.tail - s->stream.head + s->owed + answer_bytes(&w) + 4 * FBXW_HEADER > s->stream.tx_bytes)
+            break;
+        did = 1;
+        turn++;
+        if (fbxw_posted(w.kind)) {
+            if (s->proxy && post(g, s, &w, payload) == FBX_E_AGAIN) {
+                s->blocked = 1;
+                s->held = w;
+                fbx_count(&g->frames, 1);
+                fbxi_stream_took(&s->stream, &w);
+                break;
+            }
+            if (s->proxy)
+                fbx_publish(&s->proxy->slot->proxy_posted, fbx_peek(&s->proxy->slot->proxy_posted) + 1);
+        } else if (w.kind >= FBXW_LOAD && w.kind <= FBXW_SAMPLE) {
+            if (s->proxy)
+                request(g, s, &w, payload);
+            else
+                refuse(s, &w, FBX_E_INVALID);
+        } else if (w.kind == FBXW_ERRAND) {
+            errand(g, s, &w, payload);
+        } else if (w.kind == FBXW_BYE) {
+            s->over = 1;
+        } else if (w.kind != FBXW_ACK) {
+            refuse(s, &w, FBX_E_UNSUPPORTED);
+        }
+        fbx_count(&g->frames, 1);
+        fbxi_stream_took(&s->stream, &w);
+    }
+    return did;
+}
+
+static void send_answers(struct fbxi_gateway *g, struct session *s, int idle)
+{
+    if (s->stream.fd < 0 || !s->greeted)
+        return;
+    const uint64_t behind = s->stream.received - s->stream.acknowledged;
+    if (behind && (s->stream.unacknowledged_bytes > ACK_BYTES || (idle && !fbxi_stream_waiting(&s->stream)) || s->over) &&
+        fbxi_stream_room(&s->stream, 0)) {
+        struct fbxw_frame ack = {.kind = FBXW_ACK};
+        fbxi_stream_put(&s->stream, &ack, NULL);
+        s->dirty = 1;
+    }
+    if (s->dirty) {
+        int status = fbxi_stream_push(&s->stream);
+        s->dirty = status == 1; /* the rest goes when the socket takes it */
+        if (status == FBXI_BROKEN)
+            cut(g, s);
+    }
+}
+
+static void take_adopted(struct fbxi_gateway *g)
+{
+    pthread_mutex_lock(&g->mutex);
+    struct adopted *list = g->adopted;
+    g->adopted = NULL;
+    struct fbxi_errand *done = g->done;
+    g->done = NULL;
+    pthread_mutex_unlock(&g->mutex);
+    while (list) {
+        struct adopted *a = list;
+        list = a->next;
+        struct session *s = g->session_count < SESSIONS ? calloc(1, sizeof *s) : NULL;
+        int yes = 1;
+        if (s && fbxi_stream_init(&s->stream, TX_BYTES, RX_BYTES)) {
+            free(s);
+            s = NULL;
+        }
+        if (s) {
+            s->stream.fd = a->fd;
+            s->machine = a->machine;
+            s->since_ns = fbxi_monotonic_ns();
+            s->readable = 1;
+            s->next = g->sessions;
+            g->sessions = s;
+            g->session_count++;
+            fbx_poke(&g->count, g->session_count);
+            fbx_count(&g->connected, 1);
+            setsockopt(a->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+            if (watch(g, s))
+                cut(g, s);
+        } else {
+            close(a->fd);
+        }
+        free(a);
+    }
+    while (done) {
+        struct fbxi_errand *e = done;
+        struct session *s = e->session;
+        done = e->next;
+        s->errands--;
+        s->owed -= answer_bytes(&(struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_ERRANDS});
+        if (!s->dead) {
+            struct fbxw_frame w = {.status = e->frame.status, .value = e->frame.value, .address = e->frame.address,
+                                   .payload = e->bytes, .kind = FBXW_DATA};
+            answer(s, &e->frame, &w, e->payload); /* its room was kept */
+        }
+        free(e);
+    }
+}
+
+static void *gateway(void *argument)
+{
+    struct fbxi_gateway *g = argument;
+    fbx_fabric *f = g->fabric;
+    struct epoll_event events[64];
+    uint64_t busy_ns = 0;
+    cpu_set_t set;
+    const int spins = sched_getaffinity(0, sizeof set, &set) || CPU_COUNT(&set) > 1;
+    int timeout = 0;
+    while (!fbx_observe(&g->stop)) {
+        int count = epoll_wait(g->epoll, events, 64, timeout), did = 0, waiting = 0;
+        for (int i = 0; i < count; i++) {
+            struct session *s = events[i].data.ptr;
+            if (!s) {
+                uint64_t number;
+                while (read(g->event, &number, sizeof number) < 0 && errno == EINTR)
+                    ;
+                continue;
+            }
+            if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+                s->readable = 1;
+        }
+        take_adopted(g);
+        uint64_t now_ns = fbxi_monotonic_ns();
+        for (int round = 0; round < 4; round++) {
+            int more = 0;
+            for (struct session *s = g->sessions; s; s = s->next) {
+                if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
+                    more |= serve(g, s);
+                if (s->dirty)
+                    send_answers(g, s, 0);
+            }
+            did |= more;
+            if (!more)
+                break;
+        }
+        uint64_t now = fbxi_now(&f->clock), due = UINT64_MAX;
+        while (g->heap_count && g->heap[0]->op.next_ps <= now) {
+            struct ask *a = heap_take(g);
+            if (a->session->dead) {
+                ask_free(g, a);
+            } else if (!step(g, a, fbx_op_advance(a->session->proxy, &a->op))) {
+                if (a->op.next_ps <= now)
+                    a->op.next_ps = now + 1; /* others have their turn first */
+                heap_put(g, a);
+            }
+            did = 1;
+        }
+        if (g->heap_count)
+            due = g->heap[0]->op.next_ps;
+        for (struct session *s = g->sessions, *next; s; s = next) {
+            next = s->next;
+            if (s->messages)
+                note_messages(g, s);
+            send_answers(g, s, !did);
+            if (s->stream.fd < 0 && !s->dead) {
+                if (s->over || now_ns - s->since_ns > LINGER_NS) {
+                    s->dead = 1;
+                    fbx_count(&g->expired, s->over ? 0 : 1);
+                }
+            } else if (!s->greeted && now_ns - s->since_ns > GREET_NS) {
+                cut(g, s);
+            }
+            if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)
+                s->dead = 1;
+            if (s->dead && !s->asks && !s->errands && !s->blocked) {
+                close_session(g, s);
+                continue;
+            }
+            waiting |= s->readable && !s->blocked && !s->dead;
+            if (s->blocked && s->retry_ps < due)
+                due = s->retry_ps;
+            if (s->messages && due > now + 1000000000u)
+                due = now + 1000000000u; /* a message's fate is known when somebody delivers it: look now and then */
+            if (s->asks && s->dead && due > now)
+                due = now;
+        }
+        /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
+        if (did)
+            busy_ns = now_ns;
+        timeout = 200;
+        if (did || (spins && now_ns - busy_ns < SPIN_NS)) {
+            timeout = 0;
+        } else if (due != UINT64_MAX) {
+            uint64_t ps = due > now ? due - now : 0;
+            /* Fabric time may be stretched: a tick is what the clock says. */
+            uint64_t us = fbxi_ps_to_ticks(&f->clock, ps) / f->clock.ticks_per_us;
+            timeout = us < 1000 ? 0 : us / 1000 < 200 ? (int)(us / 1000) : 200;
+        }
+        if (waiting && timeout)
+            timeout = 1; /* its answers are not read; it is asked again now and then */
+        if (!timeout && !did && count == 0)
+            fbx_relax();
+    }
+    while (g->sessions)
+        for (struct session *s = g->sessions; s; s = s->next) {
+            s->asks = s->errands = 0;
+            close_session(g, s);
+            break;
+        }
+    return NULL;
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------------------- */
+
+int fbx_gateway_start(fbx_fabric *f)
+{
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (!f->machines)
+        return fbxi_fail(FBX_E_INVALID, "fabric '%s' is on one machine: there is nobody to serve", f->name);
+    if (f->gateway)
+        return fbxi_fail(FBX_E_EXISTS, "this process serves the machine already");
+    struct fbxi_gateway *g = calloc(1, sizeof *g);
+    if (!g)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    g->fabric = f;
+    g->errands_end = &g->errands;
+    g->epoll = epoll_create1(EPOLL_CLOEXEC);
+    g->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    int status = 0, threads = 0;
+    if (g->epoll < 0 || g->event < 0 || epoll_ctl(g->epoll, EPOLL_CTL_ADD, g->event, &event))
+        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot make the gateway's descriptors");
+    pthread_mutex_init(&g->mutex, NULL);
+    pthread_cond_init(&g->work, NULL);
+    if (!status && (errno = fbxi_thread_start(&g->clerk, clerk, g)))
+        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
+    else
+        threads = !status;
+    if (!status && (errno = fbxi_thread_start(&g->thread, gateway, g)))
+        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
+    if (!status) {
+        f->gateway = g;
+        return 0;
+    }
+    if (threads) {
+        pthread_mutex_lock(&g->mutex);
+        fbx_publish(&g->stop, 1);
+        pthread_cond_signal(&g->work);
+        pthread_mutex_unlock(&g->mutex);
+        pthread_join(g->clerk, NULL);
+    }
+    if (g->epoll >= 0)
+        close(g->epoll);
+    if (g->event >= 0)
+        close(g->event);
+    free(g);
+    return status;
+}
+
+void fbxi_gateway_stop(fbx_fabric *f)
+{
+    struct fbxi_gateway *g = f->gateway;
+    if (!g)
+        return;
+    f->gateway = NULL;
+    pthread_mutex_lock(&g->mutex);
+    fbx_publish(&g->stop, 1);
+    pthread_cond_signal(&g->work);
+    pthread_mutex_unlock(&g->mutex);
+    pthread_join(g->clerk, NULL);
+    poke(g);
+    pthread_join(g->thread, NULL);
+    while (g->adopted) {
+        struct adopted *a = g->adopted;
+        g->adopted = a->next;
+        close(a->fd);
+        free(a);
+    }
+    for (struct fbxi_errand *e; (e = g->errands); g->errands = e->next, free(e))
+        ;
+    for (struct fbxi_errand *e; (e = g->done); g->done = e->next, free(e))
+        ;
+    for (uint32_t i = 0; i < g->heap_count; i++) {
+        free(g->heap[i]->buffer);
+        free(g->heap[i]);
+    }
+    for (struct ask *a; (a = g->free); g->free = a->next, free(a->buffer), free(a))
+        ;
+    free(g->heap);
+    close(g->epoll);
+    close(g->event);
+    pthread_mutex_destroy(&g->mutex);
+    pthread_cond_destroy(&g->work);
+    free(g);
+}
+
+void fbxi_gateway_forked(fbx_fabric *f)
+{
+    struct fbxi_gateway *g = f->gateway;
+    if (!g)
+        return;
+    f->gateway = NULL; /* the parent's; its memory stays, its descriptors must not outlive it here */
+    for (struct session *s = g->sessions; s; s = s->next)
+        if (s->stream.fd >= 0)
+            close(s->stream.fd);
+    close(g->epoll);
+    close(g->event);
+}
+
+int fbx_gateway_adopt(fbx_fabric *f, int fd, uint32_t machine)
+{
+    struct fbxi_gateway *g = f->gateway;
+    struct adopted *a = g && machine < f->machine_count && machine != f->machine ? malloc(sizeof *a) : NULL;
+    if (!a) {
+        close(fd);
+        return g ? fbxi_fail(FBX_E_INVALID, "machine %u is none to serve", machine)
+                 : fbxi_fail(FBX_E_CLOSED, "this process does not serve the machine");
+    }
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    a->fd = fd;
+    a->machine = machine;
+    pthread_mutex_lock(&g->mutex);
+    a->next = g->adopted;
+    g->adopted = a;
+    pthread_mutex_unlock(&g->mutex);
+    poke(g);
+    return 0;
+}
+
+int fbx_gateway_info(fbx_fabric *f, struct fbx_gateway_info *out)
+{
+    struct fbxi_gateway *g = f->gateway;
+    memset(out, 0, sizeof *out);
+    if (!g)
+        return fbxi_fail(FBX_E_NOT_FOUND, "this process does not serve the machine");
+    out->sessions = fbx_peek(&g->count);
+    out->connected = fbx_peek(&g->connected);
+    out->frames = fbx_peek(&g->frames);
+    out->garbage = fbx_peek(&g->garbage);
+    out->resumed = fbx_peek(&g->resumed);
+    out->expired = fbx_peek(&g->expired);
+    return 0;
+}
