@@ -593,6 +593,15 @@ void fbx_op_forget(fbx_node *n, struct fbx_op *op)
     op->status = FBX_E_CANCELLED;
 }
 
+void fbxi_away_settle(fbx_node *n)
+{
+    for (uint32_t m = 0; m < n->fabric->machine_count; m++) {
+        struct fbxi_peer *peer = fbx_observe_pointer(&n->peers[m]);
+        if (peer)
+            fbxi_transport_to(n->fabric, m)->push(peer);
+    }
+}
+
 /* ---- registers --------------------------------------------------------------------------------------------------------- */
 
 int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes)

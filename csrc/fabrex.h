@@ -144,7 +144,7 @@ struct fbx_fabric_info {
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
     uint32_t flags, ordering, clock, owner_alive, closed, pad;
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
-    uint64_t tick_hz, tick_cost_ps, now_ps;
+    uint64_t tick_hz, tick_cost_ps, now_ps, fabric_id;
 };
 FBX_API int fbx_fabric_info(fbx_fabric *fabric, struct fbx_fabric_info *out);
 FBX_API int fbx_fabric_probe(const char *directory, const char *name, struct fbx_fabric_info *out);
@@ -436,6 +436,10 @@ struct fbx_machine_info {
     char name[64];
     uint32_t index, here, state, pad;
     uint64_t connects, frames, late, gave_up, lost_at_ps, epoch;
+    /* Its clock against this one, for reports: nothing is ordered by it. bound_ns 0: not measured yet. */
+    int64_t clock_offset_ps;
+    uint32_t clock_bound_ns;
+    int32_t clock_drift_ppb;
 };
 FBX_API int fbx_machine_info(fbx_fabric *fabric, uint32_t machine, struct fbx_machine_info *out);
 /* A lost machine's nodes are lost, here; it stays so until it is set up again. */
@@ -444,6 +448,8 @@ FBX_API int fbx_machine_set(fbx_fabric *fabric, uint32_t machine, int state);
 FBX_API int fbx_node_set(fbx_fabric *fabric, uint32_t node, int lost);
 /* Ask a machine's gateway whether it is there: its fabric time, and the round trip on ours. */
 FBX_API int fbx_machine_ping(fbx_fabric *fabric, uint32_t machine, uint64_t max_wait_ns, uint64_t *their_ps, uint64_t *round_trip_ps);
+/* What the agent has measured of its clock. */
+FBX_API int fbx_machine_clock(fbx_fabric *fabric, uint32_t machine, int64_t offset_ps, uint32_t bound_ns, int32_t drift_ppb);
 /* Serve this machine's memory to the others, from a thread of this process; ends with the fabric's close. */
 FBX_API int fbx_gateway_start(fbx_fabric *fabric);
 /* An admitted connection from a process of `machine`; the descriptor is the gateway's from here on. */

@@ -1038,6 +1038,7 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
     out->control_epoch = fbx_peek(&h->control_epoch);
     out->tick_hz = h->tick_hz;
     out->tick_cost_ps = h->tick_cost_ps;
+    out->fabric_id = f->identity_of_fabric;
     out->now_ps = f->clock.ps_per_tick_q32 ? fbxi_now(&f->clock) : 0;
 }
 

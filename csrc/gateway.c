@@ -795,11 +795,11 @@ static void *gateway(void *argument)
                 note_messages(g, s);
             send_answers(g, s, !did);
             if (s->stream.fd < 0 && !s->dead) {
-                if (s->over || now_ns - s->since_ns > LINGER_NS) {
+                if (s->over || now_ns > s->since_ns + LINGER_NS) {
                     s->dead = 1;
                     fbx_count(&g->expired, s->over ? 0 : 1);
                 }
-            } else if (!s->greeted && now_ns - s->since_ns > GREET_NS) {
+            } else if (!s->greeted && now_ns > s->since_ns + GREET_NS) {
                 cut(g, s);
             }
             if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)

@@ -275,7 +275,8 @@ struct fbxl_machine {
     fbx_au64 lost_at_ps;
     fbx_au64 connects, frames, late; /* connections made, answers taken, answers that came after their modelled time */
     fbx_au64 gave_up; /* posted writes and operations lost because it could not be reached */
-    uint64_t pad1[2];
+    /* its clock against ours, for reports only: theirs - ours in ps; error bound in ns << 32 | drift in parts per billion */
+    fbx_au64 clock_offset, clock_quality;
 };
 struct fbxl_machines {
     uint64_t fabric; /* random; the same on all of them */

@@ -35,6 +35,20 @@ int fbx_machine_info(fbx_fabric *f, uint32_t machine, struct fbx_machine_info *o
     out->gave_up = fbx_peek(&m->gave_up);
     out->lost_at_ps = fbx_peek(&m->lost_at_ps);
     out->epoch = fbx_peek(&f->machines->epoch);
+    out->clock_offset_ps = (int64_t)fbx_peek(&m->clock_offset);
+    const uint64_t quality = fbx_peek(&m->clock_quality);
+    out->clock_bound_ns = (uint32_t)(quality >> 32);
+    out->clock_drift_ppb = (int32_t)(uint32_t)quality;
+    return 0;
+}
+
+int fbx_machine_clock(fbx_fabric *f, uint32_t machine, int64_t offset_ps, uint32_t bound_ns, int32_t drift_ppb)
+{
+    int status = machine_ok(f, machine);
+    if (status)
+        return status;
+    fbx_poke(&f->machines->of[machine].clock_offset, (uint64_t)offset_ps);
+    fbx_poke(&f->machines->of[machine].clock_quality, (uint64_t)bound_ns << 32 | (uint32_t)drift_ppb);
     return 0;
 }
 

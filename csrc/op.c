@@ -1447,6 +1447,8 @@ uint32_t fbx_written_nodes(fbx_node *n, uint32_t *out, uint32_t room)
 int fbx_check_lost(fbx_node *n)
 {
     int status = usable(n, FBX_FLUSH, 0);
+    if (!status && n->fabric->machines)
+        fbxi_away_settle(n);
     uint64_t dropped = fbx_peek(&n->slot->dropped), lost = dropped - fbx_peek(&n->dropped_checked);
     fbx_poke(&n->dropped_checked, dropped);
     if (!status && lost)

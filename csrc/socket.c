@@ -41,6 +41,7 @@
 #define SILENCE_NS 1000000000ull /* asked and not heard for so long: the connection is broken */
 #define PROBE_NS 300000000ull
 #define GIVE_UP_NS 3000000000ull /* without a connection for so long: the stream is given up */
+#define PARTING_NS 500000000ull /* who leaves waits so long for a connection to send what it still has */
 #define SLOTS_LIMIT 65536u
 
 enum { IDLE, DIALS, GREETS, UP };
@@ -668,7 +669,10 @@ static int enter(struct fbxi_peer *p)
 {
     fbx_count(&p->users, 1);
     pthread_mutex_lock(&p->mutex);
-    return p->closing ? FBX_E_CLOSED : lost_status(p);
+    int lost = lost_status(p);
+    if (lost && (p->waiting || !fbxi_stream_settled(&p->stream)))
+        give_up(p, lost);
+    return p->closing ? FBX_E_CLOSED : lost;
 }
 
 static int leave(struct fbxi_peer *p, int status)
@@ -858,7 +862,8 @@ static void peer_close(struct fbxi_net *net, struct fbxi_peer *p)
     struct fbxw_frame bye = {.kind = FBXW_BYE};
     if (!lost_status(p) && (p->resumed || !fbxi_stream_settled(&p->stream)) && fbxi_stream_room(&p->stream, 0))
         fbxi_stream_put(&p->stream, &bye, NULL);
-    while (!fbxi_stream_settled(&p->stream) && !lost_status(p) && fbxi_monotonic_ns() - begin < GIVE_UP_NS) {
+    while (!fbxi_stream_settled(&p->stream) && !lost_status(p) &&
+           fbxi_monotonic_ns() - begin < (p->state == UP ? GIVE_UP_NS : PARTING_NS)) {
         tend(p, fbxi_monotonic_ns());
         pthread_mutex_unlock(&p->mutex);
         struct timespec nap = {0, 200000};

@@ -120,6 +120,9 @@ class Fabric:
         self.links = Links(self)
         self._names = {name: i for i, name in enumerate(self.topology.nodes)}
         self._nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+        self.strict_errors: bool = info["strict_errors"]
+        self.agent: Any = None  # of this machine, where this process is it
+        self.fabric_id: int = info["fabric_id"]
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -135,8 +138,13 @@ class Fabric:
         seed: int | None = None,
         strict_errors: bool = False,
         directory: str | None = None,
+        machine: str | None = None,
+        fabric_id: int = 0,
     ) -> Fabric:
         """Make a fabric.
+
+        A topology with `machines:` makes all of it here, as on one machine, unless `machine` says which part; see
+        `Fabric.host` and `Fabric.join` for fabrics on several.
 
         Args:
             topology: a Topology, a preset's name, or a YAML file.
@@ -147,6 +155,8 @@ class Fabric:
             seed: of all that is random; the topology's if left out.
             strict_errors: posted writes raise what is known when they are issued.
             directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
+            machine: make only this machine's part; the rest is reached through an agent (`fabrex.net`).
+            fabric_id: with `machine`: a random number, the same on all machines.
         Raises:
             TopologyError, FabricExists, OutOfFabricMemory.
         See: fbx_fabric_create().
@@ -161,7 +171,8 @@ class Fabric:
         if order == "adversarial":
             raise InvalidArgument("adversarial ordering needs the ordering layer, which this version does not have yet")
         place = directory or default_directory()
-        config, keep = _config(described)
+        config, keep = _config(described, machine)
+        config.fabric_id = fabric_id
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
         keep.append(ffi.new("char[]", encoded(called)))
         config.name = keep[-1]
@@ -176,6 +187,22 @@ class Fabric:
         config.ordering = _ORDERINGS[order]
         config.seed = described.seed if seed is None else seed
         return cls(FabricHandle(lambda out: lib.fbx_fabric_create(config, out)), place)
+
+    @classmethod
+    def host(cls, topology: Topology | str | os.PathLike[str], name: str | None = None, **settings: Any) -> Fabric:
+        """Make a fabric on several machines, as its coordinator. See `fabrex.net.host`."""
+        from .net import host
+
+        fabric: Fabric = host(topology, name, **settings)
+        return fabric
+
+    @classmethod
+    def join(cls, coordinator: str, machine: str, **settings: Any) -> Fabric:
+        """Join a fabric as one of its machines. See `fabrex.net.join`."""
+        from .net import join
+
+        fabric: Fabric = join(coordinator, machine, **settings)
+        return fabric
 
     @classmethod
     def open(cls, name: str, directory: str | None = None, timeout: float = 0.0) -> Fabric:
@@ -203,6 +230,8 @@ class Fabric:
         """Detach this process's nodes and end its session; an owned fabric ends with its creator's close. Idempotent."""
         for node in list(self._nodes):
             node.close()
+        if self.agent is not None:
+            self.agent.close()
         self._handle.close()
 
     @property
@@ -421,6 +450,36 @@ class Fabric:
             }
         return report
 
+    @property
+    def machine(self) -> str | None:
+        """The machine that this instance is, by its name in the topology; None for a fabric on one machine."""
+        return next((found["name"] for found in self.machines() if found["here"]), None)
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Return facts about the machines of a fabric on several; none for a fabric on one.
+
+        Returns:
+            name, here, state ("up" or "lost"), nodes; connects, answers, late, gave_up: this process's machine with it;
+            clock_offset_ps, clock_bound_ns, clock_drift_ppb: its clock against ours, as its agent measured it, for reports.
+        """
+        out, found = ffi.new("struct fbx_machine_info *"), []
+        while lib.fbx_machine_info(self._live(), len(found), out) == 0:
+            name = text(out.name)
+            found.append({
+                "name": name,
+                "here": bool(out.here),
+                "state": "lost" if out.state else "up",
+                "nodes": list(self.topology.machines[name]["nodes"]),
+                "connects": int(out.connects),
+                "answers": int(out.frames),
+                "late": int(out.late),
+                "gave_up": int(out.gave_up),
+                "clock_offset_ps": int(out.clock_offset_ps) if out.clock_bound_ns else None,
+                "clock_bound_ns": int(out.clock_bound_ns) or None,
+                "clock_drift_ppb": int(out.clock_drift_ppb) if out.clock_bound_ns else None,
+            })  # fmt: skip
+        return found
+
     def reap(self) -> int:
         """Look for processes that died and clean up after them now; returns how many."""
         return check(lib.fbx_fabric_reap(self._live()))
@@ -483,6 +542,8 @@ def _info_dict(out: Any) -> dict[str, Any]:
         "control_bytes": int(out.control_bytes),
         "creator_pid": int(out.creator_pid),
         "created_unix_ns": int(out.created_unix_ns),
+        "strict_errors": bool(out.flags & lib.FBX_STRICT),
+        "fabric_id": int(out.fabric_id),
         "seed": int(out.seed),
         "alive": bool(not out.closed and (out.owner_alive or out.flags & lib.FBX_PERSISTENT)),
         "now_ps": int(out.now_ps),
@@ -495,7 +556,7 @@ def _info_dict(out: Any) -> dict[str, Any]:
     }
 
 
-def _config(topology: Topology) -> tuple[Any, list[Any]]:
+def _config(topology: Topology, machine: str | None = None) -> tuple[Any, list[Any]]:
     """Return the core's description of a topology, and what must stay alive while it is used."""
     keep: list[Any] = []
 
@@ -504,9 +565,16 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         return keep[-1]
 
     machines: dict[str, int] = {}
-    for number, machine in enumerate(topology.machines.values()):
-        for name in machine.get("nodes", ()):
-            machines[name] = number
+    names = list(topology.machines)
+    if machine is not None:
+        if machine not in names:
+            raise InvalidArgument(f"topology {topology.name} has no machine {machine!r}; it has {', '.join(names) or 'none'}")
+        machines = {name: number for number, there in enumerate(topology.machines.values()) for name in there["nodes"]}
+        missing = [name for name in topology.nodes if name not in machines]
+        if missing:
+            raise InvalidArgument(f"{', '.join(missing[:8])}: on no machine", hint="each node needs a place under `machines:`")
+        if len(names) < 2:
+            raise InvalidArgument("a fabric on one machine needs no `machine`")
     index = {name: i for i, name in enumerate(topology.nodes)}
     nodes = ffi.new("struct fbx_config_node[]", len(topology.nodes))
     tiers = [(index[node.name], memory) for node in topology.nodes.values() for memory in node.memory.values()]
@@ -534,7 +602,9 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         to.node_a, to.node_b = index[link.a[0]], index[link.b[0]]
         to.port_a, to.port_b = string(link.a[1]), string(link.b[1])
         to.delay_ps = link.delay_ps
-        to.home = machines.get(link.a[0], 0)
+        # A link is reserved where its end is that is no switch: that end's traffic is what fills it.
+        end = link.a[0] if topology.nodes[link.a[0]].kind != "switch" or topology.nodes[link.b[0]].kind == "switch" else link.b[0]
+        to.home = machines.get(end, 0)
         if link.pcie is not None:
             p = link.pcie
             to.gen, to.lanes, to.mps, to.mrrs, to.rcb = p.gen, p.lanes, p.mps, p.mrrs, p.rcb
@@ -546,6 +616,9 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
     config = ffi.new("struct fbx_config *")
     config.node_count, config.region_count, config.link_count = len(topology.nodes), len(tiers), len(topology.links)
     config.nodes, config.regions, config.links = nodes, regions, links
+    if machine is not None:
+        keep.append(ffi.new("char *[]", [string(name) for name in names]))
+        config.machine, config.machine_count, config.machine_names = names.index(machine), len(names), keep[-1]
     config.dilation_num, config.dilation_den = topology.dilation_num, topology.dilation_den
     keep += [nodes, regions, links, ffi.from_buffer("char[]", blob), blob]
     config.topology = keep[-2]

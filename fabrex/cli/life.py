@@ -89,7 +89,7 @@ def _fabric(info: dict[str, Any]) -> dict[str, Any]:
     """What JSON says about a fabric; the same keys in `list`, `inspect`, `up`."""
     if "error" in info:
         return {"name": info["name"], "directory": info["directory"], "alive": False, "error": info["error"]}
-    kept = {key: value for key, value in info.items() if key not in ("tick_hz", "tick_cost_ps", "now_ps")}
+    kept = {key: value for key, value in info.items() if key not in ("tick_hz", "tick_cost_ps", "now_ps", "strict_errors", "fabric_id")}
     return {**kept, "timing": "on" if info["timing"] else "off", "error": None}
 
 
