@@ -262,7 +262,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
         struct fbxw_frame w = {.kind = FBXW_WRITE, .attr = op->attr, .tc = op->tc, .payload = (uint32_t)step,
                                .length = (uint32_t)step, .address = remote_address(x, offset)};
         /* First whether it can go: what is reserved and not sent is lost on the link. */
-        if ((status = transport->room(peer, w.payload, 0))) {
+        if ((status = transport->room(peer, w.payload, 0, 0))) {
             fbxi_unmark(lane);
             return status;
         }
@@ -524,7 +524,8 @@ static int go(fbx_node *n, struct fbx_op *op, uint64_t now, uint64_t max_wait_ns
                 return FBX_E_AGAIN;
             continue;
         }
-        status = transport->room(peer, op->kind == FBX_WRITE ? FBXW_PAYLOAD : 64, max_wait_ns);
+        const struct fbxw_frame like = {.kind = op->kind == FBX_READ ? FBXW_READ : FBXW_LOAD, .length = FBXW_PAYLOAD};
+        status = transport->room(peer, op->kind == FBX_WRITE ? FBXW_PAYLOAD : 64, posted(op) ? 0 : fbxw_answer_bytes(&like), max_wait_ns);
         if (status == FBX_E_AGAIN)
             return later(n, op);
         if (status)
@@ -571,8 +572,12 @@ int fbxi_away_advance(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
                 sched_yield();
             return status;
         }
-        status = op->private_[STAGE] == SUBMITS ? go(n, op, now_of(n), max_wait_ns) : hear(n, op, max_wait_ns);
-        if (status != FBX_E_AGAIN || op->state != FBX_AWAY || op->kind != FBX_READ || op->private_[STAGE] != SUBMITS)
+        const int submits = op->private_[STAGE] == SUBMITS;
+        status = submits ? go(n, op, now_of(n), max_wait_ns) : hear(n, op, max_wait_ns);
+        if (status != FBX_E_AGAIN || op->state != FBX_AWAY)
+            return status;
+        /* On from submitted to heard, and, for the next pieces of a bulk read, back. */
+        if (submits ? op->private_[STAGE] == SUBMITS || !max_wait_ns : op->private_[STAGE] == ASKS)
             return status;
     }
 }
@@ -629,7 +634,7 @@ int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             struct fbxi_flight flight = {now, now};
             struct fbxw_frame w = {.kind = FBXW_REGISTER, .what = (uint16_t)kind, .aux = target, .address = reg, .value = value,
                                    .length = bytes};
-            if (!(status = transport->room(peer, 0, 0))) {
+            if (!(status = transport->room(peer, 0, 0, 0))) {
                 if (timed(n)) {
                     fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctz(bytes), &flight);
                     fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
@@ -639,7 +644,7 @@ int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             }
             fbxi_unmark(lane);
         }
-        if (status == FBX_E_AGAIN && !(status = transport->room(peer, 0, FBX_STALL_NS)))
+        if (status == FBX_E_AGAIN && !(status = transport->room(peer, 0, 0, FBX_STALL_NS)))
             continue;
         if (status == FBX_E_AGAIN)
             return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers", n->fabric->node_facts[target].name,

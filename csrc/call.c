@@ -26,7 +26,7 @@ int fbxi_call(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxw_frame *w
         return status;
     while ((status = transport->submit(peer, w, payload, into, room ? *room : 0, &ticket)) == FBX_E_AGAIN) {
         uint64_t waited = fbxi_monotonic_ns() - begin;
-        if (waited > max_wait_ns || (status = transport->room(peer, bytes, max_wait_ns - waited)))
+        if (waited > max_wait_ns || (status = transport->room(peer, bytes, fbxw_answer_bytes(w), max_wait_ns - waited)))
             return fbxi_fail(status && status != FBX_E_AGAIN ? status : FBX_E_COMPLETION_TIMEOUT, "machine %s does not answer", name);
     }
     if (!status) {

@@ -30,14 +30,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TX_BYTES (4ull << 20)
-#define RX_BYTES (512u << 10)
+#define TX_BYTES (1ull << 20)
+#define RX_BYTES (256u << 10)
 #define GREET_NS 2000000000ull /* a connection says who it is within this */
 #define LINGER_NS 5000000000ull /* a session without a connection ends after this: longer than its other side tries */
 #define ACK_BYTES (128u << 10)
 #define TURN 256u /* frames of one session before the others have their turn */
 #define SPIN_NS 60000u
-#define MORE 4u /* answers are held back until the turn's end or so many payloads */
+#define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
 #define SESSIONS 4096u
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
 
@@ -140,12 +140,6 @@ static struct ask *heap_take(struct fbxi_gateway *g)
     return top;
 }
 
-static uint32_t answer_bytes(const struct fbxw_frame *w)
-{
-    return 2 * FBXW_HEADER + FBXW_MARKS * FBXW_MARK_BYTES +
-           (w->kind == FBXW_ERRAND && w->what != FBXW_PING ? FBXW_PAYLOAD : w->kind == FBXW_READ && w->length < FBXW_PAYLOAD ? w->length : w->kind == FBXW_READ ? FBXW_PAYLOAD : 64);
-}
-
 static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w)
 {
     struct ask *a = g->free;
@@ -158,7 +152,7 @@ static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const stru
     a->moved_up = 0;
     a->seen_done = 0;
     s->asks++;
-    a->owed = answer_bytes(w);
+    a->owed = fbxw_answer_bytes(w);
     s->owed += a->owed;
     return a;
 }
@@ -209,6 +203,15 @@ static uint32_t marks(fbx_fabric *f, uint32_t node, uint32_t machine, uint8_t *o
     return count;
 }
 
+/* Whether processes of this machine have ever written to another. */
+static int any_away(const fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < fbxi_high(f, FBXL_REQUESTERS); i++)
+        if (fbx_observe(&f->requesters[i].away) && !fbx_peek(&f->requesters[i].proxy_of))
+            return 1;
+    return 0;
+}
+
 static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
 {
     fbx_fabric *f = g->fabric;
@@ -224,7 +227,7 @@ static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
     } else if (a->frame.kind == FBXW_READ) {
         w.kind = FBXW_DATA;
         w.payload = a->frame.length;
-        payload = a->buffer;
+        payload = op->buffer;
     } else if (a->frame.kind == FBXW_LOAD && a->frame.length > 8) {
         memcpy(bytes, a->wide, a->frame.length);
         w.payload = a->frame.length;
@@ -377,14 +380,16 @@ static void request(struct fbxi_gateway *g, struct session *s, const struct fbxw
     int bad = 0;
     if (w->kind == FBXW_READ) {
         bad = !w->length || w->length > FBXW_PAYLOAD;
-        if (!bad && a->buffer_bytes < w->length) {
+        /* Without injected time it is read straight to where it is sent from; marks would go before it. */
+        uint8_t *place = g->fabric->flags & FBXL_TIMING || bad || any_away(g->fabric) ? NULL : fbxi_stream_place(&s->stream, w->length);
+        if (!bad && !place && a->buffer_bytes < w->length) {
             uint32_t room = w->length <= 4096 ? 4096 : FBXW_PAYLOAD;
             free(a->buffer);
             a->buffer = malloc(room);
             a->buffer_bytes = a->buffer ? room : 0;
             bad = !a->buffer;
         }
-        op->buffer = a->buffer;
+        op->buffer = place ? place : a->buffer;
     } else if (w->kind == FBXW_LOAD) {
         bad = w->length > sizeof a->wide;
         op->buffer = w->length > 8 ? a->wide : NULL;
@@ -429,7 +434,7 @@ static void errand(struct fbxi_gateway *g, struct session *s, const struct fbxw_
     e->frame = *w;
     e->machine = s->machine;
     e->bytes = 0;
-    s->owed += answer_bytes(w);
+    s->owed += fbxw_answer_bytes(w);
     memcpy(e->payload, payload, w->payload);
     e->payload[w->payload] = 0;
     s->errands++;
@@ -595,6 +600,25 @@ static void note_messages(struct fbxi_gateway *g, struct session *s)
     s->dirty = 1;
 }
 
+static void send_answers(struct fbxi_gateway *g, struct session *s, int idle)
+{
+    if (s->stream.fd < 0 || !s->greeted)
+        return;
+    const uint64_t behind = s->stream.received - s->stream.acknowledged;
+    if (behind && (s->stream.unacknowledged_bytes > ACK_BYTES || (idle && !fbxi_stream_waiting(&s->stream)) || s->over) &&
+        fbxi_stream_room(&s->stream, 0)) {
+        struct fbxw_frame ack = {.kind = FBXW_ACK};
+        fbxi_stream_put(&s->stream, &ack, NULL);
+        s->dirty = 1;
+    }
+    if (s->dirty) {
+        int status = fbxi_stream_push(&s->stream);
+        s->dirty = status == 1; /* the rest goes when the socket takes it */
+        if (status == FBXI_BROKEN)
+            cut(g, s);
+    }
+}
+
 /* Frames that are here. Returns whether something was done. */
 static int serve(struct fbxi_gateway *g, struct session *s)
 {
@@ -614,8 +638,11 @@ static int serve(struct fbxi_gateway *g, struct session *s)
         if (what == 0 || what == 2) {
             if (!s->readable)
                 break;
+            if (s->dirty && s->stream.tail - s->stream.sent > PUSH_BYTES)
+                send_answers(g, s, 0);
             int got = fbxi_stream_fill(&s->stream);
-            if (got == 0)
+            /* A read that took less than it could emptied the socket: what comes now tells so itself. */
+            if (got == 0 || (got > 0 && s->stream.drained))
                 s->readable = 0;
             if (got < 0) {
                 /* What came whole before it broke has been taken already. */
@@ -638,7 +665,7 @@ static int serve(struct fbxi_gateway *g, struct session *s)
         }
         /* Room for an answer is needed before the question is taken: who does not read his answers asks no more. */
         if (w.kind != FBXW_ACK && !fbxw_posted(w.kind) &&
-            s->stream.tail - s->stream.head + s->owed + answer_bytes(&w) + 4 * FBXW_HEADER > s->stream.tx_bytes)
+            s->stream.tail - s->stream.head + s->owed + fbxw_answer_bytes(&w) + 4 * FBXW_HEADER > s->stream.tx_bytes)
             break;
         did = 1;
         turn++;
@@ -668,25 +695,6 @@ static int serve(struct fbxi_gateway *g, struct session *s)
         fbxi_stream_took(&s->stream, &w);
     }
     return did;
-}
-
-static void send_answers(struct fbxi_gateway *g, struct session *s, int idle)
-{
-    if (s->stream.fd < 0 || !s->greeted)
-        return;
-    const uint64_t behind = s->stream.received - s->stream.acknowledged;
-    if (behind && (s->stream.unacknowledged_bytes > ACK_BYTES || (idle && !fbxi_stream_waiting(&s->stream)) || s->over) &&
-        fbxi_stream_room(&s->stream, 0)) {
-        struct fbxw_frame ack = {.kind = FBXW_ACK};
-        fbxi_stream_put(&s->stream, &ack, NULL);
-        s->dirty = 1;
-    }
-    if (s->dirty) {
-        int status = fbxi_stream_push(&s->stream);
-        s->dirty = status == 1; /* the rest goes when the socket takes it */
-        if (status == FBXI_BROKEN)
-            cut(g, s);
-    }
 }
 
 static void take_adopted(struct fbxi_gateway *g)
@@ -729,7 +737,7 @@ static void take_adopted(struct fbxi_gateway *g)
         struct session *s = e->session;
         done = e->next;
         s->errands--;
-        s->owed -= answer_bytes(&(struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_ERRANDS});
+        s->owed -= fbxw_answer_bytes(&(struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_ERRANDS});
         if (!s->dead) {
             struct fbxw_frame w = {.status = e->frame.status, .value = e->frame.value, .address = e->frame.address,
                                    .payload = e->bytes, .kind = FBXW_DATA};

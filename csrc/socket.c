@@ -30,8 +30,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TX_BYTES (8ull << 20) /* sent and not acknowledged: as much as a fast network holds */
-#define RX_BYTES (512u << 10)
+#define TX_BYTES (1ull << 20) /* sent and not acknowledged: what a fast network holds, and a processor's cache */
+#define RX_BYTES (256u << 10)
+#define SIP_BYTES 4096u
 #define ACK_BYTES (256u << 10) /* taken and not acknowledged, before we say so unasked */
 #define TOGETHER_NS 20000u /* frames that follow a sent one this soon wait for each other */
 #define TOGETHER_BYTES (32u << 10)
@@ -50,7 +51,7 @@ enum { FREE, WAITS, ANSWERED, FORGOTTEN };
 struct slot {
     uint8_t state;
     uint16_t turn;
-    uint32_t next, into_bytes;
+    uint32_t next, into_bytes, owed;
     uint8_t *into;
     int32_t status;
     uint32_t bytes, mark_count;
@@ -75,7 +76,7 @@ struct fbxi_peer {
     uint64_t posted, posted_before, posted_sequence; /* in all; before this session; sequence of the last one, 0: settled */
     struct fbxl_away *shared;
     struct slot *slots;
-    uint32_t slot_count, free_slot, waiting;
+    uint32_t slot_count, free_slot, waiting, owed;
     uint32_t direct_ticket; /* whose payload is being read to its place; ~0: none */
     uint8_t *scratch;
     uint8_t greeting[FBXW_HEADER];
@@ -152,6 +153,7 @@ static void slot_give(struct fbxi_peer *p, struct slot *s)
 static void answer(struct fbxi_peer *p, struct slot *s, int32_t status)
 {
     p->waiting--;
+    p->owed -= s->owed;
     if (s->state == FORGOTTEN) {
         slot_give(p, s);
         return;
@@ -297,6 +299,7 @@ static int dispatch(struct fbxi_peer *p, uint64_t *rejected)
             return FBXI_GARBAGE;
         if (what == 2) {
             struct slot *slot = w.kind == FBXW_DATA ? slot_of(p, w.ticket) : NULL;
+            s->sip = w.kind == FBXW_DATA ? SIP_BYTES : 0;
             if (!slot || slot->state != WAITS || slot->into_bytes < w.payload || w.payload - available < 4096)
                 break;
             memcpy(p->scratch + FBXW_PAYLOAD, &w, sizeof w);
@@ -686,12 +689,14 @@ static int peer_submit(struct fbxi_peer *p, struct fbxw_frame *w, const void *pa
                        uint32_t *ticket)
 {
     int status = enter(p);
-    if (!status && !fbxi_stream_room(&p->stream, w->payload + FBXW_HEADER))
+    if (!status && (!fbxi_stream_room(&p->stream, w->payload + FBXW_HEADER) || (ticket && p->owed + fbxw_answer_bytes(w) > FBXW_OWED)))
         status = FBX_E_AGAIN; /* a header's room is kept for acknowledgements */
     if (!status && ticket && !(status = slot_take(p, ticket))) {
         struct slot *s = slot_of(p, *ticket);
         s->into = into;
         s->into_bytes = into_bytes;
+        s->owed = fbxw_answer_bytes(w);
+        p->owed += s->owed;
         w->ticket = *ticket;
     }
     if (status)
@@ -805,12 +810,12 @@ static int peer_poll(struct fbxi_peer *p, uint32_t ticket, uint64_t max_wait_ns,
     }
 }
 
-static int peer_room(struct fbxi_peer *p, uint32_t payload, uint64_t max_wait_ns)
+static int peer_room(struct fbxi_peer *p, uint32_t payload, uint32_t answer_bytes, uint64_t max_wait_ns)
 {
     uint64_t begin = fbxi_monotonic_ns();
     for (;;) {
         int status = enter(p);
-        if (status || fbxi_stream_room(&p->stream, payload + FBXW_HEADER))
+        if (status || (fbxi_stream_room(&p->stream, payload + FBXW_HEADER) && p->owed + answer_bytes <= FBXW_OWED))
             return leave(p, status);
         push_locked(p);
         uint64_t now = fbxi_monotonic_ns();

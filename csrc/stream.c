@@ -80,9 +80,15 @@ void fbxi_stream_put(struct fbxi_stream *s, struct fbxw_frame *f, const void *pa
     s->unacknowledged_bytes = 0;
     fbxw_encode(header, f);
     ring_write(s, s->tail, header, FBXW_HEADER);
-    if (f->payload)
+    if (f->payload && payload != s->tx + ((s->tail + FBXW_HEADER) & (s->tx_bytes - 1)))
         ring_write(s, s->tail + FBXW_HEADER, payload, f->payload);
     s->tail += FBXW_HEADER + f->payload;
+}
+
+uint8_t *fbxi_stream_place(struct fbxi_stream *s, uint32_t payload)
+{
+    uint64_t at = (s->tail + FBXW_HEADER) & (s->tx_bytes - 1);
+    return at + payload <= s->tx_bytes ? s->tx + at : NULL;
 }
 
 int fbxi_stream_push(struct fbxi_stream *s)
@@ -122,10 +128,14 @@ int fbxi_stream_fill(struct fbxi_stream *s)
     size_t count = 0;
     if (s->direct_left)
         parts[count++] = (struct iovec){s->direct, s->direct_left};
-    if (s->rx_end < s->rx_bytes)
-        parts[count++] = (struct iovec){s->rx + s->rx_end, s->rx_bytes - s->rx_end};
+    size_t room = s->rx_bytes - s->rx_end, asked = s->direct_left;
+    if (s->sip && room > s->sip)
+        room = s->sip;
+    if (room)
+        parts[count++] = (struct iovec){s->rx + s->rx_end, room};
     if (!count)
         return 0;
+    asked += room;
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
     ssize_t got;
     do
@@ -136,6 +146,7 @@ int fbxi_stream_fill(struct fbxi_stream *s)
     if (got < 0)
         return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : FBXI_BROKEN;
     s->bytes_in += (uint64_t)got;
+    s->drained = (size_t)got < asked;
     uint32_t left = (uint32_t)got;
     if (s->direct_left) {
         uint32_t step = left < s->direct_left ? left : s->direct_left;

@@ -26,6 +26,8 @@ struct fbxi_stream {
     /* a payload that is read to where it belongs instead of through rx */
     uint8_t *direct;
     uint32_t direct_left;
+    uint32_t sip; /* read only so much past what is read to its place, so that the next payload can go to its own */
+    uint32_t drained; /* the last read took all that was there */
     uint64_t bytes_in, bytes_out, sent_again;
 };
 
@@ -33,9 +35,10 @@ int fbxi_stream_init(struct fbxi_stream *s, uint64_t tx_bytes, uint32_t rx_bytes
 void fbxi_stream_free(struct fbxi_stream *s);
 /* Whether a frame with that payload can be put now. */
 int fbxi_stream_room(const struct fbxi_stream *s, uint32_t payload);
-/* Put a frame: numbered unless it is an ACK. Room must have been asked for. Its payload may be filled in place: `*place` is
- * then where it goes, in two pieces if the second one is not empty. */
+/* Put a frame: numbered unless it is an ACK. Room must have been asked for. A payload that was filled in at place() stays. */
 void fbxi_stream_put(struct fbxi_stream *s, struct fbxw_frame *f, const void *payload);
+/* Where the payload of the frame that is put next will lie; NULL if it would not lie in one piece. */
+uint8_t *fbxi_stream_place(struct fbxi_stream *s, uint32_t payload);
 /* Send what waits, as far as the socket takes it: 0, 1 if something still waits, or BROKEN. */
 int fbxi_stream_push(struct fbxi_stream *s);
 /* Read what is there: the number of bytes, 0 if nothing is there now, or BROKEN. */

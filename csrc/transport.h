@@ -30,8 +30,8 @@ struct fbxi_transport {
     void (*push)(struct fbxi_peer *p);
     /* The answer of `ticket`, once: 0 with `out` filled, or AGAIN after max_wait_ns. Also what moves everything along. */
     int (*poll)(struct fbxi_peer *p, uint32_t ticket, uint64_t max_wait_ns, struct fbxi_answer *out);
-    /* Wait for room for a frame; 0, AGAIN, or as submit(). */
-    int (*room)(struct fbxi_peer *p, uint32_t payload, uint64_t max_wait_ns);
+    /* Wait for room for a frame, and for its answer (fbxw_answer_bytes(), 0 if it is posted); 0, AGAIN, or as submit(). */
+    int (*room)(struct fbxi_peer *p, uint32_t payload, uint32_t answer_bytes, uint64_t max_wait_ns);
     /* Nobody will ask for this answer; nothing is written to `into` after it has returned. */
     void (*forget)(struct fbxi_peer *p, uint32_t ticket);
 };

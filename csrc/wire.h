@@ -160,6 +160,18 @@ static inline void fbxw_decode_hello(const uint8_t at[FBXW_HELLO_BYTES], struct 
     h->posted = fbxw_get64(at + 56);
 }
 
+/* Most that the answer to a request takes, marks included. Who asks keeps what is owed to him below FBXW_OWED: since each
+ * request acknowledges all that came before it, the answering side's ring of twice that can never fill up. */
+#define FBXW_OWED (512u << 10)
+static inline uint32_t fbxw_answer_bytes(const struct fbxw_frame *f)
+{
+    const uint32_t payload = f->kind == FBXW_ERRAND && f->what != FBXW_PING ? FBXW_PAYLOAD
+                             : f->kind != FBXW_READ                         ? 64
+                             : f->length < FBXW_PAYLOAD                     ? f->length
+                                                                            : FBXW_PAYLOAD;
+    return 2 * FBXW_HEADER + FBXW_MARKS * FBXW_MARK_BYTES + payload;
+}
+
 static inline int fbxw_posted(uint8_t kind) { return kind >= FBXW_STORE && kind <= FBXW_REGISTER; }
 
 #endif
