@@ -220,6 +220,20 @@ FBX_API int fbx_map(fbx_node *node, uint64_t gva, uint64_t bytes, void **out, in
 FBX_API void fbx_unmap(fbx_node *node, uint64_t gva);
 FBX_API int fbx_commit(fbx_fabric *fabric, uint64_t gva, uint64_t bytes);
 
+/* Memory that a program already has (a tensor's storage) gets an address like any other: peers load, store and copy there as
+ * they do in regions, at the cost of the node's first tier. Nobody can map it: bytes move by this process, by the kernel
+ * (process_vm_readv) where it copies between processes, or by this process's service thread. PINNED: the memory stays
+ * where it is until fbx_deregister() has returned, so that it may be touched directly; without it, memory that was freed
+ * meanwhile makes operations fail (UNSUPPORTED) and nothing worse. SERVICE: never by the kernel. */
+enum fbx_register_flags { FBX_REGISTER_PINNED = 1, FBX_REGISTER_READ_ONLY = 2, FBX_REGISTER_SERVICE = 4 };
+struct fbx_registration {
+    uint64_t gva, bytes;
+    uint32_t index, generation, node, pad;
+};
+FBX_API int fbx_register(fbx_node *node, void *address, uint64_t bytes, uint32_t flags, struct fbx_registration *out);
+/* After it has returned nobody touches the memory any more; BUSY if a stopped process may still, and it must stay. */
+FBX_API int fbx_deregister(fbx_fabric *fabric, const struct fbx_registration *registration);
+
 /* ---- names ------------------------------------------------------------------------------------------------------ */
 
 FBX_API int fbx_put(fbx_fabric *fabric, const char *key, const void *value, uint64_t bytes);

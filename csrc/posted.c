@@ -11,6 +11,7 @@
  */
 #include "internal.h"
 #include "ntb.h"
+#include "registered.h"
 #include "timing.h"
 
 #include <stdlib.h>
@@ -173,6 +174,16 @@ static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e
         if (!status || status == FBX_E_BUSY)
             return status;
     }
+    const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
+    if (region == fbxi_registered_region(f, q->target) && !(e->flags & FBXL_ENTRY_DROPPED) && e->kind == FBXL_ENTRY_WRITE &&
+        fbx_observe(&node->state) != FBXL_LOST && bytes <= (CELLS - 1) * 64 && cells == cells_for(bytes) && offset < FBX_SLOT_MASK) {
+        uint64_t done = 0;
+        int status = fbxi_registered_write(f, region, offset, payload, bytes, 0, &done);
+        if (!status)
+            fbx_count(&node->delivered, 1);
+        if (!status || status == FBX_E_BUSY)
+            return status;
+    }
     if (e->flags & FBXL_ENTRY_DROPPED || e->kind != FBXL_ENTRY_WRITE || region >= f->region_count ||
         bytes > (CELLS - 1) * 64 || offset > f->region_facts[region].bytes || bytes > f->region_facts[region].bytes - offset ||
         cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
@@ -185,7 +196,6 @@ static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e
             fbx_count(&f->requesters[requester].dropped, 1);
         return 0;
     }
-    const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
     if (bytes <= 8 && (bytes & (bytes - 1)) == 0 && bytes && !(offset & (bytes - 1))) {
         uint64_t value = 0;
         memcpy(&value, payload, bytes);
