@@ -5,9 +5,11 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "choice.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
+#include "trace.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -265,6 +267,7 @@ static void locate_tables(fbx_fabric *f)
     f->link_count = h->table[FBXL_LINKS].capacity;
     f->flags = h->flags;
     f->ordering = h->ordering;
+    f->choice_seed = h->seed;
     memcpy(f->name, h->name, sizeof f->name);
 }
 
@@ -334,6 +337,8 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->adjacent);
     free(f->adjacent_first);
     fbxi_engine_free(f);
+    fbxi_trace_free(f);
+    fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
     pthread_mutex_destroy(&f->engine_mutex);

@@ -154,6 +154,10 @@ struct fbx_fabric {
     struct fbxi_registered *registered; /* registered.c; NULL until somebody registers or uses registered memory */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
+    struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
+    uint32_t trace_site;
+    struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
+    uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
 };
 
@@ -246,7 +250,7 @@ int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc,
 struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc);
 struct fbxi_post {
     uint32_t region, bytes, kind, flags, requester;
-    uint64_t offset, arrives_ps, sequence;
+    uint64_t offset, arrives_ps, sequence, trace_id;
     const void *payload;
 };
 /* AGAIN: the queue is full; post->arrives_ps says when its head is due. */

@@ -16,6 +16,7 @@
 #include "ntb.h"
 #include "registered.h"
 #include "timing.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -483,6 +484,20 @@ static void count_end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         most = fbx_peek(&k->late_ps_max);
 }
 
+/* The operation is complete for its issuer. */
+static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op *op, uint64_t now)
+{
+    struct fbxi_trace_record r = {
+        .at_ps = now == UINT64_MAX ? 0 : now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .issued_ps = op->issued_ps,
+        .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
+        .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
+        .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
+    r.sequence = op->kind == FBX_STORE ? op->sequence : 0;
+    if (op->kind != FBX_FLUSH)
+        r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
+    fbxi_trace(n->fabric, &r);
+}
+
 static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
 {
     op->status = status;
@@ -495,6 +510,8 @@ static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         count(n, op);
         count_end(n, op, status, now);
     }
+    if (fbxi_tracing(n->fabric))
+        trace_op(n, op, now);
     if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT)
         refuse(n, op, status, op->target);
     return status;
@@ -689,7 +706,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                     uint64_t end = p[3] != p[4] ? p[8 + p[3] % RING * 2] : op->bytes;
                     uint64_t step = min64(min64(end - op->done, x->hi - offset), PIECE);
                     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                             .requester = n->requester, .offset = offset,
+                                             .requester = n->requester, .offset = offset, .trace_id = op->trace_id,
                                              .arrives_ps = p[3] != p[4] ? p[8 + p[3] % RING * 2 + 1] : op->arrives_ps,
                                              .payload = (const uint8_t *)op->buffer + op->done};
                     if (x->status) {
@@ -782,7 +799,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
                              .flags = (op->attr & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR, .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
-                             .payload = op->buffer ? op->buffer : &payload};
+                             .trace_id = op->trace_id, .payload = op->buffer ? op->buffer : &payload};
     int status;
     if (f->ordering == FBX_IMMEDIATE) {
         status = touch(n, op, x, offset, op->bytes);
@@ -818,6 +835,8 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     }
     op->status = 0;
     op->state = FBX_DONE;
+    if (fbxi_tracing(f))
+        trace_op(n, op, now);
     if (n->stats)
         count_one(n, &n->stats->kind[op->kind].count, &n->stats->kind[op->kind].count_home);
     return 0;
@@ -858,6 +877,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->poison = 0;
     op->injected = 0;
     op->completes_ps = 0;
+    if (fbxi_tracing(f)) {
+        op->trace_id = fbxi_trace_id(f);
+        op->departs_ps = op->arrives_ps = op->sequence = 0;
+    }
     int status = usable(n, op->kind, op->gva);
     if (!status && op->kind >= FBX_FLUSH && op->kind != FBX_WAIT)
         status = op->kind == FBX_FLUSH ? 0 : fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);

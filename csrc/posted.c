@@ -13,6 +13,7 @@
 #include "ntb.h"
 #include "registered.h"
 #include "timing.h"
+#include "trace.h"
 
 #include <stdlib.h>
 
@@ -124,7 +125,7 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             e->flags = (uint8_t)post->flags;
             e->requester = (uint16_t)post->requester;
             e->poison = 0;
-            e->trace_id = 0;
+            e->trace_id = post->trace_id;
             if (post->bytes <= 8 && post->bytes)
                 memcpy(e->inline_payload, post->payload, post->bytes);
             else
@@ -247,6 +248,20 @@ int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
     return fbxi_deliver_now(f, target, until_ps);
 }
 
+/* Tell the trace that an entry was delivered, or vanished. Its times are those of its arrival: under the virtual clock nobody
+ * can have looked in between. */
+static void trace_entry(fbx_fabric *f, const struct fbxl_queue *q, const struct fbxl_entry *e, uint32_t rule, uint64_t passed)
+{
+    struct fbxi_trace_record r = {
+        .at_ps = fbx_peek(&e->arrives_ps), .arrives_ps = fbx_peek(&e->arrives_ps), .id = e->trace_id, .sequence = e->sequence,
+        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)q->traffic_class,
+        .attr = e->flags & (FBXL_ENTRY_RO | FBXL_ENTRY_IDO), .kind = e->kind, .rule = (uint16_t)rule, .passed = passed,
+        .event = e->flags & FBXL_ENTRY_DROPPED ? FBX_TRACE_DROPPED : FBX_TRACE_VISIBLE};
+    r.gva = e->kind == FBXL_ENTRY_WRITE ? ((uint64_t)(e->region + 1) << FBX_SLOT_SHIFT) + e->offset : e->offset;
+    r.digest = fbxi_trace_digest(e->bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1), e->bytes);
+    fbxi_trace(f, &r);
+}
+
 int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
 {
     struct fbxl_node *node = &f->nodes[target];
@@ -308,6 +323,8 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
             delivered = delivered ? delivered : FBX_E_BUSY;
             break;
         }
+        if (fbxi_tracing(f) && e->kind != FBXL_ENTRY_SKIP)
+            trace_entry(f, best, e, 0, 0);
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
         fbx_publish(&best->head, head + cells);
         delivered++;
