@@ -347,7 +347,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             }
             ch->bounce_bytes = ch->chunk_bytes * RING;
         }
-        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route);
+        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
         ch->own_tail = q ? fbx_observe(&((struct fbxl_queue *)(uintptr_t)q)->tail) : 0;
     }
     /* Deadlines are absolute: from the submission, or from the end of the descriptor before it. */
@@ -470,7 +470,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         if (ch->reader.route != from)
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
         const int reserve = reserves(from, read_issue(&ch->reader), now);
-        struct fbxl_queue *q = fbxi_own_queue(n, from);
+        struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
         fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
@@ -485,7 +485,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
-        struct fbxl_queue *q = fbxi_own_queue(n, to);
+        struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
         c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
         if (q)
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
@@ -803,7 +803,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 uint64_t offset, span;
                 struct fbxl_queue *q = NULL;
                 if (ch->own_tail && !(status = look(n, &ch->src, c->src, &offset, &span)))
-                    q = fbxi_own_queue(n, ch->src.x.route);
+                    q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
                 if (q && fbx_observe(&q->head) < ch->own_tail && q->source == n->index) {
                     fbxi_deliver(f, ch->src.x.target, now);
                     if (fbx_observe(&q->head) < ch->own_tail)
@@ -837,7 +837,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         ch->final_ps = 0;
         if (ch->position >= j->total) {
             if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
-                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, ch->completes_ps);
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
             if (now >= ch->completes_ps && ch->ring_sampled == ch->ring_tail) {
@@ -896,7 +896,7 @@ static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
                 if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
                     return status;
             }
-            if ((status = fbxi_posted_queue(n, ch->dst.x.route, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
+            if ((status = fbxi_posted_queue(n, ch->dst.x.route, j->d.tc, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
                 return status;
             struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
                                      .flags = (j->d.flags & FBX_DMA_RO ? FBXL_ENTRY_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBXL_ENTRY_IDO : 0),

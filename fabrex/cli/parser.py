@@ -253,7 +253,7 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("wc", "uc"), default="wc", help="write-combining (default) or uncached")
+    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")
