@@ -25,6 +25,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #define NEVER UINT64_MAX
@@ -85,7 +86,7 @@ enum { IDLE, MOVES, POSTS, SIGNALS, FLUSHES };
 struct channel {
     fbx_node *node;
     pthread_mutex_t mutex; /* the list and its length */
-    struct job *head, **tail;
+    struct job *head, **tail; /* only who has claimed it takes the head away */
     fbx_au32 length, claimed, lenders;
     uint32_t number;
     struct fbxl_dma_slot *slots;
@@ -121,8 +122,13 @@ struct fbxi_engine {
     struct fbxi_dma *list;
     pthread_t thread;
     uint32_t running;
-    fbx_au32 stop, wake, asleep, wanted; /* wanted: somebody else wants the mutex */
+    fbx_au32 stop, wake, wanted; /* wanted: somebody else wants the mutex */
+    fbx_au32 asleep; /* AWAKE, ASLEEP, NAPS */
 };
+
+enum { AWAKE, ASLEEP, NAPS };
+#define NAP_NS 100000u
+#define NAPS_NS 1000000u
 
 static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static uint64_t max64(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -651,9 +657,13 @@ static int scratch(struct channel *ch, const struct job *j)
         ch->scratch = NULL;
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     }
-    if (j->d.flags & FBX_DMA_FILL)
-        for (uint32_t i = 0; i < PIECE + 64; i++)
-            ch->scratch[i] = (uint8_t)(j->d.fill >> i % j->d.fill_bytes * 8);
+    if (j->d.flags & FBX_DMA_FILL) {
+        uint64_t word = j->d.fill;
+        for (uint32_t bytes = j->d.fill_bytes; bytes < 8; bytes *= 2)
+            word = (word & ((1ull << bytes * 8) - 1)) | word << bytes * 8;
+        for (uint32_t i = 0; i < PIECE + 64; i += 8)
+            memcpy(ch->scratch + i, &word, 8);
+    }
     return 0;
 }
 
@@ -951,13 +961,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     return 0;
 }
 
-static struct job *head_of(struct channel *ch)
-{
-    pthread_mutex_lock(&ch->mutex);
-    struct job *j = ch->head;
-    pthread_mutex_unlock(&ch->mutex);
-    return j;
-}
+/* Claimed, so it stays the head; pairs with the publication in enqueue(). */
+static struct job *head_of(struct channel *ch) { return fbx_observe_pointer(&ch->head); }
 
 static void give_back(struct fbxi_dma *dma, struct job *j)
 {
@@ -1004,8 +1009,8 @@ static void finish(struct channel *ch, struct job *j, int status)
     pthread_mutex_lock(&ch->mutex);
     for (struct job **at = &ch->head; *at; at = &(*at)->next)
         if (*at == j) {
-            *at = j->next;
-            if (!*at)
+            fbx_publish_pointer(at, j->next);
+            if (!j->next)
                 ch->tail = at;
             break;
         }
@@ -1024,11 +1029,12 @@ static void finish(struct channel *ch, struct job *j, int status)
         if (write(j->fd, &one, sizeof one) < 0)
             errno = 0; /* it is readable already */
     }
-    int waiters = fbx_peek(&j->waiters) != 0;
     if (j->forgotten && !j->holders)
         give_back(dma, j);
     pthread_mutex_unlock(&dma->mutex);
-    if (waiters)
+    /* Who waits says so, then looks at `done`. (It may be another's job by now: then a wake too many.) */
+    fbx_fence_sleep();
+    if (fbx_peek(&j->waiters))
         fbxi_futex_wake(&j->done);
 }
 
@@ -1084,10 +1090,15 @@ static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns,
         fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), FBX_SPIN_NS, jumped, &ticks);
 }
 
+/* To wake a thread that sleeps costs its waker microseconds, and most who submit soon wait, which moves the data as well. So for
+ * a while after the last submission the engine sleeps in naps: what is in no hurry is found at the end of one. */
 static void *engine(void *argument)
 {
     fbx_fabric *f = argument;
     struct fbxi_engine *e = f->engine;
+    uint32_t wakes = 0;
+    uint64_t since_ns = 0;
+    prctl(PR_SET_TIMERSLACK, 1000ul);
     while (!fbx_observe(&e->stop)) {
         uint32_t seen = fbx_observe(&e->wake), jumped = 0;
         uint64_t next = NEVER;
@@ -1109,30 +1120,37 @@ static void *engine(void *argument)
         while (fbx_observe(&e->wanted) && !fbx_observe(&e->stop))
             sched_yield();
         if (next == NEVER) {
-            fbx_poke(&e->asleep, 1);
+            const uint64_t now_ns = fbxi_monotonic_ns();
+            if (seen != wakes) {
+                wakes = seen;
+                since_ns = now_ns;
+            }
+            const int naps = now_ns - since_ns < NAPS_NS;
+            fbx_poke(&e->asleep, naps ? NAPS : ASLEEP);
             /* Pairs with: the addition in kick(). Breaks: a submission that nobody wakes us for. */
             fbx_fence_sleep();
             if (fbx_observe(&e->wake) == seen)
-                fbxi_futex_wait(&e->wake, seen, 1000000000u);
-            fbx_poke(&e->asleep, 0);
+                fbxi_futex_wait(&e->wake, seen, naps ? NAP_NS : 1000000000u);
+            fbx_poke(&e->asleep, AWAKE);
         } else if (next) {
-            fbx_poke(&e->asleep, 1);
+            fbx_poke(&e->asleep, ASLEEP);
             fbx_fence_sleep();
             pause_until(f, next, NEVER, &e->wake, seen, &jumped);
-            fbx_poke(&e->asleep, 0);
+            fbx_poke(&e->asleep, AWAKE);
         }
     }
     return NULL;
 }
 
-/* There is something to do that its issuer does not do itself. */
-static void kick(const fbx_fabric *f)
+/* There is something to do that its issuer does not do itself; at once, or as soon as the engine looks. */
+static void kick(const fbx_fabric *f, int at_once)
 {
     struct fbxi_engine *e = fbx_observe_pointer(&f->engine);
     if (!e)
         return;
     fbx_add(&e->wake, 1);
-    if (fbx_observe(&e->asleep))
+    uint32_t asleep = fbx_observe(&e->asleep);
+    if (asleep == ASLEEP || (asleep == NAPS && at_once))
         fbxi_futex_wake(&e->wake);
 }
 
@@ -1353,7 +1371,8 @@ static void cover(struct fbxi_range *ranges, uint32_t *count, uint64_t first, ui
         ranges[0] = (struct fbxi_range){0, NEVER};
 }
 
-static int enqueue(struct channel *ch, struct job *j)
+/* *first: nothing was before it, so nobody is about to take it on. */
+static int enqueue(struct channel *ch, struct job *j, int *first)
 {
     fbx_node *n = ch->node;
     struct fbxi_range ranges[FBX_DMA_RANGES];
@@ -1383,7 +1402,8 @@ static int enqueue(struct channel *ch, struct job *j)
         ch->submitted++;
         if (j->slot)
             fbxi_dma_show(n->fabric, n->requester, j->slot, ch->submitted, ch->number, j->total, ranges, count);
-        *ch->tail = j;
+        *first = !length;
+        fbx_publish_pointer(ch->tail, j);
         ch->tail = &j->next;
         fbx_publish(&ch->length, length + 1);
     }
@@ -1401,6 +1421,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     struct channel *ch;
     struct job *j;
     uint64_t total = 0;
+    int first = 0;
     if (id)
         *id = 0;
     int status = fbxi_usable(n, FBX_DMA_WRITE, d->dst);
@@ -1429,7 +1450,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
             status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     }
     if (!status)
-        status = enqueue(ch, j);
+        status = enqueue(ch, j, &first);
     if (status) {
         pthread_mutex_lock(&dma->mutex);
         give_back(dma, j);
@@ -1437,12 +1458,13 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
         return status;
     }
     /* With time the links are reserved as of now; without it a small one is complete on return. */
-    if ((timed(n) || total <= INLINE_BYTES || !has_engine(f)) && fbx_observe(&ch->length) == 1 && claim(ch)) {
+    if (first && (timed(n) || total <= INLINE_BYTES || !has_engine(f)) && claim(ch)) {
         step(ch, j->issued_ps);
         unclaim(ch);
     }
-    if (fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
-        kick(f);
+    /* Whoever executes what was before it executes this next. */
+    if (first && fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
+        kick(f, timed(n));
     if (id)
         *id = j->id;
     let_go(n, j);
@@ -1496,7 +1518,6 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
     for (uint32_t round = 0; !fbx_observe(&j->done); round++) {
         if (!lends++) {
             fbx_add(&ch->lenders, 1);
-            fbx_add(&j->waiters, 1);
             begin_ns = max_wait_ns == NEVER ? 0 : fbxi_monotonic_ns();
         }
         next = final = 0;
@@ -1524,16 +1545,17 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
         if (next && next != NEVER) {
             /* The last wait ends early by what it takes to get back to the caller. */
             uint64_t until = final && final > n->binding_ps ? final - n->binding_ps : next;
+            fbx_add(&j->waiters, 1);
             pause_until(f, until, left, &j->done, 0, &ch->jumped);
+            fbx_add(&j->waiters, UINT32_MAX);
             if (final && fbxi_now(&f->clock) >= until)
                 at_ps = final;
         }
     }
     if (lends) {
-        fbx_add(&j->waiters, UINT32_MAX);
         fbx_add(&ch->lenders, UINT32_MAX);
         if (fbx_observe(&ch->length))
-            kick(f);
+            kick(f, timed(n));
     }
     status = fbx_observe(&j->done) ? outcome(n, j) : FBX_E_AGAIN;
     let_go(n, j);
@@ -1556,7 +1578,7 @@ int fbx_dma_cancel(fbx_node *n, uint64_t id)
         }
         unclaim(j->channel);
         if (fbx_observe(&j->channel->length))
-            kick(n->fabric);
+            kick(n->fabric, 1);
     }
     let_go(n, j);
     return ended;
@@ -1572,6 +1594,8 @@ int fbx_dma_fd(fbx_node *n, uint64_t id)
         j->fd = eventfd(fbx_peek(&j->done) ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
     int fd = j->fd;
     pthread_mutex_unlock(&n->dma->mutex);
+    if (!fbx_observe(&j->done))
+        kick(n->fabric, 1); /* whoever asks for it will sleep on it */
     if (fd < 0)
         fd = fbxi_fail_system(FBX_E_SYSTEM, "no eventfd");
     let_go(n, j);
