@@ -32,6 +32,8 @@
 #define RING 64u /* chunks planned and not yet stored */
 #define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
 #define LONGEST_CHUNK (64u << 10)
+#define BULK_BYTES (256u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
+#define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
@@ -281,7 +283,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
-    ch->chunk_bytes = PIECE;
+    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
     if ((status = fbxi_usable(n, FBX_DMA_WRITE, j->d.dst)))
@@ -634,7 +636,9 @@ static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *t
         if (!from)
             deliver_due(n, ch->src.x.target, now);
         uint8_t *at = to ? to + *moved : ch->dst.x.base + dst_offset;
-        if (from)
+        if (from && stream)
+            fbx_mem_stream(at, from + *moved, step);
+        else if (from)
             fbx_mem_copy(at, from + *moved, step);
         else
             copy_from(f, at, ch->src.x.base + src_offset, ch->src.x.region, src_offset, step, stream);
@@ -686,7 +690,7 @@ static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk
         }
     } else {
         const uint8_t *from = c->remote ? ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes : NULL;
-        status = transfer(ch, lane, c->dst, NULL, c->src, from, c->bytes, now, 0, &c->moved);
+        status = transfer(ch, lane, c->dst, NULL, c->src, from, c->bytes, now, j->total >= FBX_STREAM_BYTES, &c->moved);
     }
     note(j, c->position + c->moved);
     return status;
@@ -761,6 +765,12 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                     fbxi_deliver(f, ch->src.x.target, now);
                     if (fbx_observe(&q->head) < ch->own_tail)
                         return stalled(ch, now);
+                }
+                /* Due already, and nothing before it: no way for the bytes to spend in between. */
+                if (c->arrives_ps <= now && ch->ring_head == ch->ring_sampled && !c->taken) {
+                    c->remote = 0;
+                    ch->ring_sampled++;
+                    break;
                 }
                 status = transfer(ch, lane, 0, ch->bounce + (uint64_t)(ch->ring_sampled % RING) * ch->chunk_bytes, c->src, NULL,
                                   c->bytes, now, 0, &c->taken);
@@ -1277,7 +1287,7 @@ static struct job *job_new(struct fbxi_dma *dma)
         j->next = NULL;
         j->id = ++dma->generation << 16 | j->index;
         j->status = FBX_E_AGAIN;
-        j->holders = 1; /* the submitter, until it has looked */
+        j->holders = 0;
         j->forgotten = 0;
         j->slot = NULL;
         fbx_poke(&j->done, 0);
@@ -1439,7 +1449,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->d.rows = d->rows ? d->rows : 1;
     j->d.list = NULL;
     j->channel = ch;
-    j->forgotten = !id;
+    j->forgotten = j->holders = !id; /* held while we look; nobody can release an id that is not known yet */
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
     if (d->list) {
@@ -1467,7 +1477,8 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
         kick(f, timed(n));
     if (id)
         *id = j->id;
-    let_go(n, j);
+    else
+        let_go(n, j);
     return 0;
 }
 
