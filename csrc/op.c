@@ -1823,6 +1823,7 @@ static int node_virtual(fbx_node *n) { return n->fabric->clock.kind != FBX_REAL;
 const void *fbx_hot_table(void)
 {
     static const struct fbx_hot table = {FBX_HOT_VERSION, sizeof(struct fbx_op), try_load, try_store, try_fetch_add,
-                                         fbx_op_begin, fbx_op_wait, nothing, node_virtual};
+                                         fbx_op_begin, fbx_op_wait, nothing, node_virtual,
+                                         fbx_dma_submit, fbx_dma_release};
     return &table;
 }
