@@ -90,6 +90,7 @@ struct channel {
     pthread_mutex_t mutex; /* the list and its length */
     struct job *head, **tail; /* only who has claimed it takes the head away */
     fbx_au32 length, claimed, lenders;
+    fbx_au32 lent; /* somebody was waiting when its last job ended: probably somebody will again */
     uint32_t number;
     struct fbxl_dma_slot *slots;
     uint64_t submitted;
@@ -518,7 +519,10 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
 int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out)
 {
     const fbx_fabric *f = n->fabric;
-    const uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    /* What it pushes comes from memory of its own. */
+    if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
+        setup += f->region_facts[n->facts->first_region].latency_ps;
     const struct fbxi_route *route = x->route;
     struct fbxi_flight there;
     if (!route) {
@@ -1013,6 +1017,7 @@ static void finish(struct channel *ch, struct job *j, int status)
         fbx_poke(&j->completes_ps, ch->free_ps);
     }
     if (first) {
+        fbx_poke(&ch->lent, fbx_peek(&ch->lenders) != 0);
         ch->phase = IDLE;
         ch->final_ps = 0;
     }
@@ -1474,7 +1479,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     }
     /* Whoever executes what was before it executes this next. */
     if (first && fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
-        kick(f, timed(n));
+        kick(f, timed(n) && !fbx_peek(&ch->lent));
     if (id)
         *id = j->id;
     else
@@ -1566,7 +1571,7 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
     if (lends) {
         fbx_add(&ch->lenders, UINT32_MAX);
         if (fbx_observe(&ch->length))
-            kick(f, timed(n));
+            kick(f, timed(n) && !fbx_peek(&ch->lent));
     }
     status = fbx_observe(&j->done) ? outcome(n, j) : FBX_E_AGAIN;
     let_go(n, j);
