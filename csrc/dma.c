@@ -284,7 +284,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
-    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
+    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : j->total >= BULK_BYTES / 4 ? BULK_CHUNK / 2 : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
     if ((status = fbxi_usable(n, FBX_DMA_WRITE, j->d.dst)))
@@ -464,7 +464,10 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         step = min64(step, span);
     }
     struct fbxi_route *from = fill ? NULL : ch->src.x.route, *to = ch->dst.x.route;
-    step = min64(step, from ? ch->chunk_bytes - (src_offset & mask) : ch->chunk_bytes - (dst_offset & mask));
+    /* What is left at the end travels in short pieces: only what has not arrived when the last byte departs is posted. */
+    if (j->total - ch->position <= BULK_CHUNK)
+        mask = PIECE - 1;
+    step = min64(step, mask + 1 - ((from ? src_offset : dst_offset) & mask));
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
                         .bytes = (uint32_t)step, .remote = from != NULL};
