@@ -32,9 +32,10 @@
 #define RING 64u /* chunks planned and not yet stored */
 #define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
 #define LONGEST_CHUNK (64u << 10)
-#define BULK_BYTES (256u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
+#define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
 #define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define POST_AHEAD_PS 500000u /* what will still travel is posted so long before the last byte departs: posting takes time */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
 #define TARGETS 16u
@@ -83,7 +84,7 @@ struct reader {
     } past[RING];
 };
 
-enum { IDLE, MOVES, POSTS, SIGNALS, FLUSHES };
+enum { IDLE, MOVES, POSTS, SETTLES, SIGNALS, FLUSHES };
 
 struct channel {
     fbx_node *node;
@@ -284,7 +285,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
-    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : j->total >= BULK_BYTES / 4 ? BULK_CHUNK / 2 : PIECE;
+    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
     if ((status = fbxi_usable(n, FBX_DMA_WRITE, j->d.dst)))
@@ -466,7 +467,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     struct fbxi_route *from = fill ? NULL : ch->src.x.route, *to = ch->dst.x.route;
     /* What is left at the end travels in short pieces: only what has not arrived when the last byte departs is posted. */
     if (j->total - ch->position <= BULK_CHUNK)
-        mask = PIECE - 1;
+        mask = min64(mask, (j->total - ch->position > 2 * PIECE ? 2 * PIECE : PIECE) - 1);
     step = min64(step, mask + 1 - ((from ? src_offset : dst_offset) & mask));
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
@@ -810,12 +811,15 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
-            if (now >= ch->completes_ps && ch->ring_sampled == ch->ring_tail) {
+            uint64_t end = ch->completes_ps;
+            if (f->clock.kind == FBX_REAL && ch->ring_head != ch->ring_tail && ch->ring[ch->ring_head % RING].arrives_ps > end)
+                end = end > POST_AHEAD_PS ? end - POST_AHEAD_PS : 0;
+            if (now >= end && ch->ring_sampled == ch->ring_tail) {
                 if (ch->remote_source)
                     deliver_due(n, n->index, now);
                 return 0;
             }
-            next = ch->completes_ps;
+            next = end;
         } else if (ch->ring_tail - ch->ring_head < RING) {
             uint64_t at = plan_at(ch, j);
             next = at > AHEAD_PS ? at - AHEAD_PS : 0;
@@ -940,6 +944,15 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     if (ch->phase == POSTS) {
         if ((status = post_rest(ch, j, lane, now)))
             return status;
+        ch->phase = SETTLES;
+    }
+    if (ch->phase == SETTLES) {
+        if (timed(n) && j->total && now < ch->completes_ps && (now = fbxi_now(&n->fabric->clock)) < ch->completes_ps) {
+            ch->next_ps = ch->completes_ps;
+            if (!(j->d.flags & (FBX_DMA_SIGNAL | FBX_DMA_VISIBLE)))
+                ch->final_ps = ch->next_ps;
+            return FBX_E_AGAIN;
+        }
         ch->phase = SIGNALS;
         prepare(ch, FBX_STORE, j->d.signal, 8);
     }
@@ -1587,9 +1600,11 @@ int fbx_dma_cancel(fbx_node *n, uint64_t id)
     if (!j)
         return no_such(n, id);
     int ended = 0;
-    if (!fbx_observe(&j->done)) {
+    while (!fbx_observe(&j->done) && !ended) {
         claim_surely(j->channel);
-        if (!fbx_observe(&j->done)) {
+        if (head_of(j->channel) == j && j->channel->phase == SETTLES) {
+            step(j->channel, 0); /* all of it is on its way already: it is too late */
+        } else if (!fbx_observe(&j->done)) {
             fbxi_fail_at(FBX_E_CANCELLED, (int)fbx_peek(&j->kind), (int)n->index, j->d.dst, "cancelled after %llu of %llu bytes",
                          (unsigned long long)fbx_peek(&j->moved), (unsigned long long)j->total);
             finish(j->channel, j, FBX_E_CANCELLED);
