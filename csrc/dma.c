@@ -18,6 +18,7 @@
 #include "dma_queue.h"
 #include "journey.h"
 #include "pcie.h"
+#include "registered.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -302,6 +303,8 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             fbxi_use_target(n, ch->dst.x.target);
             lengthen(ch, ch->dst.x.route, LONGEST_CHUNK * 4);
         }
+        if (!ch->dst.x.base)
+            ch->chunk_bytes = max64(ch->chunk_bytes, LONGEST_CHUNK); /* each costs a call of the kernel, or a question */
         if (signal_target == UINT32_MAX)
             signal_target = ch->dst.x.target;
         else if (signal_target != ch->dst.x.target && (j->d.flags & FBX_DMA_SIGNAL))
@@ -320,6 +323,8 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
                 longest_read /= 2;
             lengthen(ch, ch->src.x.route, longest_read);
         }
+        if (!ch->src.x.base)
+            ch->chunk_bytes = max64(ch->chunk_bytes, ch->src.x.route ? longest_read : LONGEST_CHUNK);
         if (src_region == dst_region && src_offset < dst_offset + p.bytes && dst_offset < src_offset + p.bytes && j->list)
             return overlap_fault(ch, j, p.dst, p.src);
         if (i == 0 && !j->list && src_region == dst_region && rows_overlap(&j->d, dst_offset, src_offset))
@@ -602,6 +607,49 @@ static void copy_from(fbx_fabric *f, uint8_t *to, const uint8_t *from, uint32_t 
     }
 }
 
+/* The same as transfer() does, marked, where one side at least is memory that only one process has. */
+static int transfer_registered(struct channel *ch, uint8_t *to, uint64_t dst_offset, const uint8_t *from, uint64_t src_offset, uint64_t bytes,
+                               int stream, uint64_t *done)
+{
+    fbx_fabric *f = ch->node->fabric;
+    const struct fbxi_xl *dst = &ch->dst.x, *src = &ch->src.x;
+    int status = 0;
+    if (!to)
+        to = dst->base ? dst->base + dst_offset : fbxi_registered_pointer(f, dst->region, dst_offset, bytes, 1);
+    if (!from)
+        from = !src->base                                            ? fbxi_registered_pointer(f, src->region, src_offset, bytes, 0)
+               : fbxi_committed(f, src->region, src_offset, bytes) ? src->base + src_offset
+                                                                     : NULL;
+    if (to && from) {
+        if (stream)
+            fbx_mem_stream(to, from, bytes);
+        else
+            fbx_mem_copy(to, from, bytes);
+        *done = bytes;
+    } else if (to && !src->base) {
+        status = fbxi_registered_read(f, src->region, src_offset, to, bytes, done);
+    } else if (to) {
+        copy_from(f, to, src->base + src_offset, src->region, src_offset, bytes, stream);
+        *done = bytes;
+    } else if (from) {
+        status = fbxi_registered_write(f, dst->region, dst_offset, from, bytes, 1, done);
+    } else {
+        uint8_t piece[PIECE];
+        while (!status && *done < bytes) {
+            uint64_t step = min64(bytes - *done, PIECE), taken = 0, given = 0;
+            if (src->base)
+                copy_from(f, piece, src->base + src_offset + *done, src->region, src_offset + *done, step, 0);
+            else
+                status = fbxi_registered_read(f, src->region, src_offset + *done, piece, step, &taken);
+            if (!status)
+                status = fbxi_registered_write(f, dst->region, dst_offset + *done, piece, step, 1, &given);
+            *done += given;
+        }
+    }
+    fbx_fence_store();
+    return status;
+}
+
 /* Move up to `bytes`, of which `*moved` have moved: from address `src`, or from private bytes `from`; to address `dst`, or to
  * private bytes `to`. AGAIN: the delivery there is in a stopped process's hands. */
 static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *to, uint64_t src, const uint8_t *from,
@@ -624,7 +672,7 @@ static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *t
                 return status;
             step = min64(step, span);
         }
-        if (!to && dst_offset + step > fbx_observe(&f->regions[ch->dst.x.region].prefix) &&
+        if (!to && fbxi_uncommitted(f, ch->dst.x.region, dst_offset + step) &&
             (status = fbxi_commit(f, ch->dst.x.region, dst_offset, step)))
             return status;
         fbxi_mark(n, lane);
@@ -643,6 +691,15 @@ static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *t
         }
         if (!from)
             deliver_due(n, ch->src.x.target, now);
+        if ((!to && !ch->dst.x.base) || (!from && !ch->src.x.base)) {
+            uint64_t done = 0;
+            status = transfer_registered(ch, to ? to + *moved : NULL, dst_offset, from ? from + *moved : NULL, src_offset, step, stream, &done);
+            fbxi_unmark(lane);
+            *moved += done;
+            if (status)
+                return status;
+            continue;
+        }
         uint8_t *at = to ? to + *moved : ch->dst.x.base + dst_offset;
         if (from && stream)
             fbx_mem_stream(at, from + *moved, step);

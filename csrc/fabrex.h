@@ -220,6 +220,20 @@ FBX_API int fbx_map(fbx_node *node, uint64_t gva, uint64_t bytes, void **out, in
 FBX_API void fbx_unmap(fbx_node *node, uint64_t gva);
 FBX_API int fbx_commit(fbx_fabric *fabric, uint64_t gva, uint64_t bytes);
 
+/* Memory that a program already has (a tensor's storage) gets an address like any other: peers load, store and copy there as
+ * they do in regions, at the cost of the node's first tier. Nobody can map it: bytes move by this process, by the kernel
+ * (process_vm_readv) where it copies between processes, or by this process's service thread. PINNED: the memory stays
+ * where it is until fbx_deregister() has returned, so that it may be touched directly; without it, memory that was freed
+ * meanwhile makes operations fail (UNSUPPORTED) and nothing worse. SERVICE: never by the kernel. */
+enum fbx_register_flags { FBX_REGISTER_PINNED = 1, FBX_REGISTER_READ_ONLY = 2, FBX_REGISTER_SERVICE = 4 };
+struct fbx_registration {
+    uint64_t gva, bytes;
+    uint32_t index, generation, node, pad;
+};
+FBX_API int fbx_register(fbx_node *node, void *address, uint64_t bytes, uint32_t flags, struct fbx_registration *out);
+/* After it has returned nobody touches the memory any more; BUSY if a stopped process may still, and it must stay. */
+FBX_API int fbx_deregister(fbx_fabric *fabric, const struct fbx_registration *registration);
+
 /* ---- names ------------------------------------------------------------------------------------------------------ */
 
 FBX_API int fbx_put(fbx_fabric *fabric, const char *key, const void *value, uint64_t bytes);
@@ -420,6 +434,55 @@ FBX_API int fbx_ntb_wait_event(fbx_node *node, struct fbx_ntb_event *out, uint32
 /* A descriptor that is readable while there are events (it may be without: then wait_event finds none). It belongs to
  * the node's handle. */
 FBX_API int fbx_ntb_event_fd(fbx_node *node);
+
+/* ---- decisions and the trace -------------------------------------------------------------------------------------
+
+ * What a seed decided, and what happened. Decisions are logged and overridden under the virtual clock only; a trace can be
+ * taken of any fabric, and has what this process did. */
+
+struct fbx_choice {
+    uint64_t key, value, n, at_ps; /* value: one of 0 .. n-1; 0 is the harmless one */
+    uint32_t kind, pad;
+};
+enum fbx_choice_flags {
+    FBX_CHOICE_LOG = 1, /* remember decisions that are not 0 */
+    FBX_CHOICE_ONLY = 2 /* decisions that are not in the table are 0 */
+};
+/* From now on these decisions are as in the table, the others as the seed says or 0. Both 0: no table, no log. */
+FBX_API int fbx_choice_plan(fbx_fabric *fabric, const struct fbx_choice *fixed, uint64_t count, uint32_t flags);
+/* Copy the log; returns how many there are. */
+FBX_API uint64_t fbx_choice_log(fbx_fabric *fabric, struct fbx_choice *out, uint64_t room);
+
+enum fbx_trace_event {
+    FBX_TRACE_OP = 1, /* an operation is complete for its issuer; its times and status are known */
+    FBX_TRACE_VISIBLE = 2, /* a posted write is delivered */
+    FBX_TRACE_DROPPED = 3, /* a posted write vanished */
+    FBX_TRACE_CONTROL = 4, /* a link or a node changed: kind says what, target which */
+    FBX_TRACE_NOTE = 5 /* for whoever runs programs */
+};
+struct fbx_trace_record {
+    uint64_t at_ps, id; /* id: the operation's, from 1; a write's VISIBLE has that of the write */
+    uint64_t gva, bytes;
+    uint64_t digest; /* the value of up to 8 bytes; a digest of more */
+    uint64_t issued_ps, departs_ps, arrives_ps, completes_ps;
+    uint64_t sequence; /* of a posted write in its queue */
+    uint64_t passed; /* VISIBLE: id of the earlier write that this one passed, 0 for none */
+    uint32_t site; /* where in the program: a number that the binding gave; no part of the digest of the trace */
+    int16_t status;
+    uint16_t node, target;
+    uint16_t rule; /* VISIBLE: by which rule it passed; the core's number */
+    uint8_t event, kind, tc, attr;
+};
+/* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
+FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
+FBX_API int fbx_trace_stop(fbx_fabric *fabric);
+/* Records made in all; the digest of them all, those that did not stay included (two words). */
+FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
+/* Copy up to `count` records from number `first` on; returns how many. Numbers that did not stay are skipped: *first
+ * becomes the number of the first one copied. */
+FBX_API uint64_t fbx_trace_copy(fbx_fabric *fabric, uint64_t *first, struct fbx_trace_record *out, uint64_t count);
+/* The place in the program that operations begun from now on belong to. */
+FBX_API void fbx_trace_site(fbx_fabric *fabric, uint32_t site);
 
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 

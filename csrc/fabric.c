@@ -5,8 +5,11 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "choice.h"
 #include "ntb.h"
 #include "pcie.h"
+#include "registered.h"
+#include "trace.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -197,22 +200,41 @@ static int check_tables(fbx_fabric *f)
     return 0;
 }
 
-/* A private copy of `count` entries; at least one byte, so that NULL means no memory. */
-static void *copy_of(const void *from, uint64_t count, uint64_t stride)
+/* A private copy of `count` entries, and room for `more`; at least one byte, so that NULL means no memory. */
+static void *copy_of(const void *from, uint64_t count, uint64_t stride, uint64_t more)
 {
     void *to = NULL;
-    if (posix_memalign(&to, 64, count * stride + 64))
+    if (posix_memalign(&to, 64, (count + more) * stride + 64))
         return NULL;
     memcpy(to, from, count * stride);
+    memset((uint8_t *)to + count * stride, 0, more * stride);
     return to;
+}
+
+/* The slot of each node's registered memory, behind the regions': as slow as the node's first tier. */
+static void registered_facts(fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < f->node_count; i++) {
+        struct fbxl_region *r = &f->region_facts[f->region_count + i];
+        const struct fbxl_node *n = &f->node_facts[i];
+        if (n->region_count && n->first_region < f->region_count)
+            *r = f->region_facts[n->first_region];
+        snprintf(r->tier, sizeof r->tier, "registered");
+        r->node = i;
+        r->index = n->region_count;
+        r->bytes = 1ull << FBX_SLOT_SHIFT;
+        r->bus = (uint64_t)n->region_count << FBX_SLOT_SHIFT;
+    }
 }
 
 static int keep_facts(fbx_fabric *f)
 {
-    f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes);
-    f->region_facts = copy_of(f->regions, f->region_count, sizeof *f->regions);
-    f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links);
-    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions);
+    f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes, 0);
+    f->region_facts = copy_of(f->regions, f->region_count, sizeof *f->regions, f->node_count);
+    if (f->node_facts && f->region_facts)
+        registered_facts(f);
+    f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links, 0);
+    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions, 0);
     return f->node_facts && f->region_facts && f->link_facts && f->direction_facts
                ? 0
                : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
@@ -245,6 +267,7 @@ static void locate_tables(fbx_fabric *f)
     f->link_count = h->table[FBXL_LINKS].capacity;
     f->flags = h->flags;
     f->ordering = h->ordering;
+    f->choice_seed = h->seed;
     memcpy(f->name, h->name, sizeof f->name);
 }
 
@@ -259,6 +282,7 @@ static fbx_fabric *fabric_new(const char *directory)
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
     pthread_mutex_init(&f->engine_mutex, NULL);
+    pthread_mutex_init(&f->registered_mutex, NULL);
     return f;
 }
 
@@ -313,9 +337,13 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->adjacent);
     free(f->adjacent_first);
     fbxi_engine_free(f);
+    fbxi_trace_free(f);
+    fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
     pthread_mutex_destroy(&f->engine_mutex);
+    fbxi_registered_close(f);
+    pthread_mutex_destroy(&f->registered_mutex);
     free(f);
 }
 
@@ -497,6 +525,7 @@ int fbx_fabric_close(fbx_fabric *f)
     fbxi_engine_stop(f);
     if (f->creator && (f->flags & FBXL_OWNED))
         end_fabric(f);
+    fbxi_registered_end(f);
     fbxi_session_close(f);
     unregister_fabric(f);
     /* The descriptor goes now, so that a closed fabric costs none; the mappings stay for views. */

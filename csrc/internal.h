@@ -146,12 +146,18 @@ struct fbx_fabric {
     pthread_mutex_t map_mutex; /* maps; taken last, also inside a delivery */
     pthread_t service;
     uint32_t service_running;
-    fbx_au32 service_stop, service_wake;
+    fbx_au32 service_stop;
     pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
     struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
     fbx_au64 watched; /* bit (node & 63): the service thread delivers there what we have posted, for its event FIFO */
+    pthread_mutex_t registered_mutex;
+    struct fbxi_registered *registered; /* registered.c; NULL until somebody registers or uses registered memory */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
+    struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
+    uint32_t trace_site;
+    struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
+    uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
 };
 
@@ -176,6 +182,11 @@ int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset); /* control lock 
 void fbxi_heap_free(fbx_fabric *f, uint64_t offset, uint64_t bytes);
 int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out);
 int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
+/* Whether a write up to `end` needs fbxi_commit() first. Registered memory is there or it is not. */
+static inline int fbxi_uncommitted(const fbx_fabric *f, uint32_t region, uint64_t end)
+{
+    return region < f->region_count && end > fbx_observe(&f->regions[region].prefix);
+}
 /* First uncommitted or committed boundary: true if [offset, offset+bytes) is committed whole. */
 int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
 int fbxi_table_take(fbx_fabric *f, int table, uint32_t index); /* commit an entry before its first use */
@@ -212,6 +223,7 @@ int fbxi_membarrier_register(void);
 void fbxi_membarrier(const fbx_fabric *f);
 void fbxi_futex_wait(fbx_au32 *word, uint32_t seen, uint64_t ns);
 void fbxi_futex_wake(fbx_au32 *word);
+void fbxi_service_wake(fbx_fabric *f); /* our own service thread looks at once */
 
 /* ---- generations (lock.c): who changes something that routes were cached from ---------------------------------- */
 /* Bump the requesters whose cached routes depend on it, wait until older marks have cleared. BUSY: one is stopped. */
@@ -238,7 +250,7 @@ int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc,
 struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc);
 struct fbxi_post {
     uint32_t region, bytes, kind, flags, requester;
-    uint64_t offset, arrives_ps, sequence;
+    uint64_t offset, arrives_ps, sequence, trace_id;
     const void *payload;
 };
 /* AGAIN: the queue is full; post->arrives_ps says when its head is due. */

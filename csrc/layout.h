@@ -15,7 +15,7 @@
 #include "atomics.h"
 
 #define FBX_MAGIC 0x3142465845524246ull /* "FBREXFB1" */
-#define FBX_LAYOUT_VERSION 1u
+#define FBX_LAYOUT_VERSION 2u
 #define FBX_LINE 64u
 #define FBX_NAME_BYTES 64u /* with the terminating NUL */
 #define FBX_TIER_BYTES 32u
@@ -101,7 +101,9 @@ struct fbxl_header {
     _Alignas(64) fbx_au32 names_changed;
     fbx_au32 names_waiters;
     fbx_au32 state; /* FBXL_CLOSED */
-    uint32_t pad6[13];
+    uint32_t pad6;
+    fbx_au64 registrations; /* counts changes of what is registered */
+    uint32_t pad10[10];
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
@@ -148,7 +150,8 @@ struct fbxl_node {
     fbx_au64 queues; /* heap offset of the first queue that ends here */
     fbx_au32 queue_count;
     fbx_au32 raw_views; /* somebody looks at memory here without the API: its owner's thread delivers */
-    uint64_t pad1[5];
+    fbx_au64 registered_next; /* where the next range of registered memory is looked for */
+    uint64_t pad1[4];
     _Alignas(64) struct fbxl_lock delivery;
     fbx_au64 delivering_queue, delivering_seq; /* what the holder is at, for the curious */
     uint64_t pad2[4];
@@ -232,7 +235,10 @@ struct fbxl_session { /* one opened fabric of one process; alive while it holds 
     uint64_t start;
     fbx_au64 heartbeat_ps; /* its service thread was here */
     fbx_au32 leader; /* it watches the others */
-    uint32_t pad1[7];
+    fbx_au32 wake; /* futex word of its service thread */
+    fbx_au64 asks; /* bit (session & 63): that one asks something about memory registered here */
+    fbx_au64 mailbox; /* heap offset of what it asks others, 0 until first used */
+    uint64_t pad1;
 };
 
 struct fbxl_requester {
@@ -264,9 +270,13 @@ struct fbxl_buffer {
     uint32_t region, session, session_incarnation;
     fbx_au32 next; /* index + 1 of the next higher buffer of the region */
     uint64_t offset, bytes;
-    uint64_t kind; /* 0 region memory; 1 registered memory */
-    uint64_t reserved[10];
+    uint64_t kind; /* FBXL_BUFFER_MEMORY or FBXL_BUFFER_REGISTERED */
+    /* of registered memory, as its process knows it; `nonce_at` is where that process keeps `nonce` */
+    uint64_t address, start, nonce_at, nonce;
+    uint32_t pid, flags;
+    uint64_t reserved[5];
 };
+enum { FBXL_BUFFER_MEMORY = 0, FBXL_BUFFER_REGISTERED = 1 };
 
 struct fbxl_name { /* put/get values, barriers, names of buffers: chained in hash buckets, all under the control lock */
     char name[FBX_NAME_BYTES];

@@ -215,8 +215,7 @@ void fbxi_ntb_posted(fbx_fabric *f, uint32_t target)
     }
     if (fbx_observe(&f->nodes[target].event_fds)) {
         fbx_or(&f->watched, 1ull << (target & 63));
-        fbx_publish(&f->service_wake, 1);
-        fbxi_futex_wake(&f->service_wake);
+        fbxi_service_wake(f);
     }
 }
 

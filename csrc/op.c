@@ -14,7 +14,9 @@
 #include "internal.h"
 #include "journey.h"
 #include "ntb.h"
+#include "registered.h"
 #include "timing.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -122,9 +124,9 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
 {
     fbx_fabric *f = n->fabric;
     struct fbxi_target t;
-    struct fbxi_region_map *map;
+    struct fbxi_region_map *map = NULL;
     int status = fbxi_translate(f, n->index, gva, bytes, &t);
-    if (!status)
+    if (!status && !fbxi_is_registered(f, t.region))
         status = fbxi_map_region(f, t.region, &map);
     if (status)
         return status;
@@ -134,7 +136,7 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
     x->mapping = t.mapping;
     x->target = t.target;
     x->region = t.region;
-    x->base = map->rw;
+    x->base = map ? map->rw : NULL;
     x->route = NULL;
     if (t.target != n->index && (status = route_to(n, t.target, &x->route)))
         return status;
@@ -265,9 +267,31 @@ static int deliver_due(fbx_node *n, uint32_t target, uint64_t now)
     return fbxi_deliver(n->fabric, target, now);
 }
 
-/* Touch memory once. Marked; what is due is delivered; a write's memory is committed. */
-static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes)
+/* The same where nobody but one process has the bytes. */
+static int touch_registered(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes)
 {
+    fbx_fabric *f = n->fabric;
+    uint64_t done = 0;
+    switch (op->kind) {
+    case FBX_LOAD:
+    case FBX_READ:
+    case FBX_WAIT:
+        if (!op->buffer)
+            return fbxi_registered_load(f, x->region, offset, (uint32_t)bytes, &op->operand[0]);
+        return fbxi_registered_read(f, x->region, offset, (uint8_t *)op->buffer + op->done, bytes, &done);
+    case FBX_STORE:
+    case FBX_WRITE:
+        return fbxi_registered_write(f, x->region, offset, op->buffer ? (const uint8_t *)op->buffer + op->done : (const uint8_t *)op->operand,
+                                     bytes, 1, &done);
+    default: return fbxi_registered_atomic(f, x->region, offset, op->kind, (uint32_t)bytes, op->operand);
+    }
+}
+
+/* Touch memory once. Marked; what is due is delivered; a write's memory is committed. */
+static int touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes)
+{
+    if (UNLIKELY(!x->base))
+        return touch_registered(n, op, x, offset, bytes);
     uint8_t *at = x->base + offset;
     switch (op->kind) {
     case FBX_LOAD:
@@ -320,6 +344,7 @@ static void touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint6
         break;
     default: break;
     }
+    return 0;
 }
 
 static int writes(const struct fbx_op *op)
@@ -353,7 +378,7 @@ static int move(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl *
             return refuse(n, op, FBX_E_ABORT, (*x)->target);
         if ((*x)->status)
             return (*x)->status;
-        if (writes(op) && UNLIKELY(offset + bytes > fbx_observe(&n->fabric->regions[(*x)->region].prefix)) &&
+        if (writes(op) && UNLIKELY(fbxi_uncommitted(n->fabric, (*x)->region, offset + bytes)) &&
             (status = fbxi_commit(n->fabric, (*x)->region, offset, bytes)))
             return status;
         mark(n, lane);
@@ -370,9 +395,9 @@ current:
         unmark(lane);
         return FBX_E_AGAIN;
     }
-    touch(n, op, *x, offset, bytes);
+    status = touch(n, op, *x, offset, bytes);
     unmark(lane);
-    return 0;
+    return status;
 }
 
 /* ---- complete -------------------------------------------------------------------------------------------------------- */
@@ -459,6 +484,20 @@ static void count_end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         most = fbx_peek(&k->late_ps_max);
 }
 
+/* The operation is complete for its issuer. */
+static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op *op, uint64_t now)
+{
+    struct fbxi_trace_record r = {
+        .at_ps = now == UINT64_MAX ? 0 : now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .issued_ps = op->issued_ps,
+        .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
+        .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
+        .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
+    r.sequence = op->kind == FBX_STORE ? op->sequence : 0;
+    if (op->kind != FBX_FLUSH)
+        r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
+    fbxi_trace(n->fabric, &r);
+}
+
 static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
 {
     op->status = status;
@@ -471,6 +510,8 @@ static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         count(n, op);
         count_end(n, op, status, now);
     }
+    if (fbxi_tracing(n->fabric))
+        trace_op(n, op, now);
     if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT)
         refuse(n, op, status, op->target);
     return status;
@@ -484,7 +525,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
 {
     struct fbxi_flight out, back;
     fbx_fabric *f = n->fabric;
-    uint64_t latency = region < f->region_count ? f->region_facts[region].latency_ps : 0;
+    uint64_t latency = region < f->region_count + f->node_count ? f->region_facts[region].latency_ps : 0;
     int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->facts->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
                                 : fbxi_send_small(route, 0, at_ps + n->facts->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
@@ -665,7 +706,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                     uint64_t end = p[3] != p[4] ? p[8 + p[3] % RING * 2] : op->bytes;
                     uint64_t step = min64(min64(end - op->done, x->hi - offset), PIECE);
                     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                             .requester = n->requester, .offset = offset,
+                                             .requester = n->requester, .offset = offset, .trace_id = op->trace_id,
                                              .arrives_ps = p[3] != p[4] ? p[8 + p[3] % RING * 2 + 1] : op->arrives_ps,
                                              .payload = (const uint8_t *)op->buffer + op->done};
                     if (x->status) {
@@ -738,7 +779,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
             vanish(n, x->target, x->route);
             return finish(n, op, f->flags & FBXL_STRICT ? x->status : 0, now);
         }
-        if (UNLIKELY(offset + op->bytes > fbx_observe(&f->regions[x->region].prefix)) &&
+        if (UNLIKELY(fbxi_uncommitted(f, x->region, offset + op->bytes)) &&
             (status = fbxi_commit(f, x->region, offset, op->bytes)))
             return finish(n, op, status, now);
         if ((status = posted_queue(n, x->route, &q)))
@@ -758,12 +799,11 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
                              .flags = (op->attr & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR, .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
-                             .payload = op->buffer ? op->buffer : &payload};
+                             .trace_id = op->trace_id, .payload = op->buffer ? op->buffer : &payload};
     int status;
     if (f->ordering == FBX_IMMEDIATE) {
-        touch(n, op, x, offset, op->bytes);
+        status = touch(n, op, x, offset, op->bytes);
         fbxi_count_way(x->route, 0, op->bytes, 1, FBX_MWR_HEADER);
-        status = 0;
     } else {
         status = fbxi_post(f, q, &post);
     }
@@ -795,6 +835,8 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     }
     op->status = 0;
     op->state = FBX_DONE;
+    if (fbxi_tracing(f))
+        trace_op(n, op, now);
     if (n->stats)
         count_one(n, &n->stats->kind[op->kind].count, &n->stats->kind[op->kind].count_home);
     return 0;
@@ -835,6 +877,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->poison = 0;
     op->injected = 0;
     op->completes_ps = 0;
+    if (fbxi_tracing(f)) {
+        op->trace_id = fbxi_trace_id(f);
+        op->departs_ps = op->arrives_ps = op->sequence = 0;
+    }
     int status = usable(n, op->kind, op->gva);
     if (!status && op->kind >= FBX_FLUSH && op->kind != FBX_WAIT)
         status = op->kind == FBX_FLUSH ? 0 : fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);
@@ -1596,6 +1642,9 @@ int fbx_map(fbx_node *n, uint64_t gva, uint64_t bytes, void **out, int *writable
     if (!status && !(x.perm & FBX_PERM_READ))
         status = fbxi_fail_at(FBX_E_ABORT, FBX_OTHER, (int)n->index, gva, "the window of %s does not permit to look",
                               n->facts->name);
+    if (!status && !x.base)
+        status = fbxi_fail_at(FBX_E_ADDRESS, FBX_OTHER, (int)n->index, gva, "registered memory of %s cannot be mapped; read and write it, "
+                              "or look at it where it was registered", f->node_facts[x.target].name);
     if (!status)
         status = fbxi_commit(f, x.region, offset, bytes);
     if (status)

@@ -11,7 +11,9 @@
  */
 #include "internal.h"
 #include "ntb.h"
+#include "registered.h"
 #include "timing.h"
+#include "trace.h"
 
 #include <stdlib.h>
 
@@ -123,7 +125,7 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
             e->flags = (uint8_t)post->flags;
             e->requester = (uint16_t)post->requester;
             e->poison = 0;
-            e->trace_id = 0;
+            e->trace_id = post->trace_id;
             if (post->bytes <= 8 && post->bytes)
                 memcpy(e->inline_payload, post->payload, post->bytes);
             else
@@ -173,6 +175,16 @@ static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e
         if (!status || status == FBX_E_BUSY)
             return status;
     }
+    const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
+    if (region == fbxi_registered_region(f, q->target) && !(e->flags & FBXL_ENTRY_DROPPED) && e->kind == FBXL_ENTRY_WRITE &&
+        fbx_observe(&node->state) != FBXL_LOST && bytes <= (CELLS - 1) * 64 && cells == cells_for(bytes) && offset < FBX_SLOT_MASK) {
+        uint64_t done = 0;
+        int status = fbxi_registered_write(f, region, offset, payload, bytes, 0, &done);
+        if (!status)
+            fbx_count(&node->delivered, 1);
+        if (!status || status == FBX_E_BUSY)
+            return status;
+    }
     if (e->flags & FBXL_ENTRY_DROPPED || e->kind != FBXL_ENTRY_WRITE || region >= f->region_count ||
         bytes > (CELLS - 1) * 64 || offset > f->region_facts[region].bytes || bytes > f->region_facts[region].bytes - offset ||
         cells != cells_for(bytes) || fbx_observe(&node->state) == FBXL_LOST || fbxi_map_region(f, region, &map) ||
@@ -185,7 +197,6 @@ static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e
             fbx_count(&f->requesters[requester].dropped, 1);
         return 0;
     }
-    const void *payload = bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1);
     if (bytes <= 8 && (bytes & (bytes - 1)) == 0 && bytes && !(offset & (bytes - 1))) {
         uint64_t value = 0;
         memcpy(&value, payload, bytes);
@@ -235,6 +246,20 @@ int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
     if (!fbx_observe(&f->nodes[target].pending) || fbxi_next_due(f, target) > until_ps)
         return 0;
     return fbxi_deliver_now(f, target, until_ps);
+}
+
+/* Tell the trace that an entry was delivered, or vanished. Its times are those of its arrival: under the virtual clock nobody
+ * can have looked in between. */
+static void trace_entry(fbx_fabric *f, const struct fbxl_queue *q, const struct fbxl_entry *e, uint32_t rule, uint64_t passed)
+{
+    struct fbxi_trace_record r = {
+        .at_ps = fbx_peek(&e->arrives_ps), .arrives_ps = fbx_peek(&e->arrives_ps), .id = e->trace_id, .sequence = e->sequence,
+        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)q->traffic_class,
+        .attr = e->flags & (FBXL_ENTRY_RO | FBXL_ENTRY_IDO), .kind = e->kind, .rule = (uint16_t)rule, .passed = passed,
+        .event = e->flags & FBXL_ENTRY_DROPPED ? FBX_TRACE_DROPPED : FBX_TRACE_VISIBLE};
+    r.gva = e->kind == FBXL_ENTRY_WRITE ? ((uint64_t)(e->region + 1) << FBX_SLOT_SHIFT) + e->offset : e->offset;
+    r.digest = fbxi_trace_digest(e->bytes <= 16 ? (const void *)e->inline_payload : (const void *)(e + 1), e->bytes);
+    fbxi_trace(f, &r);
 }
 
 int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
@@ -298,6 +323,8 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
             delivered = delivered ? delivered : FBX_E_BUSY;
             break;
         }
+        if (fbxi_tracing(f) && e->kind != FBXL_ENTRY_SKIP)
+            trace_entry(f, best, e, 0, 0);
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
         fbx_publish(&best->head, head + cells);
         delivered++;

@@ -10,6 +10,7 @@
  * A window is two snapshots and a switch, so that a reader sees one whole setting and a writer that dies leaves one.
  */
 #include "internal.h"
+#include "registered.h"
 
 #include <stdlib.h>
 
@@ -120,7 +121,9 @@ static int64_t bus_region(const fbx_fabric *f, uint32_t node, uint64_t bus)
 {
     uint64_t index = bus >> FBX_SLOT_SHIFT;
     const struct fbxl_node *n = &f->node_facts[node];
-    if (index >= n->region_count || (bus & FBX_SLOT_MASK) >= f->region_facts[n->first_region + index].bytes)
+    if (index == n->region_count)
+        return fbxi_registered_region(f, node);
+    if (index > n->region_count || (bus & FBX_SLOT_MASK) >= f->region_facts[n->first_region + index].bytes)
         return -1;
     return n->first_region + (int64_t)index;
 }
@@ -176,7 +179,7 @@ static int multiplex(fbx_fabric *f, uint32_t node, uint32_t peer, uint64_t bus, 
     return status;
 }
 
-int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
+static int translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
 {
     uint32_t count = f->node_facts[node].mw_count + f->node_facts[node].lut_count;
     if (address & FBX_BUS) {
@@ -201,7 +204,7 @@ int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t byte
         address = ((uint64_t)(region + 1) << FBX_SLOT_SHIFT) | (bus & FBX_SLOT_MASK);
     }
     uint64_t slot = address >> FBX_SLOT_SHIFT, offset = address & FBX_SLOT_MASK;
-    if (!slot || slot > f->region_count)
+    if (!slot || slot > (uint64_t)f->region_count + f->node_count)
         return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "0x%llx is in no region of the fabric",
                             (unsigned long long)address);
     const struct fbxl_region *r = &f->region_facts[slot - 1];
@@ -216,6 +219,11 @@ int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t byte
         return 0;
     }
     const uint64_t bus = r->bus + offset;
+    if (slot > f->region_count && f->flags & FBXL_AUTO_WINDOWS && f->node_facts[node].profile == FBX_PROFILE_FABREX) {
+        /* The manager's window to what a peer has registered: as large as it may get. */
+        *out = (struct fbxi_target){(uint32_t)slot - 1, r->node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0, r->bytes};
+        return 0;
+    }
     for (int attempt = 0; attempt < 2; attempt++) {
         /* The manager's own window first: with the idealised device it is the one. */
         if ((f->flags & FBXL_AUTO_WINDOWS) && f->node_facts[node].profile == FBX_PROFILE_FABREX && slot - 1 < count) {
@@ -237,6 +245,27 @@ int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t byte
     }
     return fbxi_fail_at(FBX_E_NO_WINDOW, -1, (int)node, address, "no window of %s reaches 0x%llx (%s of %s)",
                         f->node_facts[node].name, (unsigned long long)address, r->tier, f->node_facts[r->node].name);
+}
+
+int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out)
+{
+    int status = translate(f, node, address, bytes, out);
+    if (status || !fbxi_is_registered(f, out->region))
+        return status;
+    /* A registration is a small part of its node's slot. */
+    struct fbxi_registration g;
+    if ((status = fbxi_registered_find(f, out->region, out->offset, &g)))
+        return status;
+    if (out->lo < g.offset)
+        out->lo = g.offset;
+    if (out->hi > g.offset + g.bytes)
+        out->hi = g.offset + g.bytes;
+    if (g.flags & FBX_REGISTER_READ_ONLY)
+        out->perm &= FBX_PERM_READ;
+    if (bytes > out->hi - out->offset)
+        return fbxi_fail_at(FBX_E_ADDRESS, -1, (int)node, address, "0x%llx and %llu bytes from there leave the memory that %s registered",
+                            (unsigned long long)address, (unsigned long long)bytes, f->node_facts[out->target].name);
+    return 0;
 }
 
 int fbx_mw_count(fbx_fabric *f, uint32_t node)
