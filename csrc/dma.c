@@ -1163,7 +1163,8 @@ static void claim_surely(struct channel *ch)
 /* ---- the engine -------------------------------------------------------------------------------------------------------- */
 
 /* Until fabric time `until`, for `max_ns` at most, or until `word` is no longer `seen`. */
-static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns, fbx_au32 *word, uint32_t seen, uint32_t *jumped)
+static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns, fbx_au32 *word, uint32_t seen, uint32_t wait_spin_ns,
+                        uint32_t *jumped)
 {
     const uint64_t spin_ns = 100000u;
     const struct fbxi_clock *clock = &f->clock;
@@ -1175,7 +1176,7 @@ static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns,
     if (ns > spin_ns)
         fbxi_futex_wait(word, seen, min64(ns - spin_ns, min64(max_ns, 20000000u)));
     else
-        fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), FBX_SPIN_NS, jumped, &ticks);
+        fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), wait_spin_ns, jumped, &ticks);
 }
 
 /* To wake a thread that sleeps costs its waker microseconds, and most who submit soon wait, which moves the data as well. So for
@@ -1223,7 +1224,7 @@ static void *engine(void *argument)
         } else if (next) {
             fbx_poke(&e->asleep, ASLEEP);
             fbx_fence_sleep();
-            pause_until(f, next, NEVER, &e->wake, seen, &jumped);
+            pause_until(f, next, NEVER, &e->wake, seen, FBX_SPIN_NS, &jumped);
             fbx_poke(&e->asleep, AWAKE);
         }
     }
@@ -1635,7 +1636,7 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
             /* The last wait ends early by what it takes to get back to the caller. */
             uint64_t until = final && final > n->binding_ps ? final - n->binding_ps : next;
             fbx_add(&j->waiters, 1);
-            pause_until(f, until, left, &j->done, 0, &ch->jumped);
+            pause_until(f, until, left, &j->done, 0, FBX_SPIN_LAST_NS, &ch->jumped);
             fbx_add(&j->waiters, UINT32_MAX);
             if (final && fbxi_now(&f->clock) >= until)
                 at_ps = final;
