@@ -69,7 +69,7 @@ struct side {
 
 struct chunk {
     uint64_t dst, src, position, taken, moved; /* taken: sampled; moved: stored or posted */
-    uint64_t samples_ps, arrives_ps;
+    uint64_t samples_ps, starts_ps, arrives_ps; /* starts: about when its first byte arrives; arrives: its last */
     uint32_t bytes, remote;
 };
 
@@ -515,6 +515,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ch->sink_ps = c->arrives_ps;
         ch->completes_ps = max64(ch->completes_ps, c->arrives_ps);
     }
+    c->starts_ps = max64(ch->last_arrives_ps, to ? ready_first + to->fixed_ps : ready_first);
     c->arrives_ps = ch->last_arrives_ps = max64(c->arrives_ps, ch->last_arrives_ps);
     if (clamped)
         fbx_count(&f->header->reservations_clamped, 1);
@@ -743,19 +744,37 @@ static void note(struct job *j, uint64_t moved)
         fbx_poke(&j->slot->done, moved);
 }
 
-/* Store what of a chunk has not been stored. */
-static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+/* How much of a chunk has arrived: it does so piece by piece, which is also how the work of storing it is spread. */
+static uint64_t arrived(const struct chunk *c, uint64_t now)
+{
+    if (now >= c->arrives_ps)
+        return c->bytes;
+    if (c->bytes <= PIECE || now <= c->starts_ps)
+        return c->moved;
+    return max64(c->moved, (uint64_t)((unsigned __int128)c->bytes * (now - c->starts_ps) / (c->arrives_ps - c->starts_ps)) & ~(uint64_t)(PIECE - 1));
+}
+
+/* When more of it will have arrived. */
+static uint64_t arrives_next(const struct chunk *c)
+{
+    if (c->bytes - c->moved <= PIECE || c->starts_ps >= c->arrives_ps)
+        return c->arrives_ps;
+    return c->starts_ps + (uint64_t)((unsigned __int128)(c->arrives_ps - c->starts_ps) * ((c->moved & ~(uint64_t)(PIECE - 1)) + PIECE) / c->bytes) + 1;
+}
+
+/* Store what of the first `limit` bytes of a chunk has not been stored. */
+static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t limit, uint64_t now)
 {
     int status = 0;
     if (j->d.flags & FBX_DMA_FILL) {
-        while (!status && c->moved < c->bytes) {
-            uint64_t end = min64(c->bytes, (c->moved / PIECE + 1) * PIECE), step = end - c->moved, done = 0;
+        while (!status && c->moved < limit) {
+            uint64_t end = min64(limit, (c->moved / PIECE + 1) * PIECE), step = end - c->moved, done = 0;
             status = transfer(ch, lane, c->dst + c->moved, NULL, 0, pattern(ch, j, c->position + c->moved), step, now, 0, &done);
             c->moved += done;
         }
     } else {
         const uint8_t *from = c->remote ? ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes : NULL;
-        status = transfer(ch, lane, c->dst, NULL, c->src, from, c->bytes, now, j->total >= FBX_STREAM_BYTES, &c->moved);
+        status = transfer(ch, lane, c->dst, NULL, c->src, from, limit, now, j->total >= FBX_STREAM_BYTES, &c->moved);
     }
     note(j, c->position + c->moved);
     return status;
@@ -846,14 +865,17 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         }
         while (ch->ring_head != ch->ring_sampled) {
             struct chunk *c = &ch->ring[ch->ring_head % RING];
-            if (c->arrives_ps > now)
+            const uint64_t before = c->moved, limit = arrived(c, now);
+            if (limit == before && limit < c->bytes)
                 break;
-            status = store(ch, j, lane, c, now);
+            status = store(ch, j, lane, c, limit, now);
             if (status)
                 return status == FBX_E_AGAIN ? stalled(ch, now) : status;
             ch->stalled_ns = 0;
+            budget -= min64(budget, c->moved - before);
+            if (c->moved < c->bytes)
+                break;
             ch->ring_head++;
-            budget -= min64(budget, c->bytes);
         }
         if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
             if ((status = plan(ch, j, now)))
@@ -884,7 +906,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
         if (ch->ring_head != ch->ring_sampled)
-            next = min64(next, ch->ring[ch->ring_head % RING].arrives_ps);
+            next = min64(next, arrives_next(&ch->ring[ch->ring_head % RING]));
         if (next <= now && budget) {
             now = max64(now, fbxi_now(&f->clock));
             if (next <= now)
@@ -912,7 +934,7 @@ static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
                 (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
                 return status;
             if (!ch->dst.x.route) { /* a window that leads home by now */
-                if ((status = store(ch, j, lane, c, now)))
+                if ((status = store(ch, j, lane, c, c->bytes, now)))
                     return status == FBX_E_AGAIN ? stalled(ch, now) : status;
                 break;
             }
