@@ -510,6 +510,11 @@ FBX_API void fbx_trace_site(fbx_fabric *fabric, uint32_t site);
 /* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */
 FBX_API int fbx_bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes,
                       uint64_t count, uint64_t *samples_ps, uint64_t *total_ps);
+/* The same for a descriptor, with up to `depth` of it under way at once. Depth 1 times each from its submission to its
+ * completion. Of more, `samples_ps` are their submissions alone, `total_ps` is that of all until the last is complete, and a
+ * channel that is full is waited for, which counts in the total and in no sample. */
+FBX_API int fbx_bench_dma(fbx_node *node, const struct fbx_dma *descriptor, uint32_t depth, uint64_t count,
+                          uint64_t *samples_ps, uint64_t *total_ps);
 FBX_API uint64_t fbx_ticks(void);
 /* Static memory of the core: pointers to the functions that the _hot extension calls. */
 FBX_API const void *fbx_hot_table(void);
