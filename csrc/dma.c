@@ -17,8 +17,10 @@
  */
 #include "dma_queue.h"
 #include "journey.h"
+#include "ordering.h"
 #include "pcie.h"
 #include "registered.h"
+#include "trace.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -31,6 +33,7 @@
 
 #define NEVER UINT64_MAX
 #define RING 64u /* chunks planned and not yet stored */
+#define PACKET 256u /* what the adversary sends at a time */
 #define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
 #define LONGEST_CHUNK (64u << 10)
 #define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
@@ -53,7 +56,7 @@ struct job {
     struct fbx_dma_piece *list;
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
-    uint64_t total, issued_ps;
+    uint64_t total, issued_ps, trace_id;
     fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
@@ -70,6 +73,7 @@ struct side {
 struct chunk {
     uint64_t dst, src, position, taken, moved; /* taken: sampled; moved: stored or posted */
     uint64_t samples_ps, starts_ps, arrives_ps; /* starts: about when its first byte arrives; arrives: its last */
+    uint64_t leaves_ps; /* its last byte; 0 if it does not leave this node */
     uint32_t bytes, remote;
 };
 
@@ -364,6 +368,10 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     uint64_t start = max64(j->issued_ps, ch->free_ps);
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
+    }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
     ch->write_ps = ch->sink_ps = ch->completes_ps = start;
     ch->reader.issue_ps = ch->reader.return_ps = ch->reader.memory_ps = start;
@@ -486,6 +494,12 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
+        if (fbxi_adversarial(f)) {
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            c->samples_ps += late;
+            ready_first += late;
+            ready += late;
+        }
         fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
         fbxi_count_way(from, 1, step, packets(src_offset, step, ch->reader.mps), FBX_CPLD_HEADER);
     } else {
@@ -500,13 +514,13 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         uint64_t departs = max64(flight.departs_ps, ready);
         struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
         c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
-        if (q)
+        if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
         uint64_t ahead = to->fixed_ps + to->hop[0].out_facts->credit_ps;
         if (c->arrives_ps > departs + ahead)
             departs = c->arrives_ps - ahead;
-        ch->write_ps = departs;
+        ch->write_ps = c->leaves_ps = departs;
         ch->completes_ps = max64(ch->completes_ps, departs);
         if (f->ordering == FBX_IMMEDIATE)
             c->arrives_ps = max64(at, c->samples_ps);
@@ -828,6 +842,67 @@ static int move_untimed(struct channel *ch, struct job *j, fbx_au32 *lane)
     return 0;
 }
 
+/* Let what of a chunk has not been stored travel on its own. */
+static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    int status, attempts = 0;
+    while (c->moved < c->bytes) {
+        uint64_t offset, span, gva = c->dst + c->moved;
+        struct fbxl_queue *q;
+        if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
+            (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
+            return status;
+        if (!ch->dst.x.route) { /* a window that leads home by now */
+            status = store(ch, j, lane, c, c->bytes, now);
+            return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+        }
+        uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
+        if (fbxi_adversarial(f)) /* packets, each of which may be late by itself */
+            step = min64(step, PACKET - (offset & (PACKET - 1)));
+        const uint8_t *payload;
+        if (j->d.flags & FBX_DMA_FILL)
+            payload = pattern(ch, j, c->position + c->moved);
+        else if (c->remote)
+            payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
+        else {
+            payload = ch->scratch;
+            if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
+                return status;
+        }
+        if ((status = fbxi_posted_queue(n, ch->dst.x.route, j->d.tc, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
+            return status;
+        const uint32_t attr = ch->dst.x.attr | (j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0);
+        struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .flags = attr,
+                                 .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps,
+                                 .trace_id = fbxi_tracing(f) ? j->trace_id : 0, .payload = payload};
+        fbxi_mark(n, lane);
+        bool current = fbx_observe(n->generation) == ch->dst.x.generation;
+        if (current)
+            status = fbxi_post(f, q, &post);
+        fbxi_unmark(lane);
+        if (!current) {
+            if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
+                return status;
+            if (++attempts > 1000)
+                return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+            continue;
+        }
+        if (status == FBX_E_AGAIN) {
+            if (post.arrives_ps <= now)
+                return stalled(ch, now);
+            ch->next_ps = post.arrives_ps;
+            return FBX_E_AGAIN;
+        }
+        if (status)
+            return status;
+        c->moved += step;
+        note(j, c->position + c->moved);
+    }
+    return 0;
+}
+
 static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
     fbx_node *n = ch->node;
@@ -865,6 +940,16 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         }
         while (ch->ring_head != ch->ring_sampled) {
             struct chunk *c = &ch->ring[ch->ring_head % RING];
+            if (fbxi_adversarial(f) && c->leaves_ps) {
+                /* It travels in the queue, where the adversary is. */
+                if (c->leaves_ps > now)
+                    break;
+                if ((status = post_chunk(ch, j, lane, c, now)))
+                    return status;
+                ch->stalled_ns = 0;
+                ch->ring_head++;
+                continue;
+            }
             const uint64_t before = c->moved, limit = arrived(c, now);
             if (limit == before && limit < c->bytes)
                 break;
@@ -906,7 +991,8 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
         if (ch->ring_head != ch->ring_sampled)
-            next = min64(next, arrives_next(&ch->ring[ch->ring_head % RING]));
+            next = min64(next, fbxi_adversarial(f) && ch->ring[ch->ring_head % RING].leaves_ps ? ch->ring[ch->ring_head % RING].leaves_ps
+                                                                                               : arrives_next(&ch->ring[ch->ring_head % RING]));
         if (next <= now && budget) {
             now = max64(now, fbxi_now(&f->clock));
             if (next <= now)
@@ -922,62 +1008,10 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
 /* The last byte has departed. The rest travels on its own. */
 static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
-    fbx_node *n = ch->node;
-    fbx_fabric *f = n->fabric;
-    int status, attempts = 0;
-    while (ch->ring_head != ch->ring_tail) {
-        struct chunk *c = &ch->ring[ch->ring_head % RING];
-        while (c->moved < c->bytes) {
-            uint64_t offset, span, gva = c->dst + c->moved;
-            struct fbxl_queue *q;
-            if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
-                (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
-                return status;
-            if (!ch->dst.x.route) { /* a window that leads home by now */
-                if ((status = store(ch, j, lane, c, c->bytes, now)))
-                    return status == FBX_E_AGAIN ? stalled(ch, now) : status;
-                break;
-            }
-            uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
-            const uint8_t *payload;
-            if (j->d.flags & FBX_DMA_FILL)
-                payload = pattern(ch, j, c->position + c->moved);
-            else if (c->remote)
-                payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
-            else {
-                payload = ch->scratch;
-                if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
-                    return status;
-            }
-            if ((status = fbxi_posted_queue(n, ch->dst.x.route, j->d.tc, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
-                return status;
-            struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                     .flags = (j->d.flags & FBX_DMA_RO ? FBXL_ENTRY_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBXL_ENTRY_IDO : 0),
-                                     .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps, .payload = payload};
-            fbxi_mark(n, lane);
-            bool current = fbx_observe(n->generation) == ch->dst.x.generation;
-            if (current)
-                status = fbxi_post(f, q, &post);
-            fbxi_unmark(lane);
-            if (!current) {
-                if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
-                    return status;
-                if (++attempts > 1000)
-                    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
-                continue;
-            }
-            if (status == FBX_E_AGAIN) {
-                if (post.arrives_ps <= now)
-                    return stalled(ch, now);
-                ch->next_ps = post.arrives_ps;
-                return FBX_E_AGAIN;
-            }
-            if (status)
-                return status;
-            c->moved += step;
-        }
-        ch->ring_head++;
-    }
+    int status;
+    for (; ch->ring_head != ch->ring_tail; ch->ring_head++)
+        if ((status = post_chunk(ch, j, lane, &ch->ring[ch->ring_head % RING], now)))
+            return status;
     return 0;
 }
 
@@ -1043,6 +1077,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
                     (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
                     return status;
                 ch->op.operand[0] = j->d.signal_value;
+                ch->op.tc = (uint8_t)j->d.tc; /* the data's stream, and in its order whatever the default */
+                ch->op.attr = FBX_PLAIN;
             }
             if ((status = run_op(ch)))
                 return status;
@@ -1553,6 +1589,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->forgotten = j->holders = !id; /* held while we look; nobody can release an id that is not known yet */
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
+    j->trace_id = fbxi_trace_id(f);
     if (d->list) {
         j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
         if (j->list)

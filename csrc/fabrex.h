@@ -257,7 +257,7 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
-enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4, FBX_PLAIN = 8 /* neither, whatever the default of node or window */ };
 /* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
  * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
 enum fbx_rule {

@@ -671,6 +671,12 @@ static int stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
     return FBX_E_AGAIN;
 }
 
+/* What a write carries: what its issuer said, and what its window adds. */
+static uint32_t attributes(const struct fbx_op *op, const struct fbxi_xl *x)
+{
+    return (op->attr | (op->attr & FBX_PLAIN ? 0 : x->attr)) & (FBX_RO | FBX_IDO);
+}
+
 /* ---- under the adversary: everything is a packet of its own, and travels in the queue ---------------------------------- */
 
 #define LINE 64u
@@ -727,7 +733,7 @@ static int write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
         mark(n, lane);
         bool current = fbx_observe(n->generation) == x->generation;
         struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .requester = n->requester,
-                                 .flags = ((op->attr | x->attr) & (FBX_RO | FBX_IDO)) |
+                                 .flags = attributes(op, x) |
                                           (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
                                  .drained = fbx_peek(&x->route->drained[op->tc]), .offset = offset, .trace_id = op->trace_id,
                                  .payload = (const uint8_t *)op->buffer + p[1]};
@@ -1031,7 +1037,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         fbx_count(&f->header->reservations_clamped, 1);
     uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
-                             .flags = ((op->attr | x->attr) & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR |
+                             .flags = attributes(op, x) | FBXL_ENTRY_SCALAR |
                                       (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
                              .drained = fbx_peek(&x->route->drained[op->tc]), .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
@@ -1109,7 +1115,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->status = FBX_E_AGAIN;
     op->private_[0] = op->private_[4] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
     op->requester = n->requester;
-    op->attr |= n->attr;
+    op->attr |= op->attr & FBX_PLAIN ? 0 : (uint8_t)n->attr;
     if (!op->tc)
         op->tc = n->tc;
     op->target = n->index;
