@@ -80,6 +80,7 @@ struct chunk {
 /* Requests of one source: when each can leave and when its data is here. */
 struct reader {
     const struct fbxi_route *route;
+    uint64_t version; /* of its figures */
     uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
     uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
     uint64_t requests, planned;
@@ -258,7 +259,7 @@ static void lengthen(struct channel *ch, const struct fbxi_route *route, uint64_
         return;
     /* The ring must hold what the way holds. */
     while (ch->chunk_bytes * 2 <= most &&
-           fbx_bytes_to_ps(route->hop[0].out_facts->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * route->fixed_ps)
+           fbx_bytes_to_ps(fbxi_out(route)->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * fbx_peek(&route->fixed_ps))
         ch->chunk_bytes *= 2;
 }
 
@@ -266,15 +267,16 @@ static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *r
 {
     struct fbxi_flight out, back;
     r->route = route;
-    r->mrrs = route->mrrs < 64 ? 64 : route->mrrs > PIECE ? PIECE : route->mrrs;
-    r->mps = route->mps < 64 ? 64 : route->mps;
+    r->version = fbx_peek(&route->version);
+    r->mrrs = fbx_peek(&route->mrrs) < 64 ? 64 : fbx_peek(&route->mrrs) > PIECE ? PIECE : fbx_peek(&route->mrrs);
+    r->mps = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps);
     r->tags = n->facts->tags ? n->facts->tags : 1;
     fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
     fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
     r->trip_ps = back.arrives_ps;
     r->slowest = 0;
     for (uint32_t i = 0; i < route->hops; i++)
-        r->slowest = max64(r->slowest, route->hop[i].back_facts->ps_per_byte_q24);
+        r->slowest = max64(r->slowest, fbx_observe_pointer(&route->hop[i].back_figures)->ps_per_byte_q24);
 }
 
 static int begin(struct channel *ch, struct job *j, uint64_t now)
@@ -422,7 +424,8 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
     r->memory_ps = sample + memory_time(f, region, bytes);
     clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
     uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
-    r->return_ps = max64(back.departs_ps, arrives > r->route->fixed_ps ? arrives - r->route->fixed_ps : 0);
+    const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
+    r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
     *last_ps = max64(arrives, last_issue + r->trip_ps);
     *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
@@ -440,7 +443,7 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
  * later than that competes with nobody, and only asks. */
 static int reserves(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
 {
-    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << route->hop[0].out_facts->slot_shift) > now;
+    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << fbxi_out(route)->slot_shift) > now;
 }
 
 static uint64_t plan_at(const struct channel *ch, const struct job *j)
@@ -488,7 +491,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     uint64_t ready_first, ready;
     int clamped = 0;
     if (from) {
-        if (ch->reader.route != from)
+        if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
         const int reserve = reserves(from, read_issue(&ch->reader), now);
         struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
@@ -507,17 +510,17 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ready = ch->source_ps += fill ? 0 : memory_time(f, ch->src.x.region, step);
     }
     if (to) {
-        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
+        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps));
         struct fbxi_flight flight;
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
         struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
-        c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
+        c->arrives_ps = max64(max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps)), fbx_peek(&n->fence_floor));
         if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
-        uint64_t ahead = to->fixed_ps + to->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps;
         if (c->arrives_ps > departs + ahead)
             departs = c->arrives_ps - ahead;
         ch->write_ps = c->leaves_ps = departs;
@@ -556,9 +559,9 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     }
     out->hops = route->hops;
     if (kind == FBX_DMA_WRITE) {
-        uint64_t tlps = packets(offset, bytes, route->mps < 64 ? 64 : route->mps);
+        uint64_t tlps = packets(offset, bytes, fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps));
         fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
-        uint64_t ahead = route->fixed_ps + route->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = out->departs_ps;

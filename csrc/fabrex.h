@@ -107,6 +107,7 @@ struct fbx_config_link {
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
+    uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -139,7 +140,7 @@ struct fbx_fabric_info {
     char name[64], directory[256];
     uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
-    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint32_t flags, ordering, clock, owner_alive, closed, links_changed; /* links that are not set as the topology says */
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
     uint64_t tick_hz, tick_cost_ps, now_ps;
 };
@@ -165,7 +166,7 @@ struct fbx_region_info {
 };
 struct fbx_link_info {
     char name[192];
-    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, changed; /* changed: not as the topology describes it */
     uint64_t rate_bps, delay_ps;
     uint64_t bytes[2], tlps[2], dropped[2];
 };
@@ -176,6 +177,18 @@ FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
 FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
 /* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
 FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* What may be set of a link that runs: a PCIe link has no RATE_BPS, MTU and OVERHEAD_BYTES, an Ethernet link DELAY_PS and
+ * those. Credits of data are units of 16 bytes; 0 is infinite. */
+enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
+                    FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
+                    FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+/* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
+ * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
+FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
+/* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
+FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 

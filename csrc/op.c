@@ -103,7 +103,7 @@ static void depend(fbx_node *n, uint32_t bit)
 }
 
 /* Is the way to `target` open? Sets the dependency bits first, so that whoever closes it later finds us. */
-static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route)
+static int way_status(fbx_node *n, uint32_t target, struct fbxi_route *route)
 {
     fbx_fabric *f = n->fabric;
     depend(n, f->link_count + target);
@@ -111,6 +111,12 @@ static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *rou
         depend(n, route->hop[i].direction / 2);
     /* Pairs with: the fence in invalidate(). Breaks: a closed link that our cached route still calls open. */
     fbx_fence_sleep();
+    if (route && UNLIKELY(fbxi_route_changed(f, route))) {
+        /* Without memory for the new figures the old ones stay, until somebody asks again. */
+        pthread_mutex_lock(&n->mutex);
+        fbxi_route_refresh(f, route);
+        pthread_mutex_unlock(&n->mutex);
+    }
     if (fbx_observe(&f->nodes[target].state) == FBXL_LOST && target != n->index)
         return FBX_E_PEER_LOST;
     for (uint32_t i = 0; route && i < route->hops; i++)
@@ -903,7 +909,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             struct fbxi_flight flight;
             /* Whoever was away for longer than the calendar remembers has lost that time on the link. */
-            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << x->route->hop[0].out_facts->slot_shift;
+            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << fbxi_out(x->route)->slot_shift;
             if (p[2] + memory_ps < now)
                 p[2] = now - memory_ps;
             if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
@@ -921,7 +927,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             p[1] += step;
             /* Credits let the source run ahead of the narrowest link by as much and no further. */
             p[2] = flight.departs_ps;
-            uint64_t ahead = x->route->fixed_ps + x->route->hop[0].out_facts->credit_ps;
+            uint64_t ahead = fbx_peek(&x->route->fixed_ps) + fbxi_out(x->route)->credit_ps;
             if (flight.arrives_ps > p[2] + ahead)
                 p[2] = flight.arrives_ps - ahead;
             p[8 + p[4] % RING * 2] = p[1];
@@ -995,8 +1001,8 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
     p[2] = now + n->facts->pio_write_ps;
     /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
     p[6] = op->bytes < 64 * PIECE ? PIECE : 4 * PIECE;
-    const struct fbxl_direction *d = x->route->hop[0].out_facts;
-    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
+    const struct fbxi_figures *d = fbxi_out(x->route);
+    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < fbx_peek(&x->route->fixed_ps))
         p[6] <<= 1;
     op->state = FBX_TRAVELS;
     return write_step(n, op, lane, now);
@@ -1066,9 +1072,10 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     if (UNLIKELY(status))
         return finish(n, op, status, now);
     /* What a narrower link further on has not taken yet holds credits as well. */
-    uint64_t credit = x->route->hop[0].out_facts->credit_ps;
-    if (flight.arrives_ps > flight.departs_ps + x->route->fixed_ps)
-        flight.departs_ps = flight.arrives_ps - x->route->fixed_ps;
+    uint64_t credit = fbxi_out(x->route)->credit_ps;
+    const uint64_t fixed_ps = fbx_peek(&x->route->fixed_ps);
+    if (flight.arrives_ps > flight.departs_ps + fixed_ps)
+        flight.departs_ps = flight.arrives_ps - fixed_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -1729,7 +1736,7 @@ int fbx_fence(fbx_node *n)
         for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
             struct fbxl_queue *q = own_queue(n, route, tc);
             uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-            if (last > fbx_peek(&n->fence_floor) && last < now + route->fixed_ps + FBX_BACKLOG_PS)
+            if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
                 fbx_poke(&n->fence_floor, last);
         }
     }
@@ -2029,7 +2036,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         use_target(n, target);
         if (travels)
             fbxi_ntb_posted(f, target);
-        uint64_t credit = route->hop[0].out_facts->credit_ps;
+        uint64_t credit = fbxi_out(route)->credit_ps;
         if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
             while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
                 ;
@@ -2064,7 +2071,7 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
         fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
-        const uint64_t ahead = x.route->fixed_ps + x.route->hop[0].out_facts->credit_ps;
+        const uint64_t ahead = fbx_peek(&x.route->fixed_ps) + fbxi_out(x.route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : out->departs_ps;
