@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <time.h>
 
 #define CHUNK_TIMED (16u << 10)
@@ -40,7 +41,18 @@ _Static_assert(BEGAN_NS < 40 && 2 * MARKS <= RING, "private_ has room for it");
 static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static int timed(const fbx_node *n) { return (n->fabric->flags & FBXL_TIMING) != 0; }
 static uint64_t now_of(const fbx_node *n) { return timed(n) ? fbxi_now(&n->fabric->clock) : 0; }
-static int posted(const struct fbx_op *op) { return op->kind == FBX_STORE || op->kind == FBX_WRITE; }
+static int bulk_write(const struct fbx_op *op) { return op->kind == FBX_WRITE || op->kind == FBX_DMA_WRITE; }
+static int posted(const struct fbx_op *op) { return op->kind == FBX_STORE || bulk_write(op); }
+
+/* Pieces of DMA are counted where the whole of it is. */
+static int ended(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
+{
+    if (op->kind != FBX_DMA_READ && op->kind != FBX_DMA_WRITE)
+        return fbxi_finish(n, op, status, now);
+    op->state = FBX_DONE;
+    op->status = status;
+    return status;
+}
 
 static int peer_of(fbx_node *n, uint32_t target, const struct fbxi_transport **transport, struct fbxi_peer **peer)
 {
@@ -72,7 +84,7 @@ static int end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         if (!(n->fabric->flags & FBXL_STRICT))
             status = 0;
     }
-    return fbxi_finish(n, op, status, now);
+    return ended(n, op, status, now);
 }
 
 static int later(fbx_node *n, struct fbx_op *op)
@@ -94,7 +106,7 @@ static int look(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t gva, ui
         if (!(*x)->away)
             return fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, gva, "an operation on memory of several machines");
         if (posted(op) ? !((*x)->perm & FBX_PERM_WRITE)
-            : op->kind == FBX_LOAD || op->kind == FBX_READ || op->kind == FBX_WAIT ? !((*x)->perm & FBX_PERM_READ)
+            : op->kind == FBX_LOAD || op->kind == FBX_READ || op->kind == FBX_WAIT || op->kind == FBX_DMA_READ ? !((*x)->perm & FBX_PERM_READ)
                                                                                   : (*x)->perm != FBX_PERM_RW)
             return fbxi_refuse(n, op->kind, gva, FBX_E_ABORT, (*x)->target);
         if ((*x)->status)
@@ -107,6 +119,12 @@ static int look(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t gva, ui
             return status;
     }
     return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+}
+
+/* What a request carries: what its issuer said, and what its window adds. */
+static uint8_t attributes(const struct fbx_op *op, const struct fbxi_xl *x)
+{
+    return (uint8_t)((op->attr | (op->attr & FBX_PLAIN ? 0u : x->attr)) & (FBX_RO | FBX_IDO));
 }
 
 static uint64_t remote_address(const struct fbxi_xl *x, uint64_t offset)
@@ -151,6 +169,7 @@ static int submit_scalar(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
         w.payload = (uint32_t)op->bytes;
     }
     w.address = remote_address(x, offset);
+    w.attr = attributes(op, x);
     w.ahead_ps = ahead(n, op->target, flight.arrives_ps);
     if (posted(op))
         status = transport->submit(peer, &w, payload, NULL, 0, NULL);
@@ -166,9 +185,9 @@ static int submit_scalar(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
     if (posted(op)) {
         fbxi_use_target(n, op->target);
         if (!timed(n))
-            return fbxi_finish(n, op, 0, 0);
+            return ended(n, op, 0, 0);
         fbxi_count_way(x->route, 0, op->bytes, 1, FBX_MWR_HEADER);
-        uint64_t credit = x->route->hops ? x->route->hop[0].out_facts->credit_ps : UINT64_MAX >> 1;
+        uint64_t credit = x->route->hops ? fbxi_out(x->route)->credit_ps : UINT64_MAX >> 1;
         op->completes_ps = now + n->facts->pio_write_ps;
         if (flight.departs_ps > now + credit)
             op->completes_ps = flight.departs_ps - credit;
@@ -239,7 +258,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
     if (status)
         return status;
     if (!p[CURSOR])
-        p[CURSOR] = now + n->facts->pio_write_ps;
+        p[CURSOR] = now + (op->kind == FBX_DMA_WRITE ? 0 : n->facts->pio_write_ps);
     fbxi_use_target(n, op->target);
     while (op->done < op->bytes) {
         if (timed(n) && p[CURSOR] > now + AHEAD_PS && (now = fbxi_now(&n->fabric->clock)) + AHEAD_PS < p[CURSOR]) {
@@ -252,7 +271,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
             fbxi_vanish(n, op->target, NULL);
             op->done += min64(op->bytes - op->done, min64(CHUNK_TIMED, x->hi - offset));
             if (n->fabric->flags & FBXL_STRICT)
-                return fbxi_finish(n, op, status, now);
+                return ended(n, op, status, now);
             continue;
         }
         if (status)
@@ -268,12 +287,15 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
         }
         if (timed(n)) {
             uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
+            if (op->kind == FBX_DMA_WRITE)
+                packet = fbx_peek(&x->route->mps) < 64 ? 64 : fbx_peek(&x->route->mps);
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             fbxi_send(x->route, 0, p[CURSOR], step, tlps, FBX_MWR_HEADER, 1, 1, &flight);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
             p[CURSOR] = flight.departs_ps;
             op->arrives_ps = flight.arrives_ps;
         }
+        w.attr = attributes(op, x);
         w.ahead_ps = ahead(n, op->target, flight.arrives_ps);
         status = transport->submit(peer, &w, (const uint8_t *)op->buffer + op->done, NULL, 0, NULL);
         fbxi_unmark(lane);
@@ -283,10 +305,45 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
     }
     transport->push(peer);
     if (!timed(n))
-        return fbxi_finish(n, op, 0, 0);
+        return ended(n, op, 0, 0);
     op->completes_ps = op->next_ps = p[CURSOR];
     op->state = FBX_RETURNS;
     return FBX_E_AGAIN;
+}
+
+/* A piece of DMA: requests in packets of MRRS here, completions in packets of MPS where it is. */
+static int submit_dma_read(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    const struct fbxi_transport *transport;
+    struct fbxi_peer *peer;
+    struct fbxi_xl scratch, *x;
+    struct fbxi_flight flight = {now, now};
+    uint64_t offset;
+    uint32_t ticket;
+    int status = peer_of(n, op->target, &transport, &peer);
+    if (status || (status = look(n, op, lane, op->gva, op->bytes, &scratch, &x, &offset)))
+        return status;
+    struct fbxw_frame w = {.kind = FBXW_READ, .what = 1, .attr = attributes(op, x), .tc = op->tc, .length = (uint32_t)op->bytes,
+                           .address = remote_address(x, offset)};
+    if (!(status = transport->room(peer, 0, fbxw_answer_bytes(&w), 0))) {
+        if (timed(n)) {
+            const uint64_t most = fbx_peek(&x->route->mrrs) < 64 ? 64 : fbx_peek(&x->route->mrrs), count = (op->bytes + most - 1) / most;
+            fbxi_send(x->route, 0, now, 0, count, FBX_MRD_HEADER, 1, 1, &flight);
+            fbxi_count_way(x->route, 0, 0, count, FBX_MRD_HEADER);
+        }
+        w.ahead_ps = ahead(n, op->target, flight.arrives_ps);
+        status = transport->submit(peer, &w, NULL, op->buffer, (uint32_t)op->bytes, &ticket);
+    }
+    fbxi_unmark(lane);
+    if (status)
+        return status;
+    op->departs_ps = flight.departs_ps;
+    op->private_[TICKET] = ticket;
+    op->private_[CROSSES] = flight.arrives_ps;
+    op->private_[SENT_PS] = now_of(n);
+    op->private_[STAGE] = ASKS;
+    transport->push(peer);
+    return later(n, op);
 }
 
 /* Bulk reads ask for pieces ahead of the one that is awaited. */
@@ -376,9 +433,9 @@ static int complete(fbx_node *n, struct fbx_op *op)
     if (!timed(n)) {
         if (fbx_observe(n->pending))
             fbxi_deliver(f, n->index, now);
-        return fbxi_finish(n, op, 0, now);
+        return ended(n, op, 0, now);
     }
-    op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->completes_ps);
+    op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
     if (now > op->completes_ps)
         fbx_count(&f->machines->of[f->node_facts[op->target].machine].late, 1);
     op->next_ps = op->completes_ps;
@@ -462,7 +519,7 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     uint64_t now = now_of(n);
     if (status)
         return end(n, op, status, now);
-    if (timed(n))
+    if (timed(n) && op->kind != FBX_DMA_READ)
         heard_after(n, op->target, p[SENT_PS], now);
     if (op->kind == FBX_FLUSH && !p[WHAT]) {
         /* Writes of ours that were lost there: flush(check) tells of them. */
@@ -472,7 +529,7 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
         *known = answer.value[0];
     } else if (op->kind == FBX_FLUSH) {
         op->operand[0] = answer.value[0];
-    } else if (op->kind != FBX_LOAD || op->bytes <= 8) {
+    } else if (op->bytes <= 8 || (op->kind != FBX_LOAD && op->kind != FBX_DMA_READ)) {
         op->operand[0] = answer.value[0];
         op->operand[1] = answer.value[1];
     } else if (answer.bytes != op->bytes) {
@@ -481,7 +538,13 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     if (timed(n)) {
         struct fbxi_flight back;
         uint64_t crosses = p[CROSSES] + (uint64_t)(answer.took_ps > 0 ? answer.took_ps : 0);
-        fbxi_send_small(route, 1, crosses, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
+        if (op->kind == FBX_DMA_READ) {
+            const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (op->bytes + most - 1) / most;
+            fbxi_send(route, 1, crosses, op->bytes, count, FBX_CPLD_HEADER, 1, 1, &back);
+            fbxi_count_way(route, 1, op->bytes, count, FBX_CPLD_HEADER);
+        } else {
+            fbxi_send_small(route, 1, crosses, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
+        }
         op->completes_ps = back.arrives_ps;
     }
     keep_marks(n, op, &answer);
@@ -497,7 +560,9 @@ static int submit(fbx_node *n, struct fbx_op *op, uint64_t now)
     if (!lane)
         return FBX_E_CLOSED;
     switch (op->kind) {
-    case FBX_WRITE: return submit_write(n, op, lane, now);
+    case FBX_WRITE:
+    case FBX_DMA_WRITE: return submit_write(n, op, lane, now);
+    case FBX_DMA_READ: return submit_dma_read(n, op, lane, now);
     case FBX_READ: return submit_read(n, op, lane, now);
     case FBX_FLUSH: return submit_flush(n, op, lane, now);
     default: return submit_scalar(n, op, lane, now);
@@ -518,14 +583,14 @@ static int go(fbx_node *n, struct fbx_op *op, uint64_t now, uint64_t max_wait_ns
         if ((status = peer_of(n, op->target, &transport, &peer)))
             return end(n, op, status, now);
         now = now_of(n);
-        if (timed(n) && op->kind == FBX_WRITE && op->private_[CURSOR] > now + AHEAD_PS) {
+        if (timed(n) && bulk_write(op) && op->private_[CURSOR] > now + AHEAD_PS) {
             uint64_t ticks;
             if (!max_wait_ns || fbxi_wait(&n->fabric->clock, op->private_[CURSOR] - AHEAD_PS, max_wait_ns, FBX_SPIN_NS, NULL, &ticks))
                 return FBX_E_AGAIN;
             continue;
         }
-        const struct fbxw_frame like = {.kind = op->kind == FBX_READ ? FBXW_READ : FBXW_LOAD, .length = FBXW_PAYLOAD};
-        status = transport->room(peer, op->kind == FBX_WRITE ? FBXW_PAYLOAD : 64, posted(op) ? 0 : fbxw_answer_bytes(&like), max_wait_ns);
+        const struct fbxw_frame like = {.kind = op->kind == FBX_READ || op->kind == FBX_DMA_READ ? FBXW_READ : FBXW_LOAD, .length = FBXW_PAYLOAD};
+        status = transport->room(peer, bulk_write(op) ? FBXW_PAYLOAD : 64, posted(op) ? 0 : fbxw_answer_bytes(&like), max_wait_ns);
         if (status == FBX_E_AGAIN)
             return later(n, op);
         if (status)
@@ -549,11 +614,11 @@ int fbxi_away_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uin
         for (uint64_t done = x->hi - offset, o = 0; done < op->bytes; done += at->hi - o) {
             int status = fbxi_find(n, op->gva + done, 1, &scratch, &at, &o);
             if (status)
-                return fbxi_finish(n, op, status, now);
+                return ended(n, op, status, now);
         }
         const uint64_t last = op->gva + op->bytes - 1;
         if (!(op->gva & FBX_BUS) && last >> FBX_SLOT_SHIFT != op->gva >> FBX_SLOT_SHIFT)
-            return fbxi_finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva, "%llu bytes from 0x%llx leave "
+            return ended(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva, "%llu bytes from 0x%llx leave "
                                "%s of %s", (unsigned long long)op->bytes, (unsigned long long)op->gva,
                                f->region_facts[x->region].tier, f->node_facts[x->target].name), now);
     }
@@ -582,6 +647,23 @@ int fbxi_away_advance(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     }
 }
 
+int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, uint64_t at_ps)
+{
+    struct fbxi_xl scratch, *x;
+    uint64_t offset;
+    op->done = 0;
+    op->status = FBX_E_AGAIN;
+    op->private_[0] = op->private_[4] = op->private_[7] = 0;
+    op->private_[5] = 1; /* counted by the engine */
+    op->requester = n->requester;
+    op->issued_ps = at_ps;
+    int status = fbxi_find(n, op->gva, 1, &scratch, &x, &offset);
+    if (status)
+        return ended(n, op, status, at_ps);
+    op->target = x->target;
+    return fbxi_away_begin(n, op, x, offset, at_ps);
+}
+
 void fbx_op_forget(fbx_node *n, struct fbx_op *op)
 {
     const struct fbxi_transport *transport;
@@ -605,6 +687,44 @@ void fbxi_away_settle(fbx_node *n)
         if (peer)
             fbxi_transport_to(n->fabric, m)->push(peer);
     }
+}
+
+int fbxi_away_many(fbx_node *n, const uint64_t *gvas, uint64_t count, uint64_t from)
+{
+    struct fbxi_xl scratch, *x;
+    uint64_t offset;
+    return !timed(n) && from < count && !fbxi_usable(n, FBX_LOAD, 0) && !fbxi_find(n, gvas[from], 1, &scratch, &x, &offset) && x->away;
+}
+
+int fbxi_away_gather(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out, uint64_t *done)
+{
+    enum { MANY = 64 };
+    struct fbx_op *ops = calloc(MANY, sizeof *ops);
+    uint64_t first = *done, begun = first, ended = first;
+    int status = ops ? 0 : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    while (!status && ended < count && ended - first < 16 * MANY) { /* so that who waits in slices looks up */
+        for (; begun < count && begun - ended < MANY && begun - first < 16 * MANY; begun++) {
+            struct fbx_op *op = &ops[begun % MANY];
+            memset(op, 0, offsetof(struct fbx_op, private_));
+            op->kind = FBX_LOAD;
+            op->gva = gvas[begun];
+            op->bytes = bytes;
+            op->buffer = bytes > 8 ? (uint8_t *)out + begun * bytes : NULL;
+            fbx_op_begin(n, op);
+        }
+        struct fbx_op *op = &ops[ended % MANY];
+        while ((status = op->state == FBX_DONE ? op->status : fbx_op_wait(n, op, UINT64_MAX)) == FBX_E_AGAIN)
+            ;
+        if (status)
+            break;
+        if (bytes <= 8)
+            memcpy((uint8_t *)out + ended * bytes, &op->operand[0], bytes);
+        *done = ++ended;
+    }
+    for (uint64_t i = ended; ops && i < begun; i++)
+        fbx_op_forget(n, &ops[i % MANY]);
+    free(ops);
+    return status ? status : ended < count ? FBX_E_AGAIN : 0;
 }
 
 /* ---- registers --------------------------------------------------------------------------------------------------------- */

@@ -9,8 +9,14 @@
 int fbxi_away_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t now);
 /* Take it on; waits up to max_wait_ns for its answer. */
 int fbxi_away_advance(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns);
+/* A piece of DMA, of at most one frame: op->kind FBX_DMA_READ or FBX_DMA_WRITE with gva, bytes and buffer; issued at `at_ps`. */
+int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, uint64_t at_ps);
 /* Let streams to machines that are lost count what was lost with them. */
 void fbxi_away_settle(fbx_node *n);
+/* Loads of many addresses, of which those from number `from` on begin on another machine, under way at the same time. Only
+ * without injected time: a processor makes them one after the other. */
+int fbxi_away_many(fbx_node *n, const uint64_t *gvas, uint64_t count, uint64_t from);
+int fbxi_away_gather(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out, uint64_t *done);
 int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes);
 /* A round trip that reads a register of `target`'s NTB: FBXW_SAMPLE_*. */
 int fbxi_away_sample(fbx_node *n, uint32_t target, uint32_t what, uint64_t index, uint64_t *out);

@@ -17,6 +17,7 @@
 #include "journey.h"
 #include "ntb.h"
 #include "stream.h"
+#include "timing.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +48,7 @@ struct ask { /* a request that waits for its time */
     struct ask *next; /* of the free ones */
     struct fbxw_frame frame;
     uint64_t base_ps, slack_ps, seen_done;
-    uint32_t moved_up, owed;
+    uint32_t moved_up, owed, dma;
     uint32_t buffer_bytes;
     uint8_t *buffer; /* of a READ */
     uint8_t wide[64];
@@ -149,7 +150,7 @@ static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const stru
         return NULL;
     a->session = s;
     a->frame = *w;
-    a->moved_up = 0;
+    a->moved_up = a->dma = 0;
     a->seen_done = 0;
     s->asks++;
     a->owed = fbxw_answer_bytes(w);
@@ -212,16 +213,38 @@ static int any_away(const fbx_fabric *f)
     return 0;
 }
 
+/* The bytes of a piece of DMA, and when the last of them is at the crossing. */
+static int dma_read(fbx_node *proxy, struct ask *a)
+{
+    struct fbx_op read = {.kind = FBX_READ, .gva = a->frame.address, .bytes = a->frame.length, .buffer = a->op.buffer};
+    struct fbxi_route *route;
+    struct fbxi_flight back;
+    int status = fbxi_untimed(proxy, &read);
+    if (status || (status = fbxi_route_to(proxy, a->op.target, &route)))
+        return status;
+    const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (read.bytes + most - 1) / most;
+    const uint32_t region = (uint32_t)(read.gva >> FBX_SLOT_SHIFT) - 1;
+    fbxi_send(route, 1, a->op.arrives_ps + proxy->fabric->region_facts[region].latency_ps, read.bytes, count, FBX_CPLD_HEADER, 1, 1, &back);
+    fbxi_count_way(route, 1, read.bytes, count, FBX_CPLD_HEADER);
+    a->op.completes_ps = back.arrives_ps;
+    return 0;
+}
+
 static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
 {
     fbx_fabric *f = g->fabric;
     struct session *s = a->session;
-    const struct fbx_op *op = &a->op;
-    struct fbxw_frame w = {.status = status, .value = op->operand[0], .address = op->operand[1]};
+    struct fbx_op *op = &a->op;
+    struct fbxw_frame w = {0};
     uint8_t bytes[64 + FBXW_MARKS * FBXW_MARK_BYTES];
     const void *payload = bytes;
+    if (a->dma && !status)
+        status = dma_read(s->proxy, a);
     if (f->flags & FBXL_TIMING && op->completes_ps > a->base_ps)
         w.ahead_ps = (int64_t)(op->completes_ps - a->base_ps);
+    w.status = status;
+    w.value = op->operand[0];
+    w.address = op->operand[1];
     if (status) {
         w.value = w.address = UINT64_MAX;
     } else if (a->frame.kind == FBXW_READ) {
@@ -378,8 +401,17 @@ static void request(struct fbxi_gateway *g, struct session *s, const struct fbxw
     struct fbx_op *op = &a->op;
     prepare(op, w, kinds[w->kind - FBXW_LOAD]);
     int bad = 0;
+    if (w->kind == FBXW_READ && w->what == 1 && g->fabric->flags & FBXL_TIMING) {
+        /* A piece of DMA: a request that pushes what its node wrote before it; its bytes leave when it is here. */
+        struct fbxi_target t;
+        if ((bad = !w->length || w->length > FBXW_PAYLOAD || fbxi_translate_here(g->fabric, w->address, w->length, &t)) == 0) {
+            op->kind = FBX_FLUSH;
+            op->operand[0] = t.target;
+            a->dma = 1;
+        }
+    }
     if (w->kind == FBXW_READ) {
-        bad = !w->length || w->length > FBXW_PAYLOAD;
+        bad |= !w->length || w->length > FBXW_PAYLOAD;
         /* Without injected time it is read straight to where it is sent from; marks would go before it. */
         uint8_t *place = g->fabric->flags & FBXL_TIMING || bad || any_away(g->fabric) ? NULL : fbxi_stream_place(&s->stream, w->length);
         if (!bad && !place && a->buffer_bytes < w->length) {

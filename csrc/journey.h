@@ -16,18 +16,20 @@ void fbxi_unmark(fbx_au32 *lane);
 int fbxi_find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset);
 int fbxi_route_to(fbx_node *n, uint32_t target, struct fbxi_route **out);
 /* 0, or why nothing passes: LINK_DOWN, PEER_LOST. */
-int fbxi_way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route);
+int fbxi_way_status(fbx_node *n, uint32_t target, struct fbxi_route *route);
+/* A bulk operation without its time, at once. */
+int fbxi_untimed(fbx_node *n, struct fbx_op *op);
 /* The operation's end, counted. */
 int fbxi_finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now);
 /* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
-int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out);
-struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route);
+int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out);
+struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc);
 /* A flush of all reaches `target` too. */
 void fbxi_use_target(fbx_node *n, uint32_t target);
 /* Count a posted write that the fabric lost. */
 void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route);
 /* When a completion from `target` is here, given what was posted the same way before it. */
-uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps);
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps);
 /* Record why an operation at `gva` failed; returns `code`. */
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
 /* Add one operation to the handle's statistics. */

@@ -3,6 +3,7 @@
  * What a node does to the registers of its peers' NTB devices, over the fabric: writes are posted behind the data that
  * went there before, reads are round trips that push it. And its own NTB's link, which opens and closes that way.
  */
+#include "event.h"
 #include "internal.h"
 #include "ntb.h"
 #include "away.h"
@@ -199,8 +200,10 @@ int fbxi_ntb_set_here(fbx_fabric *f, uint32_t node, uint32_t down)
             fbxi_drop_of_node(f, node);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){down ? FBX_EVENT_NTB_DISABLED : FBX_EVENT_NTB_ENABLED, node, UINT32_MAX, UINT32_MAX, 0, 0});
         fbxi_ntb_links_changed(f, UINT32_MAX, node);
+    }
     return status;
 }
 
