@@ -45,11 +45,14 @@ class Task:
         node: the node's name, FABREX_NODE.
         command: program and arguments.
         label: what stands before its output; the node's name if left out.
+        rank, size: FABREX_RANK and FABREX_SIZE, where others are started elsewhere; its place among the tasks if left out.
     """
 
     node: str
     command: Sequence[str]
     label: str = ""
+    rank: int | None = None
+    size: int | None = None
 
 
 @dataclass
@@ -256,12 +259,14 @@ class Launcher:
         self._killed = False
         self._reaper = False
         self._finished = False
+        self._size: int | None = None
         seen: dict[str, int] = {}
         for rank, task in enumerate(tasks):
             label = task.label or task.node
             seen[label] = seen.get(label, 0) + 1
             shown = label if seen[label] == 1 else f"{label}.{seen[label]}"
-            self.processes.append(Process(task.node, rank, shown, tuple(task.command)))
+            self.processes.append(Process(task.node, rank if task.rank is None else task.rank, shown, tuple(task.command)))
+            self._size = task.size
         if not self.processes:
             raise InvalidArgument("there is nothing to run")
 
@@ -291,7 +296,7 @@ class Launcher:
         try:
             for process, path in zip(self.processes, paths, strict=True):
                 env = {**os.environ, "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"), **self._extra_env}
-                env |= environment(self.fabric, self.directory, process.node, process.rank, len(self.processes))
+                env |= environment(self.fabric, self.directory, process.node, process.rank, self._size or len(self.processes))
                 popen = subprocess.Popen(
                     process.command,
                     executable=path,

@@ -22,6 +22,7 @@ _HANDLERS = {
     "validate": ("describe", "validate"),
     "graph": ("describe", "graph"),
     "up": ("life", "up"),
+    "join": ("machines", "join"),
     "down": ("life", "down"),
     "list": ("life", "list_fabrics"),
     "inspect": ("life", "inspect"),
@@ -89,7 +90,7 @@ def _dispatch(words: list[str]) -> int:
     words, command = split_command(words)
     arguments: Namespace = build().parse_args(words, Namespace())
     arguments.commands = command
-    if command is not None and arguments.handler not in ("run", "exec"):
+    if command is not None and arguments.handler not in ("run", "exec", "join") and not getattr(arguments, "machine", None):
         output.usage(f"{arguments.handler} takes no command after --")
     directory = getattr(arguments, "directory", None)
     if directory:

@@ -21,6 +21,12 @@ def up(arguments: Any) -> int:
     from ..errors import FabricExists
     from ..fabric import Fabric
 
+    if arguments.machine:
+        from .machines import up as up_machine
+
+        return up_machine(arguments)
+    if arguments.listen or arguments.token_file:
+        usage("--listen and --token-file belong to --machine")
     topology = topology_of(arguments)
     name = check_name(arguments.name if arguments.name is not None else topology.name)
     try:
@@ -136,6 +142,7 @@ def inspect(arguments: Any) -> int:
         links = [link.info() for link in fabric.links.values()]
         buffers = fabric.buffers()
         fidelity = fabric.fidelity()
+        machines = fabric.machines()
         topology = fabric.topology
         regions = {region["gva"]: (node["name"], region["tier"]) for node in nodes for region in node["regions"]}
     info["processes"] -= 1  # not this one
@@ -161,6 +168,7 @@ def inspect(arguments: Any) -> int:
             buffers=[
                 {"name": b.name, "node": b.node, "tier": tier_of(b.gva), "gva": address(b.gva), "bytes": b.size} for b in buffers
             ],
+            machines=machines,
             fidelity={
                 op: {**facts, "histogram": {str(k): v for k, v in facts["histogram"].items()}} for op, facts in fidelity.items()
             },
@@ -184,6 +192,14 @@ def inspect(arguments: Any) -> int:
     emit(table(header, rows, right=("OWNER", "CLIENTS", "FIRST GVA", "USED", "DROPPED")))
     emit("")
     emit(link_table(links))
+    if machines:
+        emit("")
+        emit(table(("MACHINE", "STATE", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT"), [
+            (m["name"] + (" (here)" if m["here"] else ""), m["state"], len(m["nodes"]), m["answers"], m["late"], m["gave_up"],
+             *((output.nanoseconds(m["clock_offset_ps"] / 1e3), output.nanoseconds(m["clock_bound_ns"]), f"{m['clock_drift_ppb'] / 1e3:.1f} ppm")
+               if m["clock_bound_ns"] else ("-", "-", "-")))
+            for m in machines
+        ], right=("NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT")))  # fmt: skip
     if buffers:
         emit("")
         emit(table(("BUFFER", "NODE", "TIER", "GVA", "SIZE"),

@@ -179,6 +179,15 @@ def build() -> Parser:
             parser.add_argument("--seed", type=number, metavar="N", help="of all that is random")
         return parser
 
+    def on_machine(parser: Parser, summary: str, *, required: bool = False) -> None:
+        parser.add_argument("--machine", metavar="M", required=required, help=summary)
+        parser.add_argument("--listen", metavar="HOST:PORT", help="where other machines reach this one (a free port of loopback, or of "
+                            "the address that reaches the coordinator)")  # fmt: skip
+        parser.add_argument("--token-file", metavar="F", help="a file with a secret that all machines have; needed beyond loopback")
+        parser.add_argument("--wait", type=seconds, default=30.0, metavar="S", help="how long to wait for the others (30 s)")
+        parser.add_argument("--kind", action="append", metavar="KIND", help="with -- COMMAND: nodes that get a process (host)")
+        parser.add_argument("--on", action="append", metavar="NODE", help="with -- COMMAND: only these nodes")
+
     def group(name: str, summary: str) -> Any:
         parser = commands.add_parser(name, help=summary, description=summary)
         return parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
@@ -202,6 +211,14 @@ def build() -> Parser:
     at = placed(facts(described(command("up", "make a fabric that lasts until `down`"))))
     at.add_argument("topology", metavar="TOPOLOGY", help=_TOPOLOGY)
     at.add_argument("--name", metavar="N", help="the topology's name if left out")
+    on_machine(at, "make only this machine's part (the first of `machines:`), serve it, and let the others join")
+    at = placed(facts(command(
+        "join",
+        "be one of the machines of a fabric that `up --machine` made elsewhere, until it ends",
+        usage="fabricctl join HOST:PORT --machine M [OPTIONS] [-- COMMAND...]",
+    )))  # fmt: skip
+    at.add_argument("coordinator", metavar="HOST:PORT", help="where the coordinator listens")
+    on_machine(at, "which of the topology's machines this is", required=True)
     at = placed(facts(command("down", "end fabrics")))
     at.add_argument("names", nargs="*", metavar="NAME")
     at.add_argument("--all", action="store_true", help="all of this user's fabrics in the directory")

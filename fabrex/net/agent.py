@@ -135,6 +135,18 @@ class Agent:
                     raise PeerLost(f"not all machines came: {missing} did not", hint="start `fabricctl join` there")
                 self._changed.wait(0.5 if left is None else min(left, 0.5))
 
+    def is_member(self, machine: str) -> bool:
+        """Whether that machine belongs to the fabric now."""
+        with self._lock:
+            return machine in self._members
+
+    def wait_alone(self, timeout: float) -> None:
+        """Wait until all other machines have left, but no longer than that."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while len(self._members) > 1 and time.monotonic() < deadline:
+                self._changed.wait(0.1)
+
     def wait_gone(self) -> bool:
         """Wait a moment; returns whether the coordinator is lost, or this agent closed."""
         self._closing.wait(0.2)
