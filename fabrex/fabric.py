@@ -179,18 +179,24 @@ class Fabric:
 
     # -- nodes and memory ---------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, role: str = "any") -> Node:
+    def attach(self, name: str, role: str = "any", *, stale: bool = False) -> Node:
         """Become node `name`.
 
         Args:
             role: "owner" (the process that is the node), "client", or "any": the owner if there is none.
+            stale: it caches remote memory without coherence: see `fabrex.caching`.
         Raises:
             FabricNotFound: no such node. FabricExists: it has an owner. InvalidArgument: it is a switch.
         """
         if role not in _ROLES:
             raise InvalidArgument(f"role is one of {', '.join(_ROLES)}, not {role!r}")
         self._live()
-        node = Node(self, name, _ROLES[role])
+        if stale:
+            from .caching import CachingNode
+
+            node: Node = CachingNode(self, name, _ROLES[role])
+        else:
+            node = Node(self, name, _ROLES[role])
         self._nodes.add(node)
         return node
 
