@@ -5,11 +5,13 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "choice.h"
 #include "event.h"
 #include "link.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
+#include "trace.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -268,6 +270,7 @@ static void locate_tables(fbx_fabric *f)
     f->link_count = h->table[FBXL_LINKS].capacity;
     f->flags = h->flags;
     f->ordering = h->ordering;
+    f->choice_seed = h->seed;
     memcpy(f->name, h->name, sizeof f->name);
 }
 
@@ -338,6 +341,8 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->adjacent);
     free(f->adjacent_first);
     fbxi_engine_free(f);
+    fbxi_trace_free(f);
+    fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
     pthread_mutex_destroy(&f->figures_mutex);
@@ -765,6 +770,7 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         n->pio_write_ps = from->pio_write_ps;
         n->dma_setup_read_ps = from->dma_setup_read_ps;
         n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->wc = from->wc != 0;
         n->first_region = region;
         for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
             const struct fbx_config_region *r = &c->regions[region];
