@@ -34,6 +34,7 @@ def notice(sources: str) -> str:
 API: list[tuple[str, str, list[str]]] = [
     ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
     ("link", "Links", ["Link"]),
+    ("event", "Events", ["Events", "Event"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
     ("registered", "Registered memory", ["Registered"]),
@@ -142,7 +143,7 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered") else f"fabrex.{module}.{name}"
+            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
