@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exhaustive clock: every schedule and every legal reordering of small programs.
+
+The search walks the states of the abstract machine (`_machine`), each once. Two reductions keep it small and lose no outcome:
+
+- **Merging.** States that are equal are one, whatever led there.
+- **Stubborn sets.** Of the processes that could act, only a set C is followed in a state, such that whatever the others do
+  meanwhile neither conflicts with the next actions of C nor makes them possible (Valmari; Godefroid). All states in which
+  nothing can happen any more are still reached, and outcomes are read off those.
+
+Whether others may conflict depends on what programs *will* do, which nobody knows of a plain function. The tree of histories
+found so far stands in for it: the search assumes that it is complete, and starts again with the larger tree if it turns out
+that it was not. The last pass finds nothing new, and then its assumption was true: a program that could do something unknown
+would have come to the point before it in that very pass, since a program that stands still at an unknown call is a state in
+which nothing happens, too.
+
+States are taken in the order of how many writes were passed on the way to them, so that the witness of an outcome has no
+reordering that it does not need.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import FabricNotFound, InvalidArgument
+from ..topology import Topology
+from . import _rules
+from ._machine import DONE, Action, Machine, Process, State, _conflict
+from ._programs import NotRepeatable, Program, Raised, Stuck, World
+
+WALKS = 12  # random runs that let the tree of histories grow before the first pass
+PASSES = 200
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One packet that went before another, and the rule that allows it."""
+
+    late: str
+    early: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.late} went before {self.early}: {self.rule}, {_rules.RULES[self.rule]}"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """How an outcome comes about.
+
+    Attributes:
+        outcome: what the programs returned.
+        steps: what happened, in order, in words.
+        passes: what went before what, and by which rule; empty if nothing was reordered.
+        rules: the rules of `passes`.
+    """
+
+    outcome: tuple[Any, ...]
+    steps: tuple[str, ...]
+    passes: tuple[Pass, ...]
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The rules by which something went before something else."""
+        return frozenset(each.rule for each in self.passes)
+
+    def __str__(self) -> str:
+        lines = [f"outcome {self.outcome!r}"]
+        lines += [f"  {number:3}. {step}" for number, step in enumerate(self.steps, 1)]
+        lines += [f"  because {each}" for each in self.passes] or ["  with nothing reordered"]
+        return "\n".join(lines)
+
+
+@dataclass
+class Exploration:
+    """What `explore` found.
+
+    Attributes:
+        outcomes: every possible tuple of returned values, nodes in name order. `Raised` stands for a program that raised,
+            `Stuck` for one that waits for ever.
+        nodes: the names in that order.
+        witnesses: for each outcome one way to it, with as few reorderings as any.
+        complete: whether everything was explored; otherwise `bound` says what stopped it, and there may be more outcomes.
+        states, actions, passes, seconds: the work that it took.
+    """
+
+    nodes: tuple[str, ...]
+    outcomes: set[tuple[Any, ...]] = field(default_factory=set)
+    witnesses: dict[tuple[Any, ...], Witness] = field(default_factory=dict)
+    bound: str | None = None
+    states: int = 0
+    actions: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every schedule and reordering was explored."""
+        return self.bound is None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a bound ended it early."""
+        return self.bound is not None
+
+    def witness(self, outcome: tuple[Any, ...]) -> Witness:
+        """Return how an outcome comes about."""
+        return self.witnesses[outcome]
+
+    def __str__(self) -> str:
+        end = "everything explored" if self.complete else f"stopped at {self.bound}"
+        return f"{len(self.outcomes)} outcomes of {', '.join(self.nodes)}; {self.states} states, {end}"
+
+
+def explore(
+    topology: Any,
+    programs: Mapping[str, Callable[[Any], Any]],
+    *,
+    stale: bool | Collection[str] = False,
+    reduce: bool = True,
+    max_states: int = 200_000,
+    max_steps: int = 400,
+    seconds: float = 60.0,
+) -> Exploration:
+    """Walk every schedule and every legal reordering of small programs.
+
+    Args:
+        topology: a Topology, a preset's name, or a YAML file. Of time it says nothing here; `pio: {wc: true}` makes a node's
+            stores write-combining, and links make paths.
+        programs: node -> a function of `node`, the same as for the other clocks. It must depend on the fabric only.
+        stale: nodes that cache remote memory without coherence; True for all.
+        reduce: False follows every process in every state: slower, the same outcomes.
+        max_states, max_steps, seconds: bounds: states, calls of one program, time. Where one is hit, `bound` says so.
+    Returns:
+        An Exploration.
+    Raises:
+        InvalidArgument, FabricNotFound: a node that is none, or has no program to run.
+        NotRepeatable: a program depends on more than the fabric.
+    """
+    described = Topology.resolve(topology)
+    if described.windows != "auto":
+        raise InvalidArgument("windows: manual is not explored", hint="use windows: auto")
+    names = sorted(programs)
+    for name in (*names, *(stale if not isinstance(stale, bool) else ())):
+        if name not in described.nodes:
+            raise FabricNotFound(f"no node {name!r}; there are {', '.join(list(described.nodes)[:8])}")
+        if described.nodes[name].is_switch:
+            raise InvalidArgument(f"{name} is a switch, which runs no program")
+    cachers = frozenset(described.nodes if stale is True else stale or ())
+    world = World(described, cachers)
+    world.programs = len(names)
+    search = _Search(world, names, programs, reduce, max_states, max_steps, time.monotonic() + seconds)
+    started = time.monotonic()
+    try:
+        found = search.run()
+    finally:
+        search.close()
+    found.seconds = time.monotonic() - started
+    return found
+
+
+class _Bound(Exception):
+    """A bound was hit."""
+
+
+class _Search:
+    def __init__(
+        self,
+        world: World,
+        names: list[str],
+        programs: Mapping[str, Callable[[Any], Any]],
+        reduce: bool,
+        max_states: int,
+        max_steps: int,
+        deadline: float,
+    ) -> None:
+        self.world, self.names, self.reduce = world, names, reduce
+        self.max_states, self.max_steps, self.deadline = max_states, max_steps, deadline
+        self.programs: list[Program] = []
+        for i, name in enumerate(names):
+            self.programs.append(Program(i, name, programs[name], world))
+        stale = frozenset(world.index[name] for name in world.stale)
+        self.machine = Machine(self.programs, stale, world.owner_of)
+        self.states = self.actions = 0
+        self.longest = False
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.close()
+
+    def run(self) -> Exploration:
+        found = Exploration(tuple(self.names))
+        try:
+            if self.reduce:
+                self._walk_at_random()
+            while True:
+                for program in self.programs:
+                    program.refresh()
+                found.passes += 1
+                complete = self._pass(found)
+                if not any(program.grown for program in self.programs) or not self.reduce or not complete:
+                    break
+        except _Bound as bound:
+            found.bound = str(bound)
+        if self.longest and found.bound is None:
+            found.bound = f"max_steps={self.max_steps}"
+        found.states, found.actions = self.states, self.actions
+        return found
+
+    def _walk_at_random(self) -> None:
+        """Let the tree of histories grow, so that the first pass assumes little that is not so."""
+        for seed in range(WALKS):
+            prng, state = random.Random(seed), self.machine.initial()
+            for _ in range(10 * self.max_steps):
+                possible = self._possible(self.machine.processes(state), state)
+                if not possible:
+                    break
+                action, choices = possible[prng.randrange(len(possible))]
+                state = self.machine.fire(state, action, prng.randrange(choices))
+                if any(history.depth >= self.max_steps for history, _, _, _ in state.progs):
+                    break
+
+    def _possible(self, processes: list[Process], state: State) -> list[tuple[Action, int]]:
+        possible = [(each.name, each.choices) for each in processes if each.choices]
+        return possible or [(action, 1) for action in self.machine.timeouts(state)]
+
+    def _pass(self, found: Exploration) -> bool:
+        """Explore once with what is known; returns False at a bound."""
+        machine = self.machine
+        start = machine.initial()
+        seen: set[Any] = {start.key()}
+        came: list[tuple[int, Action | None, int]] = [(-1, None, 0)]
+        queue: list[tuple[int, int, State]] = [(0, 0, start)]
+        ends: dict[tuple[Any, ...], int] = {}
+        count = 0
+        while queue:
+            cost, number, state = heapq.heappop(queue)
+            if all(phase == DONE for _, _, phase, _ in state.progs):
+                ends.setdefault(tuple(history.returned for history, _, _, _ in state.progs), number)
+                continue
+            if any(history.depth >= self.max_steps for history, _, phase, _ in state.progs if phase != DONE):
+                self.longest = True
+                continue
+            processes = machine.processes(state)
+            chosen = self._chosen(processes)
+            actions = [(each.name, each.choices) for each in chosen if each.choices]
+            if not actions:
+                actions = [(action, 1) for action in machine.timeouts(state)]
+                if not actions:
+                    ends.setdefault(_stuck(state), number)
+                    continue
+            for action, choices in actions:
+                price = cost + self._price(state, action)
+                for choice in range(choices):
+                    after = machine.fire(state, action, choice)
+                    self.actions += 1
+                    key = after.key()
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                    came.append((number, action, choice))
+                    heapq.heappush(queue, (price, len(came) - 1, after))
+            count += 1
+            self.states += 1
+            if count >= self.max_states:
+                self._close_pass(found, ends, came)
+                raise _Bound(f"max_states={self.max_states}")
+            if not count % 64 and time.monotonic() > self.deadline:
+                self._close_pass(found, ends, came)
+                raise _Bound("seconds")
+        self._close_pass(found, ends, came)
+        return True
+
+    def _close_pass(self, found: Exploration, ends: dict[tuple[Any, ...], int], came: list[tuple[int, Action | None, int]]) -> None:
+        for outcome, number in ends.items():
+            if outcome not in found.outcomes:
+                found.outcomes.add(outcome)
+                path = []
+                while number > 0:
+                    number, action, choice = came[number]
+                    path.append((action, choice))
+                found.witnesses[outcome] = _Story(self.machine, self.world, self.names).tell(outcome, path[::-1])
+
+    def _price(self, state: State, action: Action) -> int:
+        """Return how many earlier writes of its node an action goes before."""
+        if action[0] != "D":
+            return 0
+        piece, _ = state.pieces[action[1]]
+        return sum(
+            1 for pid, (other, _) in state.pieces.items() if other.tlp.source == piece.tlp.source and _before(pid, action[1])
+        )
+
+    def _chosen(self, processes: list[Process]) -> list[Process]:
+        """Return a stubborn set with few actions; all processes if reduction is off."""
+        if not self.reduce:
+            return processes
+        able = [i for i, each in enumerate(processes) if each.choices]
+        if len(able) <= 1:
+            return processes
+        names = {each.name: i for i, each in enumerate(processes)}
+        best: list[int] | None = None
+        least = len(able) + 1
+        for seed in able:
+            members, todo, actions = {seed}, [seed], 0
+            while todo:
+                each = processes[todo.pop()]
+                if each.choices:
+                    actions += each.choices
+                    if actions >= least:
+                        break
+                elif each.needs is not None:
+                    wanted = names.get(each.needs[0])
+                    for name in each.needs:  # one of them is enough: prefer what is there already
+                        if names.get(name) in members:
+                            wanted = names[name]
+                    assert wanted is not None, (each, "needs what is not there")
+                    if wanted not in members:
+                        members.add(wanted)
+                        todo.append(wanted)
+                    continue
+                access = each.access
+                for i, other in enumerate(processes):
+                    if i not in members and _conflict(access, other.future):
+                        members.add(i)
+                        todo.append(i)
+            else:
+                if actions < least:
+                    best, least = sorted(members), actions
+                    if least == 1:
+                        break
+        return processes if best is None else [processes[i] for i in best]
+
+
+def _before(a: Any, b: Any) -> bool:
+    """Whether write `a` was issued before `b` by the same program."""
+    return type(a[0]) is type(b[0]) and a < b
+
+
+def _stuck(state: State) -> tuple[Any, ...]:
+    return tuple(
+        history.returned if phase == DONE else Stuck(history.request.text) for history, _, phase, _ in state.progs
+    )
+
+
+class _Story:
+    """Tells a path through the states in words."""
+
+    def __init__(self, machine: Machine, world: World, names: list[str]) -> None:
+        self.machine, self.world, self.names = machine, world, names
+        self.said: dict[Any, str] = {}  # operation -> the call that began it
+
+    def tell(self, outcome: tuple[Any, ...], path: list[tuple[Action, int]]) -> Witness:
+        """Return the witness of an outcome."""
+        state = self.machine.initial()
+        steps: list[str] = []
+        passes: list[Pass] = []
+        for action, choice in path:
+            steps.append(self._step(state, action, choice))
+            passes += self._passes(state, action)
+            state = self.machine.fire(state, action, choice)
+        return Witness(outcome, tuple(steps), tuple(dict.fromkeys(passes)))
+
+    def _say(self, obj: Any) -> str:
+        if isinstance(obj, int):
+            return self.world.say(obj)
+        if obj[0] == "db":
+            return f"{self.world.names[obj[1]]}:doorbell"
+        return f"{self.world.names[obj[1]]}:scratchpad {obj[2]}"
+
+    def _write(self, pid: Any, piece: Any) -> str:
+        if pid[0] == "E":
+            return f"cached store to {self._say(piece.obj)}"
+        return f"{self.said.get(pid[:2], 'write')} [{self._say(piece.obj)}]"
+
+    def _step(self, state: State, action: Action, choice: int) -> str:
+        kind, which = action[0], action[1]
+        if kind == "P":
+            history = state.progs[which][0]
+            line = history.request.where.rpartition("/")[2]
+            call = f"{self.names[which]}: {history.request.text}"
+            self.said[(which, history.depth)] = call
+            return f"{call}  ({line})"
+        if kind == "T":
+            return f"{self.names[which]}: {state.progs[which][0].request.text} times out"
+        if kind == "F":
+            return f"{self.names[which]}: {state.progs[which][0].request.text} has pushed everything and returns"
+        if kind == "D":
+            return f"visible: {self._write(which, state.pieces[which][0])}"
+        if kind == "R":
+            ask = state.asks[which]
+            obj = ask.request.pieces[action[2]][0]
+            cached = f", version {choice} in its cache" if ask.request.pieces[action[2]][2] else ""
+            return f"sampled: {self.said.get(which, ask.request.text)} [{self._say(obj)}{cached}]"
+        if kind == "E":
+            return f"{self.world.names[which.node]}'s cache writes {self._say(action[2])} back"
+        call = self.said.get(which, "DMA")
+        if kind == "V":
+            return f"{call}: has pushed everything and is complete"
+        words = state.dmas[which].request.words[action[2]]
+        if kind == "S":
+            return f"{call}: the engine reads {self._say(words[0][0])}"
+        return f"{call}: the engine writes {self._say(words[1][1])}"
+
+    def _passes(self, state: State, action: Action) -> list[Pass]:
+        """Return what this action goes before, though it was issued later."""
+        found = []
+        if action[0] == "D":
+            piece, _ = state.pieces[action[1]]
+            for pid, (other, _) in state.pieces.items():
+                if other.tlp.source != piece.tlp.source or not _before(pid, action[1]) or other.tlp.source == other.tlp.target:
+                    continue
+                rule = _rules.passed_by(piece.tlp, other.tlp)
+                if rule == "A2b":
+                    rule = self._why(state, pid, other, action[1], piece)
+                if pid[:2] == action[1][:2] and rule == "G2":
+                    continue
+                found.append(Pass(self._write(action[1], piece), self._write(pid, other), rule))
+            for op, ask in state.asks.items():
+                tlp = ask.request.tlp
+                if tlp is not None and ask.left and tlp.source == piece.tlp.source and tlp.target == piece.tlp.target:
+                    if (*op, 0) < action[1][:3] and ask.request.kind == "begin":
+                        rule = "A4" if tlp.kind == _rules.ATOMIC else "A3"
+                        found.append(Pass(self._write(action[1], piece), self.said.get(op, ask.request.text), rule))
+        elif action[0] == "R":
+            ask = state.asks[action[1]]
+            if ask.request.tlp is None:
+                if ask.request.pieces[action[2]][2] and len(ask.request.pieces) >= 1:
+                    obj = ask.request.pieces[action[2]][0]
+                    versions = self.machine._versions(state, ask.request.handle, obj)
+                    if len(versions) > 1:
+                        found.append(Pass(self.said.get(action[1], ask.request.text), "what is in the memory now", "S1"))
+                return found
+            for pid, (other, _) in state.pieces.items():
+                if other.tlp.source == ask.request.tlp.source and (type(pid[0]) is int and pid[:2] < action[1]):
+                    rule = _rules.passed_by(ask.request.tlp, other.tlp)
+                    found.append(Pass(self.said.get(action[1], ask.request.text), self._write(pid, other), rule))
+        elif action[0] in ("P", "S", "L") and action[0] != "P":
+            pass
+        return found
+
+    def _why(self, state: State, pid: Any, other: Any, late: Any, piece: Any) -> str:
+        """Return the rule by which a write passes one of its own stream."""
+        if pid[:2] == late[:2]:
+            return "A2b" if piece.tlp.ro else "G2"
+        if piece.dirty or other.dirty:
+            return "S2"
+        if piece.tlp.ro or (piece.tlp.ido and piece.tlp.requester != other.tlp.requester):
+            return "A2b"
+        return "W1" if pid[:2] not in state.dmas and late[:2] not in state.dmas else "M1"
+
+
+__all__ = ["Exploration", "NotRepeatable", "Pass", "Raised", "Stuck", "Witness", "explore"]
