@@ -423,7 +423,7 @@ class _Story:
             for op, ask in state.asks.items():
                 tlp = ask.request.tlp
                 if tlp is not None and ask.left and tlp.source == piece.tlp.source and tlp.target == piece.tlp.target:
-                    if (*op, 0) < action[1][:3] and ask.request.kind == "begin":
+                    if ask.request.kind == "begin" and _before((*op, 0), action[1]):
                         rule = "A4" if tlp.kind == _rules.ATOMIC else "A3"
                         found.append(Pass(self._write(action[1], piece), self.said.get(op, ask.request.text), rule))
         elif action[0] == "R":
@@ -439,8 +439,6 @@ class _Story:
                 if other.tlp.source == ask.request.tlp.source and (type(pid[0]) is int and pid[:2] < action[1]):
                     rule = _rules.passed_by(ask.request.tlp, other.tlp)
                     found.append(Pass(self.said.get(action[1], ask.request.text), self._write(pid, other), rule))
-        elif action[0] in ("P", "S", "L") and action[0] != "P":
-            pass
         return found
 
     def _why(self, state: State, pid: Any, other: Any, late: Any, piece: Any) -> str:

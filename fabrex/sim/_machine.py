@@ -135,9 +135,19 @@ def issue_objects(tlp: Tlp) -> tuple[Any, Any]:
     return ("i", tlp.source, tlp.target, tlp.path, tlp.tc), ("I", tlp.source, tlp.target)
 
 
+def answer_objects(tlp: Tlp) -> tuple[Any, Any]:
+    """Return the objects that decide what an answer pushes: its stream's order of issue, and the target's own buffers."""
+    return ("i", tlp.target, tlp.source, tlp.path, tlp.tc), ("n", tlp.target)
+
+
 def stream_object(source: int, target: int, path: int, tc: int) -> Any:
     """Return the object of one stream's order of issue."""
     return ("i", source, target, path, tc)
+
+
+def line_object(handle: tuple[int, int], word: int) -> Any:
+    """Return the object of one write-combining buffer."""
+    return ("w", handle, word >> 6)
 
 
 class Ask:
@@ -307,7 +317,10 @@ class Machine:
                 found.append(self._sample_process(state, op, ask, k))
         polled = self._polled(state)
         for pid, (piece, behind) in state.pieces.items():
-            access: Access = (NOTHING, frozenset((piece.obj,)) | polled.get(pid, NOTHING))
+            writes = frozenset((piece.obj,)) | polled.get(pid, NOTHING)
+            if any(pid in held for held in state.open.values()):
+                writes |= {line_object(piece.handle, piece.obj), ("n", piece.tlp.source)}
+            access: Access = (NOTHING, writes)
             needs_d = None if not behind else (("D", next(iter(behind))),)
             found.append(Process(("D", pid), 0 if behind else 1, access, access, needs_d))
         for op, dma in state.dmas.items():
@@ -353,7 +366,7 @@ class Machine:
             writes.add(obj)
         tlp = request.tlp
         if tlp is not None:
-            reads.add(stream_object(tlp.target, tlp.source, tlp.path, tlp.tc))
+            reads.update(answer_objects(tlp))
         choices, needs = 1, None
         if reads_cache:
             choices = len(self._versions(state, request.handle, obj))
@@ -374,7 +387,7 @@ class Machine:
         future = request.future
         if dma.flush is not None:
             tlp = request.tlp
-            access: Access = (frozenset((("I", tlp.target, tlp.source),)), frozenset((("op", op),)))
+            access: Access = (frozenset((("I", tlp.target, tlp.source), ("n", tlp.target))), frozenset((("op", op),)))
             needs: tuple[Action, ...] = tuple(("D", pid) for pid in dma.flush)
             return [Process(("V", op), 0 if needs else 1, access, access, needs or None)]
         if dma.behind is None:  # waits for the operation before it in its channel
@@ -390,7 +403,7 @@ class Machine:
                 reads = {source[0]}
                 if source[3] is not None:
                     ask = source[3]
-                    reads.add(stream_object(ask.target, ask.source, ask.path, ask.tc))
+                    reads.update(answer_objects(ask))
                 access = (frozenset(reads), NOTHING)
                 behind = bool(source[3] is not None and dma.behind)
                 first = (("D", next(iter(dma.behind))),) if behind else None
@@ -687,10 +700,16 @@ class Machine:
         for table in (state.open, state.fenced):
             for key, held in list(table.items()):
                 if pid in held:
-                    if len(held) == 1:
+                    gone = {pid}
+                    if table is state.open:  # its buffer has left, with what was in it before
+                        gone |= self._line_before(state, held, pid, piece)
+                    if len(held) == len(gone):
                         del table[key]
                     else:
-                        table[key] = held - {pid}
+                        table[key] = held - gone
+
+    def _line_before(self, state: State, held: frozenset[Any], pid: Any, piece: Piece) -> set[Any]:
+        return {other for other in held if other < pid and state.pieces[other][0].obj >> 6 == piece.obj >> 6}
 
     def _versions(self, state: State, handle: Handle, word: Any) -> tuple[int, ...]:
         """Return what a caching node may see in a word, oldest first."""
@@ -824,6 +843,8 @@ __all__ = [
     "Request",
     "State",
     "Thrown",
+    "answer_objects",
     "issue_objects",
+    "line_object",
     "stream_object",
 ]

@@ -11,15 +11,18 @@ The node, fabric, NTB and DMA objects here have the names and arguments of the r
 
 from __future__ import annotations
 
+import dis
+import functools
 import operator
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from ..errors import AddressError, AlignmentError, FabricError, FabricNotFound, InvalidArgument, ValueRangeError, WaitTimeout
 from ..topology import Topology
-from ._machine import ATOMIC, NEVER, POSTED, READ, WORD, Handle, Request, Thrown, changed, issue_objects, stream_object
+from ._machine import ATOMIC, NEVER, POSTED, READ, WORD, Handle, Request, Thrown, answer_objects, changed, issue_objects, line_object, stream_object
 from ._rules import Tlp
 
 SLOT = 40  # a region's range of global addresses is 1 << SLOT; the same numbers as in the core, so that traces agree
@@ -155,7 +158,7 @@ class Program:
         if isinstance(outcome, Request):
             history.request = outcome
             history.footprint = outcome.future
-            history.state = self._node._stack()
+            history.state = self._node._stack
             self._at = history
         else:
             history.finished, history.returned = True, outcome[1]
@@ -169,6 +172,9 @@ class Program:
                 self._replay(history)
             child = self._new(history, answer)
             self._note(child, self._greenlet.switch(answer))
+            again = _turn_before(child)
+            if again is not None:
+                child = self._at = again
             history.children[answer] = child
         return child
 
@@ -198,16 +204,51 @@ class Program:
         while stack:
             history = stack.pop()
             order.append(history)
-            stack += history.children.values()
-        for history in reversed(order):
-            if history.request is None:
-                continue
-            reads, writes = history.request.future
-            for child in history.children.values():
-                if not (child.footprint[0] <= reads and child.footprint[1] <= writes):
-                    reads, writes = reads | child.footprint[0], writes | child.footprint[1]
-            history.footprint = (reads, writes)
+            stack += [child for child in history.children.values() if child.parent is history]
+        changed = True
+        while changed:  # once, or more often where loops lead back
+            changed = False
+            for history in reversed(order):
+                if history.request is None:
+                    continue
+                reads, writes = history.footprint
+                for child in history.children.values():
+                    if not (child.footprint[0] <= reads and child.footprint[1] <= writes):
+                        reads, writes = reads | child.footprint[0], writes | child.footprint[1]
+                        history.footprint = (reads, writes)
+                        changed = True
         self.grown = 0
+
+
+LOOPING = {"local", "ask", "poll", "ready"}  # calls that leave nothing under way behind
+
+
+def _turn_before(history: History) -> History | None:
+    """Return an earlier history in which the program was as it is now, if it is in a loop that waits for something.
+
+    It was, if its frames and their variables are the same and it came here twice by the same calls with the same answers: the
+    first turn of a loop may still remember what was before it in the middle of an expression.
+    """
+    if history.state is None or history.request is None:
+        return None
+    turn: list[Any] = []
+    at = history
+    first: History | None = None
+    while at.parent is not None and at.parent.state is not None and at.parent.request.kind in LOOPING:
+        turn.append((at.answer, at.parent.state, at.parent.request.text))
+        at = at.parent
+        if at.state == history.state and at.request.same_as(history.request):
+            first = at
+            break
+    if first is None:
+        return None
+    for answer, state, text in turn:
+        if at.parent is None or at.parent.request.kind not in LOOPING:
+            return None
+        if at.answer != answer or at.parent.state != state or at.parent.request.text != text:
+            return None
+        at = at.parent
+    return first
 
 
 def _finish(coroutine: Any) -> Any:
@@ -463,6 +504,7 @@ class Node:
         self._world, self._runner = world, runner
         self._root = root or self
         self._dead = False
+        self._stack: Any = None  # of the program at its last call
         self._handles = 0
         self._allocated: dict[int, int] = {}
         self.name = name
@@ -501,16 +543,15 @@ class Node:
 
         if self._root._dead:
             raise GreenletExit
-        request.where = _caller()
+        frames = _frames()
+        request.where = f"{frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else ""
+        self._root._stack = _fingerprint(frames)
         answer = getcurrent().parent.switch(request)
         if isinstance(answer, Thrown):
             if answer.name == "WaitTimeout":
                 raise WaitTimeout(f"{answer.text}: it did not happen", node=self.name)
             raise FabricNotFound(answer.text)
         return answer
-
-    def _stack(self) -> Any:
-        return None
 
     def _local(
         self, text: str, reads: Sequence[Any], writes: Sequence[Any], answer: Callable[[Any], Any], timeout: bool = False
@@ -597,7 +638,7 @@ class Node:
             writes = {("y", self.index, word) for word in reads}
         if tlp is not None:
             request.access((stream_object(*tlp[1:5]),), self._drains())
-            reads.add(stream_object(tlp.target, tlp.source, tlp.path, tlp.tc))
+            reads.update(answer_objects(tlp))
         else:
             request.access((), self._drains())
         return self._do(request.later(reads, writes))
@@ -663,7 +704,9 @@ class Node:
         request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
         if self._handle.wc:
             request.how = "bulk" if bulk else "wc"
-        return self._do(request.access((), (*issue_objects(tlp), *self._drains())).later((), objects))
+        buffers = {line_object(self._handle.key, word) for word in objects} if request.how == "wc" else set()
+        own = {*issue_objects(tlp), *self._drains(), *buffers}
+        return self._do(request.access((), own).later((), objects))
 
     def store(
         self, gva: int, value: Any, size: int = 8, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0
@@ -713,7 +756,7 @@ class Node:
         request.pieces = ((word, apply, False),)
         reads: tuple[Any, ...] = ()
         if tlp is not None:
-            reads = (stream_object(tlp.target, tlp.source, tlp.path, tlp.tc),)
+            reads = answer_objects(tlp)
             request.access((stream_object(*tlp[1:5]),), self._drains())
         else:
             request.access((), self._drains())
@@ -782,7 +825,7 @@ class Node:
                 raise FabricNotFound(f"no node {target!r}")
             index = self._world.index[target]
         peers = range(len(self._world.names)) if index is None else (index,)
-        reads = [obj for peer in peers for obj in (("I", self.index, peer), ("I", peer, self.index))]
+        reads = [obj for peer in peers for obj in (("I", self.index, peer), ("I", peer, self.index), ("n", peer))]
         said = f"flush({target!r})" if target else "flush()"
         self._do(Request("flush", self._handle, said, target=index).access(reads, self._drains()))
 
@@ -810,7 +853,7 @@ class Node:
         request.answer = lambda values: (values[0] >> shift) & mask
         request.pieces = ((word, None, False),)
         request.access((stream_object(*tlp[1:5]),), self._drains())
-        return int(self._do(request.later((word, stream_object(tlp.target, tlp.source, 0, 0)))))
+        return int(self._do(request.later((word, *answer_objects(tlp)))))
 
     def barrier(self, name: str = "barrier", timeout: float | None = None, *, size: int | None = None) -> None:
         """Wait until all have come. It orders programs, not writes."""
@@ -885,12 +928,56 @@ def _compare_swap(expected: int, desired: int) -> Callable[[int, int], int | Non
     return lambda old, mask: desired if old == expected else None
 
 
-def _caller() -> str:
-    frame: Any = sys._getframe(2)
+def _frames() -> list[Any]:
+    """Return the frames of the program that made a call, innermost first."""
     here = __file__.rpartition("/")[0]
-    while frame is not None and frame.f_code.co_filename.startswith(here):
+    frame: Any = sys._getframe(2)
+    found = []
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(here):
+            found.append(frame)
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+    return found
+
+
+def _fingerprint(frames: list[Any]) -> Any:
+    """Return where a program stands: the same again means that it is in a loop that changed nothing. None if it cannot be known."""
+    found = []
+    for frame in frames:
+        if any(start <= frame.f_lasti < end for start, end in _iterations(frame.f_code)):
+            return None  # how far an iteration has come is nowhere to be seen
+        known = []
+        for name, value in frame.f_locals.items():
+            simple = _simple(value)
+            if simple is None:
+                return None
+            known.append((name, simple))
+        found.append((frame.f_code, frame.f_lasti, tuple(known)))
+    return tuple(found)
+
+
+@functools.cache
+def _iterations(code: Any) -> tuple[tuple[int, int], ...]:
+    """Return the parts of a code object that are inside `for`."""
+    return tuple((each.offset, each.argval) for each in dis.get_instructions(code) if each.opname == "FOR_ITER")
+
+
+def _simple(value: Any) -> Any:
+    """Return something that is equal for values that are and stay the same, or None."""
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return (type(value), value)
+    if isinstance(value, (tuple, frozenset)):
+        parts = tuple(_simple(item) for item in value)
+        return None if None in parts else (type(value), parts)
+    if isinstance(value, (Node, Fabric, Dma, Ntb, Buffer)):
+        return (type(value), value._node._handle.key if not isinstance(value, Node) else value._handle.key, getattr(value, "gva", 0))
+    if isinstance(value, (Completion, Operation)):
+        return (type(value), value._number, value._ended)
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, _Done)):
+        return (type(value), id(value))
+    if isinstance(value, types.MethodType):
+        return _simple(value.__self__) and (value.__func__, _simple(value.__self__))
+    return None
 
 
 # -- DMA --------------------------------------------------------------------------------------------------------------
@@ -1003,10 +1090,10 @@ class Dma:
                 reads.add(obj)
             if ask is not None:
                 first.add(stream_object(*ask[1:5]))
-                reads.add(stream_object(ask.target, ask.source, ask.path, ask.tc))
+                reads.update(answer_objects(ask))
             if out is not None:
                 writes.update(issue_objects(out))
-                reads.add(("I", out.target, out.source))
+                reads.update((("I", out.target, out.source), ("n", out.target)))
         number = node._do(request.access(first, node._drains()).later(reads, writes))
         return Completion(node, number, sum(sizes))
 
@@ -1100,7 +1187,7 @@ class Ntb:
         request = Request("ask", node._handle, f"ntb.peer_spad_read({peer!r}, {idx})", answer=_first, tlp=tlp)
         request.pieces = ((obj, None, False),)
         request.access((stream_object(*tlp[1:5]),), node._drains())
-        return int(node._do(request.later((obj, stream_object(target, node.index, 0, 0)))))
+        return int(node._do(request.later((obj, *answer_objects(tlp)))))
 
     def spad_read(self, idx: int) -> int:
         """Read an own scratchpad."""
