@@ -612,7 +612,7 @@ add("home", "L1", PAIR, _home(nothing, "host0"), "host1", [1], [0], about="data 
 add("home+flag", "L1", BOX, _home(nothing, "box"), "host1", BITS, about="a flag at home overtakes data sent away")
 add("home+flag+fence", "X3 L1", BOX, _home(fence, "box"), "host1", BITS, about="a store at home is no posted write")
 add("home+flag+flush", "X2", BOX, _home(flush, "box"), "host1", [1], [0])
-add("home+flag+reader", "L1", PAIR, _home(nothing, "host1"), "host1", BITS, must=BITS)
+add("home+flag+reader", "D2a", PAIR, _home(nothing, "host1"), "host1", [1], [0], about="the answer about the flag pushes the data")
 
 
 def _barrier(between: Callable[[Any], None]) -> dict[str, Any]:
