@@ -364,6 +364,8 @@ class Machine:
         reads: set[Any] = {obj}
         if change is not None:
             writes.add(obj)
+        if request.handle.stale:
+            writes.add(("y", request.handle.node, obj))
         tlp = request.tlp
         if tlp is not None:
             reads.update(answer_objects(tlp))
@@ -384,7 +386,7 @@ class Machine:
 
     def _dma_processes(self, state: State, op: Any, dma: Transfer) -> list[Process]:
         request = dma.request
-        future = request.future
+        future = (request.future[0], request.future[1] | {("op", op)})
         if dma.flush is not None:
             tlp = request.tlp
             access: Access = (frozenset((("I", tlp.target, tlp.source), ("n", tlp.target))), frozenset((("op", op),)))

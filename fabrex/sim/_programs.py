@@ -561,6 +561,9 @@ class Node:
     def _drains(self) -> tuple[Any, ...]:
         return (("n", self.index),) if self._handle.wc else ()
 
+    def _cached(self, word: int) -> tuple[Any, ...]:
+        return (("y", self.index, word),) if self._handle.stale else ()
+
     def _await_name(self, text: str, obj: Any, timeout: float | None) -> Any:
         def look(mem: Any) -> Any:
             value = mem.get(obj)
@@ -634,7 +637,7 @@ class Node:
         request = Request("begin" if asynchronous else "ask", self._handle, text, answer=answer, pieces=pieces, tlp=tlp)
         request.ended = asynchronous
         reads, writes = {word for word, _, _, _ in words}, set()
-        if cached:
+        if self._handle.stale:
             writes = {("y", self.index, word) for word in reads}
         if tlp is not None:
             request.access((stream_object(*tlp[1:5]),), self._drains())
@@ -699,7 +702,7 @@ class Node:
         if self._handle.stale:
             request = Request("cached", self._handle, text, answer=answer, words=tuple(words))
             own = {("y", self.index, word) for word in objects}
-            return self._do(request.access((), own).later((), objects | set(issue_objects(tlp))))
+            return self._do(request.access(objects, own).later((), objects | set(issue_objects(tlp))))
         request = Request("post", self._handle, text, answer=answer)
         request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
         if self._handle.wc:
@@ -760,7 +763,7 @@ class Node:
             request.access((stream_object(*tlp[1:5]),), self._drains())
         else:
             request.access((), self._drains())
-        return self._do(request.later(reads, (word,)))
+        return self._do(request.later(reads, (word, *self._cached(word))))
 
     def _wide(self, gva: int, target: int, text: str, change: Any, asynchronous: bool, how: Any) -> Any:
         raise InvalidArgument("compare_swap of 16 bytes is not explored", hint="use 8 bytes")
@@ -853,7 +856,7 @@ class Node:
         request.answer = lambda values: (values[0] >> shift) & mask
         request.pieces = ((word, None, False),)
         request.access((stream_object(*tlp[1:5]),), self._drains())
-        return int(self._do(request.later((word, *answer_objects(tlp)))))
+        return int(self._do(request.later((word, *answer_objects(tlp)), self._cached(word))))
 
     def barrier(self, name: str = "barrier", timeout: float | None = None, *, size: int | None = None) -> None:
         """Wait until all have come. It orders programs, not writes."""
