@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from .memory import Buffer as Buffer
     from .node import Node as Node
     from .node import Operation as Operation
+    from .registered import Registered as Registered
     from .topology import Topology as Topology
 
 __version__ = "0.1.0"
@@ -121,9 +122,10 @@ _LAZY = {
     "Completion": "dma",
     "Node": "node",
     "Operation": "node",
+    "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "tlp", "topology", "units")
+_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
 
 
 def __getattr__(name: str) -> Any:

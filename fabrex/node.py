@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import time
+import weakref
 from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .dma import Dma
 from .errors import ClosedHandle, InvalidArgument, WaitTimeout
 from .memory import Buffer, map_view
 from .ntb import Ntb
+from .registered import Registered, register, register_address
 
 if TYPE_CHECKING:
     from .fabric import Fabric
@@ -155,6 +157,7 @@ class Node(Requester):
         self.rank, self.size = self._place()
         self.ntb = Ntb(self)
         self.dma = Dma(self)
+        self._registered: weakref.WeakSet[Registered] = weakref.WeakSet()
 
     def _call_cost_ps(self) -> int:
         """Measure what a timed call from Python takes longer than it was asked to: that counts toward modelled time."""
@@ -196,7 +199,9 @@ class Node(Requester):
         return self._handle.pointer
 
     def close(self) -> None:
-        """Detach. Buffers stay; posted writes that have departed still land. Idempotent."""
+        """Detach. Buffers stay, registered memory goes; posted writes that have departed still land. Idempotent."""
+        for registered in list(self._registered):
+            registered.close()
         self._handle.close()
 
     def __enter__(self) -> Node:
@@ -230,6 +235,40 @@ class Node(Requester):
         record = ffi.new("struct fbx_buffer *")
         check(lib.fbx_alloc(self._pointer(), region, size, align, encoded(name or ""), record), self)
         return Buffer(self.fabric, self, record[0])
+
+    def register(self, data: Any, *, read_only: bool | None = None, service: bool = False) -> Registered:
+        """Give memory that this process already has a global address.
+
+        Args:
+            data: a contiguous NumPy array, CPU tensor, bytearray, or anything with the buffer protocol. It is held, and its
+                buffer exported, until `close()`.
+            read_only: peers may only read; the default is what the memory itself permits.
+            service: have this process's service thread move the bytes even where the kernel would.
+        Returns:
+            Registered: `gva`, `size`, `close()`.
+        Raises:
+            InvalidArgument: no memory of this process, or not contiguous.
+        See: fbx_register().
+        """
+        registered = register(self, data, read_only=read_only, service=service)
+        self._registered.add(registered)
+        return registered
+
+    def register_address(
+        self, pointer: int, nbytes: int, *, keepalive: Any = None, read_only: bool = False, service: bool = False
+    ) -> Registered:
+        """Give `nbytes` from address `pointer` of this process a global address.
+
+        Memory that was freed meanwhile makes operations fail and nothing worse, so far as the system can tell.
+
+        Args:
+            keepalive: an object that is held until `close()`, such as the tensor whose storage it is.
+        Raises:
+            AddressError: nothing is mapped there.
+        """
+        registered = register_address(self, pointer, nbytes, keepalive=keepalive, read_only=read_only, service=service)
+        self._registered.add(registered)
+        return registered
 
     def view(self, gva: int, size: int) -> memoryview:
         """Return the raw bytes, functional and untimed. See `Buffer.memory`."""
@@ -324,8 +363,22 @@ class Node(Requester):
 
     # -- order and waiting --------------------------------------------------------------------------------------------
 
+    def order(self, *, ro: bool = False, ido: bool = False, tc: int = 0) -> None:
+        """Set what this handle's operations have that do not say otherwise.
+
+        Args:
+            ro: relaxed ordering. ido: ID-based ordering. tc: traffic class, 0 to 7.
+        See: fbx_set_order().
+        """
+        if not 0 <= operator.index(tc) <= 7:
+            raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
+        check(lib.fbx_set_order(self._pointer(), (1 if ro else 0) | (2 if ido else 0), tc), self)
+
     def drain(self) -> None:
-        """Let write-combining buffers leave for the link: local and cheap."""
+        """Let write-combining buffers leave for the link: local and cheap.
+
+        What is stored after it does not pass what was stored before it through write-combining windows.
+        """
         check(lib.fbx_drain(self._pointer()), self)
 
     def fence(self) -> None:
