@@ -485,7 +485,7 @@ class Machine:
                 self._change(state, obj, value)
             self._advance(state, i, result)
         elif kind == "post":
-            if not request.how:  # not through a write-combining buffer: it drains them, unless it is a bulk write
+            if not request.how:  # not through a write-combining buffer: it drains them
                 self._drain(state, handle)
             gate = self._issue_all(state, op, request)
             self._advance(state, i, request.answer, gate)
@@ -553,11 +553,12 @@ class Machine:
     def _drain(self, state: State, handle: Handle) -> None:
         state.open.pop(handle.key, None)
 
-    def _behind(self, state: State, tlp: Tlp, handle: Handle, mine: frozenset[Any], obj: Any = None) -> frozenset[Any]:
+    def _behind(self, state: State, tlp: Tlp, handle: Handle, mine: frozenset[Any], obj: Any = None, op: Any = None) -> frozenset[Any]:
         """Return the writes that a packet issued now must stay behind.
 
         Args:
-            mine: writes in the issuer's own write-combining buffers, which it does not wait for except on its own word.
+            mine: writes in the issuer's own write-combining buffers. It waits for those to its own word `obj` only, and for
+                those of its own call `op` to the same line.
         """
         pieces = state.pieces
         held = mine  # has not left for the link
@@ -567,7 +568,7 @@ class Machine:
         wanted = {
             pid
             for pid, (piece, _) in pieces.items()
-            if _rules.waits(tlp, piece.tlp) and (pid not in held or (pid in mine and piece.obj == obj))
+            if _rules.waits(tlp, piece.tlp) and (pid not in held or (pid in mine and self._together(pid, piece, obj, op)))
         }
         if len(wanted) > 1:  # what another one of them waits for need not be named
             for pid in list(wanted):
@@ -575,13 +576,15 @@ class Machine:
                     wanted -= pieces[pid][1]
         return frozenset(wanted)
 
+    def _together(self, pid: Any, piece: Piece, obj: Any, op: Any) -> bool:
+        return obj is not None and (piece.obj == obj or (pid[:2] == op and piece.obj >> 6 == obj >> 6))
+
     def _issue_all(self, state: State, op: Any, request: Request) -> frozenset[Any]:
         """Issue the words of a posted write; returns the gate of a write to the node's own memory."""
         handle = request.handle
         mine = state.open.get(handle.key, NOTHING) if request.how else NOTHING
         fenced = state.fenced.get(handle.key, NOTHING)
         gate: set[Any] = set()
-        lines: set[Any] = set()
         previous: frozenset[Any] = NOTHING
         for k, (tlp, obj, how, mask, value) in enumerate(request.words):
             pid = (*op, k)
@@ -591,23 +594,14 @@ class Machine:
                 previous = frozenset((pid,))
                 gate.add(pid)
             else:
-                behind = self._behind(state, tlp, handle, mine, obj) | fenced
+                behind = self._behind(state, tlp, handle, mine, obj, op) | fenced
             state.pieces[pid] = (piece, behind)
             if request.how == "wc":
                 mine = mine | {pid}
-                lines.add(obj >> 6)
         if request.number != "home":
             tlp = request.words[0][0]
             state.used = state.used | {(handle.key, tlp.source, tlp.target, tlp.path, tlp.tc)}
         if request.how == "wc":
-            for line in lines:  # a full line leaves
-                there = {pid for pid in mine if state.pieces[pid][0].obj >> 6 == line}
-                covered: dict[Any, int] = {}
-                for pid in there:
-                    piece = state.pieces[pid][0]
-                    covered[piece.obj] = covered.get(piece.obj, 0) | piece.mask
-                if len(covered) == 8 and all(mask == WORD for mask in covered.values()):
-                    mine = mine - there
             if mine:
                 state.open[handle.key] = mine
             else:

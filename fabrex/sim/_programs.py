@@ -683,7 +683,7 @@ class Node:
             data = view[i * each : (i + 1) * each]
             self.store(gva, data if each > 8 else int.from_bytes(data, "little"), each)
 
-    def _post(self, gva: int, data: bytes, target: int, text: str, answer: Any, bulk: bool, **how: Any) -> Any:
+    def _post(self, gva: int, data: bytes, target: int, text: str, answer: Any, **how: Any) -> Any:
         tlp = self._tlp(POSTED, target, how.get("ro"), how.get("ido"), how.get("tc", 0), how.get("path", 0))
         words = [
             (word, _mask(count) << shift, int.from_bytes(data[offset : offset + count], "little") << shift)
@@ -706,8 +706,8 @@ class Node:
         request = Request("post", self._handle, text, answer=answer)
         request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
         if self._handle.wc:
-            request.how = "bulk" if bulk else "wc"
-        buffers = {line_object(self._handle.key, word) for word in objects} if request.how == "wc" else set()
+            request.how = "wc"
+        buffers = {line_object(self._handle.key, word) for word in objects} if request.how else set()
         own = {*issue_objects(tlp), *self._drains(), *buffers}
         return self._do(request.access((), own).later((), objects))
 
@@ -719,7 +719,7 @@ class Node:
         data = _as_bytes(value, size)
         shown = value if size <= 8 else f"{size} bytes"
         text = f"store({self._say(gva)}, {shown}{_attributes(size=size if size != 8 else 0, ro=ro, ido=ido, tc=tc, path=path)})"
-        self._post(gva, data, target, text, None, False, ro=ro, ido=ido, tc=tc, path=path)
+        self._post(gva, data, target, text, None, ro=ro, ido=ido, tc=tc, path=path)
 
     def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Write bytes: posted, many packets."""
@@ -728,7 +728,7 @@ class Node:
         if not content:
             return 0
         text = f"write({self._say(gva)}, {len(content)} bytes{_attributes(ro=ro, ido=ido, tc=tc, path=path)})"
-        return int(self._post(gva, content, target, text, len(content), True, ro=ro, ido=ido, tc=tc, path=path))
+        return int(self._post(gva, content, target, text, len(content), ro=ro, ido=ido, tc=tc, path=path))
 
     def _atomic(
         self, op: str, gva: int, size: int, change: Callable[[int, int], int | None], said: str, asynchronous: bool, **how: Any

@@ -38,13 +38,13 @@ RULES: dict[str, str] = {
     "P3": "writes of different nodes are unordered",
     # What one packet is made of.
     "G1": "aligned 8 bytes are read and written as one; more are not",
-    "G2": "one write without RO becomes visible in increasing addresses; with RO in any order",
+    "G2": "one write without RO becomes visible in increasing addresses (combined: each line of it); with RO in any order",
     "G3": "a read samples its 8-byte words in any order",
     "G4": "an atomic happens once and as one at its target",
     # The processor.
     "L1": "a node's accesses to its own memory take effect at once and in program order",
-    "W1": "stores in write-combining buffers leave in any order, and bulk writes pass them, until something drains them",
-    "W2": "stores to the same aligned 8 bytes are never reordered by write combining",
+    "W1": "what is in write-combining buffers leaves line by line and in any order, full lines too, until something drains it",
+    "W2": "stores to the same aligned 8 bytes, and the words of one call in one line, are not reordered by write combining",
     "W3": "reads, atomics, doorbells, scratchpads, DMA submissions, flush and fence drain their handle's buffers",
     # The calls that order.
     "X1": "drain: write-combined stores before it do not become visible after later writes of their stream",

@@ -337,10 +337,10 @@ wc      store       doorbell     1 1 1 1  W3
 wc      store       spad         1 1 1 1  W3
 wc      store       atomic       1 1 1 1  W3
 wc      store       dma          1 1 1 1  W3
-wc      bulk        store        1 1 1 1  A2a
-wc      bulk        bulk         1 1 1 1  A2a
-wc      line        store        1 1 1 1  W1
-wc      wide        store        1 1 1 1  W1
+wc      bulk        store        0 1 1 1  W1
+wc      bulk        bulk         0 1 1 1  W1
+wc      line        store        0 1 1 1  W1
+wc      wide        store        0 1 1 1  W1
 wc      dma+wait    store        1 1 1 1  A2a
 wc      doorbell    store        1 1 1 1  A2a
 """
