@@ -39,14 +39,15 @@ PASSES = 200
 
 @dataclass(frozen=True)
 class Pass:
-    """One packet that went before another, and the rule that allows it."""
+    """One thing that happened before another, though one might have thought otherwise, and the rule that allows it."""
 
     late: str
     early: str
     rule: str
+    how: str = "went before"
 
     def __str__(self) -> str:
-        return f"{self.late} went before {self.early}: {self.rule}, {_rules.RULES[self.rule]}"
+        return f"{self.late} {self.how} {self.early}: {self.rule}, {_rules.RULES[self.rule]}"
 
 
 @dataclass(frozen=True)
@@ -353,6 +354,9 @@ class _Story:
     def __init__(self, machine: Machine, world: World, names: list[str]) -> None:
         self.machine, self.world, self.names = machine, world, names
         self.said: dict[Any, str] = {}  # operation -> the call that began it
+        self.sources: dict[Any, Any] = {}  # word of a DMA operation -> what its source held when it was submitted
+        self.sampled: dict[Any, dict[int, Any]] = {}  # read -> what its words held when they were sampled
+        self.visible: set[Any] = set()  # writes
 
     def tell(self, outcome: tuple[Any, ...], path: list[tuple[Action, int]]) -> Witness:
         """Return the witness of an outcome."""
@@ -407,38 +411,112 @@ class _Story:
         return f"{call}: the engine writes {self._say(words[1][1])}"
 
     def _passes(self, state: State, action: Action) -> list[Pass]:
-        """Return what this action goes before, though it was issued later."""
+        """Return what is worth telling of an action: what it goes before, and what it does not see."""
+        kind, which = action[0], action[1]
+        if kind == "D":
+            return self._overtakes(state, which)
+        if kind == "L":
+            return self._issues(state, which, action[2])
+        if kind == "S":
+            word = state.dmas[which].request.words[action[2]][0][0]
+            found = self._looks(state, self.said.get(which, "DMA"), word, None)
+            if state.mem.get(word, 0) != self.sources.get((which, action[2])):
+                found.append(Pass(self.said.get(which, "DMA"), self.world.say(word), "M1", "read its source after a later write to"))
+            return found
+        if kind == "R":
+            return self._samples(state, which, action[2])
+        if kind != "P":
+            return []
+        history = state.progs[which][0]
+        request, found = history.request, []
+        if request.kind == "submit":
+            for k, (source, _) in enumerate(request.words):
+                if source[0] is not None:
+                    self.sources[((which, history.depth), k)] = state.mem.get(source[0], 0)
+        if request.kind == "local":
+            said = f"{self.names[which]}: {request.text}"
+            for obj in request.own[0]:
+                if isinstance(obj, int) or obj[0] in ("db", "spad"):
+                    found += self._looks(state, said, obj, None)
+            for obj in request.own[1]:
+                for pid, (other, _) in state.pieces.items():
+                    if other.obj == obj and isinstance(obj, int) and other.tlp.source != other.tlp.target:
+                        found.append(Pass(said, self._write(pid, other), "V1", "wrote before it was visible, and is overwritten by,"))
+        return found
+
+    def _overtakes(self, state: State, which: Any) -> list[Pass]:
+        piece, _ = state.pieces[which]
+        said, found = self._write(which, piece), []
+        for pid, (other, _) in state.pieces.items():
+            if other.tlp.source != piece.tlp.source or not _before(pid, which) or other.tlp.source == other.tlp.target:
+                continue
+            rule = _rules.passed_by(piece.tlp, other.tlp)
+            if rule == "A2b":
+                rule = self._why(state, pid, other, which, piece)
+            found.append(Pass(said, self._write(pid, other), rule))
+        for op, ask in state.asks.items():
+            tlp = ask.request.tlp
+            if tlp is not None and ask.left and tlp.source == piece.tlp.source and ask.request.kind == "begin":
+                if _before((*op, 0), which):
+                    rule = ("A4" if tlp.kind == _rules.ATOMIC else "A3") if tlp.target == piece.tlp.target else "P2"
+                    found.append(Pass(said, self.said.get(op, ask.request.text), rule))
+        for op, dma in state.dmas.items():
+            if not dma.complete and dma.request.handle.key == piece.handle and _before((*op, 0), which) and op != which[:2]:
+                if any(word is not True for word in dma.words):
+                    rule = "M5" if which[:2] in state.dmas else "M1"
+                    found.append(Pass(said, self.said.get(op, "DMA"), rule))
+        self.visible.add(which)
+        return found
+
+    def _issues(self, state: State, which: Any, k: int) -> list[Pass]:
+        """An engine's word that lands at home, where nothing delivers it."""
+        if state.dmas[which].request.words[k][1][0] is not None:
+            return []
+        earlier = [
+            op
+            for op, dma in state.dmas.items()
+            if op < which and not dma.complete and dma.request.handle.key == state.dmas[which].request.handle.key
+        ]
+        return [Pass(self.said.get(which, "DMA"), self.said.get(op, "DMA"), "M5") for op in earlier]
+
+    def _samples(self, state: State, which: Any, k: int) -> list[Pass]:
+        ask = state.asks[which]
+        request, said = ask.request, self.said.get(which, ask.request.text)
+        obj, _, cached = request.pieces[k]
+        found = self._looks(state, said, obj, request.tlp)
+        if cached:
+            if len(self.machine._versions(state, request.handle, obj)) > 1:
+                found.append(Pass(said, f"what {self._say(obj)} holds by now", "S1", "may see something older than"))
+            return found
+        if request.pieces[k][1] is not None:
+            for pid, (other, _) in state.pieces.items():
+                if other.tlp.source == request.tlp.source and _before(pid, (*which, 0)):
+                    found.append(Pass(said, self._write(pid, other), _rules.passed_by(request.tlp, other.tlp)))
+        seen = self.sampled.setdefault(which, {})
+        for other, value in seen.items():
+            if state.mem.get(request.pieces[other][0], 0) != value:
+                found.append(Pass(said, self._say(request.pieces[other][0]), "G3", f"samples {self._say(obj)} after, and at another time than,"))
+        seen[k] = state.mem.get(obj, 0)
+        return found
+
+    def _looks(self, state: State, said: str, obj: Any, tlp: Any) -> list[Pass]:
+        """Return the writes to an object that have been issued, and that who looks at it now does not see."""
         found = []
-        if action[0] == "D":
-            piece, _ = state.pieces[action[1]]
-            for pid, (other, _) in state.pieces.items():
-                if other.tlp.source != piece.tlp.source or not _before(pid, action[1]) or other.tlp.source == other.tlp.target:
-                    continue
-                rule = _rules.passed_by(piece.tlp, other.tlp)
-                if rule == "A2b":
-                    rule = self._why(state, pid, other, action[1], piece)
-                if pid[:2] == action[1][:2] and rule == "G2":
-                    continue
-                found.append(Pass(self._write(action[1], piece), self._write(pid, other), rule))
-            for op, ask in state.asks.items():
-                tlp = ask.request.tlp
-                if tlp is not None and ask.left and tlp.source == piece.tlp.source and tlp.target == piece.tlp.target:
-                    if ask.request.kind == "begin" and _before((*op, 0), action[1]):
-                        rule = "A4" if tlp.kind == _rules.ATOMIC else "A3"
-                        found.append(Pass(self._write(action[1], piece), self.said.get(op, ask.request.text), rule))
-        elif action[0] == "R":
-            ask = state.asks[action[1]]
-            if ask.request.tlp is None:
-                if ask.request.pieces[action[2]][2] and len(ask.request.pieces) >= 1:
-                    obj = ask.request.pieces[action[2]][0]
-                    versions = self.machine._versions(state, ask.request.handle, obj)
-                    if len(versions) > 1:
-                        found.append(Pass(self.said.get(action[1], ask.request.text), "what is in the memory now", "S1"))
-                return found
-            for pid, (other, _) in state.pieces.items():
-                if other.tlp.source == ask.request.tlp.source and (type(pid[0]) is int and pid[:2] < action[1]):
-                    rule = _rules.passed_by(ask.request.tlp, other.tlp)
-                    found.append(Pass(self.said.get(action[1], ask.request.text), self._write(pid, other), rule))
+        for pid, (other, _) in state.pieces.items():
+            if other.obj != obj or other.tlp.source == other.tlp.target:
+                continue
+            if tlp is not None and other.tlp.source == tlp.source:
+                found.append(Pass(said, self._write(pid, other), _rules.passed_by(tlp, other.tlp)))
+            elif any(seen[:2] == pid[:2] for seen in self.visible):
+                found.append(Pass(said, self._write(pid, other), "G1", "looked between the words of"))
+            else:
+                found.append(Pass(said, self._write(pid, other), "V1", "looked before it was visible:"))
+        for handle, word in state.dirty:
+            if word == obj:
+                found.append(Pass(said, f"{self.world.names[handle.node]}'s cached store to {self._say(word)}", "S2", "looked before"))
+        for op, dma in state.dmas.items():
+            if any(word is not True and to[1] == obj for word, (_, to) in zip(dma.words, dma.request.words, strict=True)):
+                found.append(Pass(said, self.said.get(op, "DMA"), "M1", "looked before"))
         return found
 
     def _why(self, state: State, pid: Any, other: Any, late: Any, piece: Any) -> str:

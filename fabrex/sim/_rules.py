@@ -31,6 +31,8 @@ RULES: dict[str, str] = {
     "D2a": "a completion does not pass a posted write that travels the same way: it pushes it",
     "D2b": "a completion may pass a posted write if its request had RO, or IDO and the write another requester id",
     "D5": "completions of different requests may pass each other",
+    # Time.
+    "V1": "a posted write becomes visible some time after its call has returned",
     # Between streams.
     "T1": "different traffic classes are unordered",
     "P1": "different paths between the same two nodes are unordered",
