@@ -23,7 +23,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from . import _rules
 from ._machine import DONE, Action, Machine, Process, State, _conflict
 from ._programs import NotRepeatable, Program, Raised, Stuck, World
 
+Function = Callable[[Any], Any]
 WALKS = 12  # random runs that let the tree of histories grow before the first pass
 PASSES = 200
 
@@ -120,7 +121,7 @@ class Exploration:
 
 def explore(
     topology: Any,
-    programs: Mapping[str, Callable[[Any], Any]],
+    programs: Mapping[str, Function | Iterable[Function]],
     *,
     stale: bool | Collection[str] = False,
     reduce: bool = True,
@@ -133,7 +134,8 @@ def explore(
     Args:
         topology: a Topology, a preset's name, or a YAML file. Of time it says nothing here; `pio: {wc: true}` makes a node's
             stores write-combining, and links make paths.
-        programs: node -> a function of `node`, the same as for the other clocks. It must depend on the fabric only.
+        programs: node -> a function of `node` (or a list of them: the first is the node's owner, the others are clients), the same
+            as for the other clocks. It must depend on the fabric only. What several of a node return is a tuple in the outcome.
         stale: nodes that cache remote memory without coherence; True for all.
         reduce: False follows every process in every state: slower, the same outcomes.
         max_states, max_steps, seconds: bounds: states, calls of one program, time. Where one is hit, `bound` says so.
@@ -146,22 +148,36 @@ def explore(
     described = Topology.resolve(topology)
     if described.windows != "auto":
         raise InvalidArgument("windows: manual is not explored", hint="use windows: auto")
-    names = sorted(programs)
-    for name in (*names, *(stale if not isinstance(stale, bool) else ())):
+    listed = _listed(programs)
+    for name in (*programs, *(stale if not isinstance(stale, bool) else ())):
         if name not in described.nodes:
             raise FabricNotFound(f"no node {name!r}; there are {', '.join(list(described.nodes)[:8])}")
         if described.nodes[name].is_switch:
             raise InvalidArgument(f"{name} is a switch, which runs no program")
     cachers = frozenset(described.nodes if stale is True else stale or ())
     world = World(described, cachers)
-    world.programs = len(names)
-    search = _Search(world, names, programs, reduce, max_states, max_steps, time.monotonic() + seconds)
+    world.programs = len(listed)
+    search = _Search(world, listed, reduce, max_states, max_steps, time.monotonic() + seconds)
     started = time.monotonic()
     try:
         found = search.run()
     finally:
         search.close()
     found.seconds = time.monotonic() - started
+    return found
+
+
+def _listed(programs: Any) -> list[tuple[str, Function, int]]:
+    """Return (node, program, its number there), nodes in name order; a lone program has number -1."""
+    if not isinstance(programs, Mapping) or not programs:
+        raise InvalidArgument("programs is a dict: node name -> function of the node, at least one")
+    found: list[tuple[str, Function, int]] = []
+    for name in sorted(programs):
+        value = programs[name]
+        for number, program in enumerate([value] if callable(value) else list(value)):
+            if not callable(program):
+                raise InvalidArgument(f"the program of {name} is no function: {program!r}")
+            found.append((name, program, -1 if callable(value) else number))
     return found
 
 
@@ -173,18 +189,19 @@ class _Search:
     def __init__(
         self,
         world: World,
-        names: list[str],
-        programs: Mapping[str, Callable[[Any], Any]],
+        listed: list[tuple[str, Function, int]],
         reduce: bool,
         max_states: int,
         max_steps: int,
         deadline: float,
     ) -> None:
-        self.world, self.names, self.reduce = world, names, reduce
+        self.world, self.reduce = world, reduce
+        self.places = [(name, number) for name, _, number in listed]
+        self.names = [name if number < 0 else f"{name}[{number}]" for name, number in self.places]
         self.max_states, self.max_steps, self.deadline = max_states, max_steps, deadline
         self.programs: list[Program] = []
-        for i, name in enumerate(names):
-            self.programs.append(Program(i, name, programs[name], world))
+        for i, (name, program, number) in enumerate(listed):
+            self.programs.append(Program(i, name, program, world, max(number, 0)))
         stale = frozenset(world.index[name] for name in world.stale)
         self.machine = Machine(self.programs, stale, world.owner_of)
         self.states = self.actions = 0
@@ -195,7 +212,7 @@ class _Search:
             program.close()
 
     def run(self) -> Exploration:
-        found = Exploration(tuple(self.names))
+        found = Exploration(tuple(dict.fromkeys(name for name, _ in self.places)))
         try:
             if self.reduce:
                 self._walk_at_random()
@@ -242,7 +259,7 @@ class _Search:
         while queue:
             cost, number, state = heapq.heappop(queue)
             if all(phase == DONE for _, _, phase, _ in state.progs):
-                ends.setdefault(tuple(history.returned for history, _, _, _ in state.progs), number)
+                ends.setdefault(self._outcome([history.returned for history, _, _, _ in state.progs]), number)
                 continue
             if any(history.depth >= self.max_steps for history, _, phase, _ in state.progs if phase != DONE):
                 self.longest = True
@@ -253,7 +270,7 @@ class _Search:
             if not actions:
                 actions = [(action, 1) for action in machine.timeouts(state)]
                 if not actions:
-                    ends.setdefault(_stuck(state), number)
+                    ends.setdefault(self._outcome(_stuck(state)), number)
                     continue
             for action, choices in actions:
                 price = cost + self._price(state, action)
@@ -276,6 +293,16 @@ class _Search:
                 raise _Bound("seconds")
         self._close_pass(found, ends, came)
         return True
+
+    def _outcome(self, returned: list[Any]) -> tuple[Any, ...]:
+        """Return an outcome from what each program returned: those of one node together."""
+        found: list[Any] = []
+        for (_, number), value in zip(self.places, returned, strict=True):
+            if number <= 0:
+                found.append(value if number < 0 else (value,))
+            else:
+                found[-1] = (*found[-1], value)
+        return tuple(found)
 
     def _close_pass(self, found: Exploration, ends: dict[tuple[Any, ...], int], came: list[tuple[int, Action | None, int]]) -> None:
         for outcome, number in ends.items():
@@ -342,10 +369,8 @@ def _before(a: Any, b: Any) -> bool:
     return type(a[0]) is type(b[0]) and a < b
 
 
-def _stuck(state: State) -> tuple[Any, ...]:
-    return tuple(
-        history.returned if phase == DONE else Stuck(history.request.text) for history, _, phase, _ in state.progs
-    )
+def _stuck(state: State) -> list[Any]:
+    return [history.returned if phase == DONE else Stuck(history.request.text) for history, _, phase, _ in state.progs]
 
 
 class _Story:
@@ -488,7 +513,7 @@ class _Story:
             if len(self.machine._versions(state, request.handle, obj)) > 1:
                 found.append(Pass(said, f"what {self._say(obj)} holds by now", "S1", "may see something older than"))
             return found
-        if request.pieces[k][1] is not None:
+        if request.pieces[k][1] is not None and request.tlp is not None:
             for pid, (other, _) in state.pieces.items():
                 if other.tlp.source == request.tlp.source and _before(pid, (*which, 0)):
                     found.append(Pass(said, self._write(pid, other), _rules.passed_by(request.tlp, other.tlp)))

@@ -151,9 +151,9 @@ def line_object(handle: tuple[int, int], word: int) -> Any:
 
 
 class Ask:
-    """A read or atomic under way. Immutable."""
+    """A read or atomic under way. Immutable. `told`: its program has been told that it is complete."""
 
-    __slots__ = ("behind", "gate", "left", "program", "request", "values")
+    __slots__ = ("behind", "gate", "left", "program", "request", "told", "values")
 
     def __init__(
         self,
@@ -163,12 +163,14 @@ class Ask:
         behind: frozenset[Any],
         values: tuple[Any, ...],
         gate: frozenset[Any],
+        told: bool = False,
     ) -> None:
         self.request, self.program, self.left, self.behind, self.values, self.gate = request, program, left, behind, values, gate
+        self.told = told
 
     def key(self) -> Hashable:
         """Return what tells two states of it apart."""
-        return (self.left, self.behind, self.values, self.gate)
+        return (self.left, self.behind, self.values, self.gate, self.told)
 
 
 class Transfer:
@@ -181,9 +183,10 @@ class Transfer:
         gate: what must be visible before it is complete.
         complete: whether it has issued everything (and turned its flush around).
         fenced: what a fence before its submission put it behind.
+        told: whether its program has been told that it is complete.
     """
 
-    __slots__ = ("behind", "complete", "fenced", "flush", "gate", "request", "words")
+    __slots__ = ("behind", "complete", "fenced", "flush", "gate", "request", "told", "words")
 
     def __init__(
         self,
@@ -194,13 +197,14 @@ class Transfer:
         gate: frozenset[Any],
         complete: bool,
         fenced: frozenset[Any],
+        told: bool = False,
     ) -> None:
         self.request, self.words, self.behind, self.flush, self.gate = request, words, behind, flush, gate
-        self.complete, self.fenced = complete, fenced
+        self.complete, self.fenced, self.told = complete, fenced, told
 
     def key(self) -> Hashable:
         """Return what tells two states of it apart."""
-        return (self.words, self.behind, self.flush, self.gate, self.complete, self.fenced)
+        return (self.words, self.behind, self.flush, self.gate, self.complete, self.fenced, self.told)
 
     def but(self, **changes: Any) -> Transfer:
         """Return a changed copy."""
@@ -355,7 +359,20 @@ class Machine:
             if not dma.complete:
                 return 0, self._dma_next(request.target, dma)
             return (0, tuple(("D", pid) for pid in dma.gate)) if dma.gate else (1, None)
+        if kind in ("ready", "poll") and self._returned(state, request) and not self._told(state, request):
+            return 2, None  # the news of it is there, or still on its way (A5: writes may pass completions)
         return 1, None
+
+    def _returned(self, state: State, request: Request) -> bool:
+        if request.kind == "ready":
+            ask = state.asks[request.target]
+            return not ask.left and not ask.gate
+        dma = state.dmas[request.target]
+        return dma.complete and not dma.gate
+
+    def _told(self, state: State, request: Request) -> bool:
+        table: dict[Any, Any] = state.asks if request.kind == "ready" else state.dmas
+        return bool(table[request.target].told)
 
     def _sample_process(self, state: State, op: Any, ask: Ask, k: int) -> Process:
         request = ask.request
@@ -442,7 +459,7 @@ class Machine:
         new = state.copy()
         kind = action[0]
         if kind == "P":
-            self._step(new, action[1])
+            self._step(new, action[1], choice)
         elif kind == "D":
             self._deliver(new, action[1])
         elif kind == "R":
@@ -475,7 +492,7 @@ class Machine:
         history = self.programs[i].after(state.progs[i][0], result)
         state.progs[i] = (history, gate, DONE if history.finished else READY, None)
 
-    def _step(self, state: State, i: int) -> None:
+    def _step(self, state: State, i: int, choice: int) -> None:
         history = state.progs[i][0]
         request = history.request
         handle, kind, op = request.handle, request.kind, (i, history.depth)
@@ -530,7 +547,10 @@ class Machine:
         elif kind == "poll":
             dma = state.dmas[request.target]
             landed = sum(dma.request.pieces[k] for k, word in enumerate(dma.words) if word is True)
-            self._advance(state, i, (dma.complete and not dma.gate, landed))
+            done = self._returned(state, request) and (dma.told or choice == 0)
+            if done and not dma.told:
+                state.dmas[request.target] = dma.but(told=True)
+            self._advance(state, i, (done, landed))
         elif kind == "await":
             self._advance(state, i, None)
         elif kind == "finish":
@@ -538,7 +558,10 @@ class Machine:
             self._advance(state, i, ask.request.answer(ask.values))
         elif kind == "ready":
             ask = state.asks[request.target]
-            self._advance(state, i, not ask.left and not ask.gate)
+            done = self._returned(state, request) and (ask.told or choice == 0)
+            if done and not ask.told:
+                state.asks[request.target] = Ask(ask.request, ask.program, ask.left, ask.behind, ask.values, ask.gate, True)
+            self._advance(state, i, done)
         elif kind == "writeback":
             words = [word for word in request.words if (handle, word) in state.dirty]
             self._write_back(state, handle, words)
@@ -677,7 +700,7 @@ class Machine:
                 state.pieces[other] = (its, behind - {pid})
         for op, ask in state.asks.items():
             if pid in ask.behind or pid in ask.gate:
-                state.asks[op] = Ask(ask.request, ask.program, ask.left, ask.behind - {pid}, ask.values, ask.gate - {pid})
+                state.asks[op] = Ask(ask.request, ask.program, ask.left, ask.behind - {pid}, ask.values, ask.gate - {pid}, ask.told)
         for i, (history, gate, phase, flush) in enumerate(state.progs):
             if pid in gate or (flush and pid in flush):
                 state.progs[i] = (history, gate - {pid}, phase, flush - {pid} if flush is not None else None)

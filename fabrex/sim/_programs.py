@@ -112,8 +112,8 @@ class History:
 class Program:
     """One node's program and the tree of its histories."""
 
-    def __init__(self, index: int, name: str, function: Callable[[Any], Any], world: World) -> None:
-        self.index, self.name, self.function, self.world = index, name, function, world
+    def __init__(self, index: int, name: str, function: Callable[[Any], Any], world: World, client: int = 0) -> None:
+        self.index, self.name, self.function, self.world, self.client = index, name, function, world, client
         self.grown = 0  # histories found since somebody looked
         self._greenlet: Any = None
         self._node: Any = None
@@ -132,7 +132,7 @@ class Program:
         from greenlet import greenlet
 
         self.close()
-        self._node = Node(self.world, self.name, self.index, self)
+        self._node = Node(self.world, self.name, self.index, self, client=self.client)
         node, function = self._node, self.function
 
         def body() -> Any:
@@ -498,9 +498,17 @@ class Node:
     """
 
     closed = False
-    owner = True
 
-    def __init__(self, world: World, name: str, program: int, runner: Program, number: int = 0, root: Node | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        program: int,
+        runner: Program,
+        number: int = 0,
+        root: Node | None = None,
+        client: int = 0,
+    ) -> None:
         self._world, self._runner = world, runner
         self._root = root or self
         self._dead = False
@@ -510,7 +518,9 @@ class Node:
         self.name = name
         self.index = world.index[name]
         facts = world.topology.nodes[name]
-        requester: tuple[int, ...] = (self.index, 0) if number == 0 else (self.index, program + 1, number)
+        self.owner = not number and not client
+        self._order: dict[str, Any] = {}
+        requester: tuple[int, ...] = (self.index, 0) if self.owner else (self.index, program + 1, number)
         self._handle = Handle((program, number), self.index, requester, facts.pio.wc, name in world.stale)
         self.fabric = Fabric(world, self)
         alike = [node.name for node in world.topology.nodes.values() if node.kind == facts.kind]
@@ -605,7 +615,15 @@ class Node:
             raise AlignmentError(f"{gva:#x} is not aligned to {size} bytes", op=op, gva=gva)
         return gva, size, self._world.place(gva, size, op)
 
+    def order(self, *, ro: bool = False, ido: bool = False, tc: int = 0) -> None:
+        """Set what this handle's operations have that do not say otherwise."""
+        if not 0 <= operator.index(tc) <= 7:
+            raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
+        self._order = {"ro": ro, "ido": ido, "tc": tc}
+
     def _tlp(self, kind: str, target: int, ro: Any, ido: Any, tc: int, path: int) -> Tlp:
+        if self._order:
+            ro, ido, tc = ro or self._order["ro"], ido or self._order["ido"], tc or self._order["tc"]
         if not 0 <= tc <= 7:
             raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
         if target != self.index:

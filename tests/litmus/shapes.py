@@ -471,7 +471,7 @@ def _two_gets() -> dict[str, Any]:
     return _pair(writer, reader)
 
 
-add("get-get+begun", "B3", BOX, _two_gets(), "host1", every(2), about="reads under way are unordered")
+add("get-get+begun", "B3 D5", BOX, _two_gets(), "host1", every(2), about="reads under way are unordered")
 
 # -- requesters and IDO -----------------------------------------------------------------------------------------------
 
@@ -566,6 +566,24 @@ add("push+path", "P1", TWO_WAYS, _push("load", {"path": 1}, {}), "host0", every(
 add("push+late", "L1", PAIR, _push("load", {}, {}, late=True), "host0", every(2), about="what is written afterwards is not pushed")
 
 
+def _overtaken() -> dict[str, Any]:
+    """host1 writes once it has seen host0's atomic: the write may be there before the atomic's answer."""
+
+    def asker(node: Any) -> int:
+        under_way = node.begin("fetch_add", at(node, "host1", x), 1)
+        node.wait_until(at(node, "host0", y), "==", 1)
+        return int(under_way.done())
+
+    def answerer(node: Any) -> None:
+        node.wait_until(at(node, "host1", x), "==", 1)
+        node.store(at(node, "host0", y), 1)
+
+    return {"host0": asker, "host1": answerer}
+
+
+add("overtaken", "A5", PAIR, _overtaken(), "host0", BITS, about="a posted write passes a completion")
+
+
 def _push_by_flush(between: str) -> dict[str, Any]:
     """host1 writes y to host0 and tells host2, which tells host0: a flush of host1 brings y."""
 
@@ -628,7 +646,7 @@ def _barrier(between: Callable[[Any], None]) -> dict[str, Any]:
     return _pair(writer, reader)
 
 
-add("barrier", "X4", PAIR, _barrier(nothing), "host1", BITS, about="a barrier orders no write")
+add("barrier", "X4 V1", PAIR, _barrier(nothing), "host1", BITS, about="a barrier orders no write")
 add("barrier+fence", "X4 X3", PAIR, _barrier(fence), "host1", BITS)
 add("barrier+flush", "X2", PAIR, _barrier(flush), "host1", [1], [0])
 
