@@ -161,6 +161,8 @@ def explore(
     started = time.monotonic()
     try:
         found = search.run()
+        for program in search.programs:
+            program.verify()
     finally:
         search.close()
     found.seconds = time.monotonic() - started
@@ -251,13 +253,15 @@ class _Search:
         """Explore once with what is known; returns False at a bound."""
         machine = self.machine
         start = machine.initial()
-        seen: set[Any] = {start.key()}
+        least: dict[Any, int] = {start.key(): 0}  # state -> writes passed on the best way to it
         came: list[tuple[int, Action | None, int]] = [(-1, None, 0)]
-        queue: list[tuple[int, int, State]] = [(0, 0, start)]
+        queue: list[tuple[int, int, Any, State]] = [(0, 0, start.key(), start)]
         ends: dict[tuple[Any, ...], int] = {}
         count = 0
         while queue:
-            cost, number, state = heapq.heappop(queue)
+            cost, number, key, state = heapq.heappop(queue)
+            if least[key] < cost:
+                continue  # a better way was found meanwhile
             if all(phase == DONE for _, _, phase, _ in state.progs):
                 ends.setdefault(self._outcome([history.returned for history, _, _, _ in state.progs]), number)
                 continue
@@ -278,11 +282,11 @@ class _Search:
                     after = machine.fire(state, action, choice)
                     self.actions += 1
                     key = after.key()
-                    if key in seen:
+                    if least.get(key, price + 1) <= price:
                         continue
-                    seen.add(key)
+                    least[key] = price
                     came.append((number, action, choice))
-                    heapq.heappush(queue, (price, len(came) - 1, after))
+                    heapq.heappush(queue, (price, len(came) - 1, key, after))
             count += 1
             self.states += 1
             if count >= self.max_states:

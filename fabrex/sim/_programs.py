@@ -198,6 +198,17 @@ class Program:
                 )
         self._at = history
 
+    def verify(self) -> None:
+        """Run the longest of its histories once more: it must come to the same calls. Raises NotRepeatable."""
+        deepest, stack = self.root, [self.root]
+        while stack:
+            history = stack.pop()
+            if history.depth > deepest.depth and history.request is not None:
+                deepest = history
+            stack += [child for child in history.children.values() if child.parent is history]
+        if deepest.request is not None:
+            self._replay(deepest)
+
     def refresh(self) -> None:
         """Bring all footprints up to what the tree knows now."""
         order, stack = [], [self.root]
