@@ -146,9 +146,9 @@ struct fbx_fabric {
     pthread_mutex_t figures_mutex; /* their lists; taken last */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
-    uint64_t heap_offset, heap_bytes, instance;
+    uint64_t heap_offset, heap_bytes, instance, events_offset;
     uint32_t uid;
-    uint32_t flags, ordering, creator;
+    uint32_t flags, ordering, creator, observer;
     fbx_au32 closed, forked;
     struct fbxi_clock clock;
     struct fbxi_region_map *maps;
