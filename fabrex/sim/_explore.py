@@ -14,8 +14,8 @@ that it was not. The last pass finds nothing new, and then its assumption was tr
 would have come to the point before it in that very pass, since a program that stands still at an unknown call is a state in
 which nothing happens, too.
 
-States are taken in the order of how many writes were passed on the way to them, so that the witness of an outcome has no
-reordering that it does not need.
+States are taken in the order of how many writes were passed on the way to them. For the witness of an outcome the search is made
+again without reduction, if it is small enough: then the witness has no reordering that it does not need.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ._programs import NotRepeatable, Program, Raised, Stuck, World
 
 Function = Callable[[Any], Any]
 WALKS = 12  # random runs that let the tree of histories grow before the first pass
-PASSES = 200
+WITNESS_STATES, WITNESS_SECONDS = 20_000, 5.0  # for a search for ways with few reorderings
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,20 @@ class Exploration:
         outcomes: every possible tuple of returned values, nodes in name order. `Raised` stands for a program that raised,
             `Stuck` for one that waits for ever.
         nodes: the names in that order.
-        witnesses: for each outcome one way to it, with as few reorderings as any.
         complete: whether everything was explored; otherwise `bound` says what stopped it, and there may be more outcomes.
         states, actions, passes, seconds: the work that it took.
     """
 
     nodes: tuple[str, ...]
     outcomes: set[tuple[Any, ...]] = field(default_factory=set)
-    witnesses: dict[tuple[Any, ...], Witness] = field(default_factory=dict)
     bound: str | None = None
     states: int = 0
     actions: int = 0
     passes: int = 0
     seconds: float = 0.0
+    _paths: dict[tuple[Any, ...], list[tuple[Action, int]]] = field(default_factory=dict, repr=False)
+    _search: Any = field(default=None, repr=False)
+    _best: bool = field(default=False, repr=False)
 
     @property
     def complete(self) -> bool:
@@ -111,8 +112,13 @@ class Exploration:
         return self.bound is not None
 
     def witness(self, outcome: tuple[Any, ...]) -> Witness:
-        """Return how an outcome comes about."""
-        return self.witnesses[outcome]
+        """Return how an outcome comes about, with as few reorderings as any way to it (if a short search finds that)."""
+        if outcome not in self._paths:
+            raise KeyError(f"{outcome!r} is no outcome of this exploration")
+        if not self._best:
+            self._paths |= self._search.shortest(self.outcomes)
+            self._best = True
+        return _Story(self._search.machine, self._search.world, self._search.names).tell(outcome, self._paths[outcome])
 
     def __str__(self) -> str:
         end = "everything explored" if self.complete else f"stopped at {self.bound}"
@@ -166,6 +172,7 @@ def explore(
     finally:
         search.close()
     found.seconds = time.monotonic() - started
+    found._search = search
     return found
 
 
@@ -222,8 +229,8 @@ class _Search:
                 for program in self.programs:
                     program.refresh()
                 found.passes += 1
-                complete = self._pass(found)
-                if not any(program.grown for program in self.programs) or not self.reduce or not complete:
+                self._pass(found, self.reduce, self.max_states)
+                if not any(program.grown for program in self.programs) or not self.reduce:
                     break
         except _Bound as bound:
             found.bound = str(bound)
@@ -249,8 +256,25 @@ class _Search:
         possible = [(each.name, each.choices) for each in processes if each.choices]
         return possible or [(action, 1) for action in self.machine.timeouts(state)]
 
-    def _pass(self, found: Exploration) -> bool:
-        """Explore once with what is known; returns False at a bound."""
+    def shortest(self, outcomes: set[tuple[Any, ...]]) -> dict[tuple[Any, ...], list[tuple[Action, int]]]:
+        """Return ways to outcomes with as few reorderings as any: a search without reduction, that is bounded.
+
+        The reduced search follows a reordering where that leaves it fewer actions, needed or not.
+        """
+        found = Exploration(())
+        self.deadline = time.monotonic() + WITNESS_SECONDS
+        try:
+            self._pass(found, False, WITNESS_STATES, wanted=set(outcomes))
+        except _Bound:
+            pass
+        finally:
+            self.close()
+        return found._paths
+
+    def _pass(
+        self, found: Exploration, reduce: bool, max_states: int, wanted: set[tuple[Any, ...]] | None = None
+    ) -> bool:
+        """Explore once with what is known; returns False if it ended early because everything wanted was found."""
         machine = self.machine
         start = machine.initial()
         least: dict[Any, int] = {start.key(): 0}  # state -> writes passed on the best way to it
@@ -258,23 +282,32 @@ class _Search:
         queue: list[tuple[int, int, Any, State]] = [(0, 0, start.key(), start)]
         ends: dict[tuple[Any, ...], int] = {}
         count = 0
+
+        def end(outcome: tuple[Any, ...], number: int) -> bool:
+            ends.setdefault(outcome, number)
+            if wanted is not None:
+                wanted.discard(outcome)
+            return wanted is not None and not wanted
+
         while queue:
             cost, number, key, state = heapq.heappop(queue)
             if least[key] < cost:
                 continue  # a better way was found meanwhile
             if all(phase == DONE for _, _, phase, _ in state.progs):
-                ends.setdefault(self._outcome([history.returned for history, _, _, _ in state.progs]), number)
+                if end(self._outcome([history.returned for history, _, _, _ in state.progs]), number):
+                    break
                 continue
             if any(history.depth >= self.max_steps for history, _, phase, _ in state.progs if phase != DONE):
                 self.longest = True
                 continue
             processes = machine.processes(state)
-            chosen = self._chosen(processes)
+            chosen = self._chosen(processes) if reduce else processes
             actions = [(each.name, each.choices) for each in chosen if each.choices]
             if not actions:
                 actions = [(action, 1) for action in machine.timeouts(state)]
                 if not actions:
-                    ends.setdefault(self._outcome(_stuck(state)), number)
+                    if end(self._outcome(_stuck(state)), number):
+                        break
                     continue
             for action, choices in actions:
                 price = cost + self._price(state, action)
@@ -289,9 +322,9 @@ class _Search:
                     heapq.heappush(queue, (price, len(came) - 1, key, after))
             count += 1
             self.states += 1
-            if count >= self.max_states:
+            if count >= max_states:
                 self._close_pass(found, ends, came)
-                raise _Bound(f"max_states={self.max_states}")
+                raise _Bound(f"max_states={max_states}")
             if not count % 64 and time.monotonic() > self.deadline:
                 self._close_pass(found, ends, came)
                 raise _Bound("seconds")
@@ -316,7 +349,7 @@ class _Search:
                 while number > 0:
                     number, action, choice = came[number]
                     path.append((action, choice))
-                found.witnesses[outcome] = _Story(self.machine, self.world, self.names).tell(outcome, path[::-1])
+                found._paths[outcome] = path[::-1]
 
     def _price(self, state: State, action: Action) -> int:
         """Return how many earlier writes of its node an action goes before."""
@@ -328,9 +361,7 @@ class _Search:
         )
 
     def _chosen(self, processes: list[Process]) -> list[Process]:
-        """Return a stubborn set with few actions; all processes if reduction is off."""
-        if not self.reduce:
-            return processes
+        """Return a stubborn set with few actions."""
         able = [i for i, each in enumerate(processes) if each.choices]
         if len(able) <= 1:
             return processes
