@@ -7,12 +7,10 @@ import random
 from typing import Any
 
 import pytest
+from litmus import random_programs
 
-pytest.importorskip("greenlet")
-
-import fabrex  # noqa: E402
-from fabrex import sim  # noqa: E402
-from litmus import random_programs  # noqa: E402
+import fabrex
+from fabrex import sim
 
 
 def producer(node: Any) -> None:

@@ -30,8 +30,9 @@ from typing import Any
 from ..errors import FabricNotFound, InvalidArgument
 from ..topology import Topology
 from . import _rules
+from ._history import NotRepeatable, Program, Raised, Stuck
 from ._machine import DONE, Action, Machine, Process, State, _conflict
-from ._programs import NotRepeatable, Program, Raised, Stuck, World
+from ._model import Node, World
 
 Function = Callable[[Any], Any]
 WALKS = 12  # random runs that let the tree of histories grow before the first pass
@@ -161,8 +162,7 @@ def explore(
         if described.nodes[name].is_switch:
             raise InvalidArgument(f"{name} is a switch, which runs no program")
     cachers = frozenset(described.nodes if stale is True else stale or ())
-    world = World(described, cachers)
-    world.programs = len(listed)
+    world = World(described, cachers, len(listed))
     search = _Search(world, listed, reduce, max_states, max_steps, time.monotonic() + seconds)
     started = time.monotonic()
     try:
@@ -210,11 +210,14 @@ class _Search:
         self.max_states, self.max_steps, self.deadline = max_states, max_steps, deadline
         self.programs: list[Program] = []
         for i, (name, program, number) in enumerate(listed):
-            self.programs.append(Program(i, name, program, world, max(number, 0)))
+            self.programs.append(Program(i, name, program, self._attach(name, number)))
         stale = frozenset(world.index[name] for name in world.stale)
         self.machine = Machine(self.programs, stale, world.owner_of)
         self.states = self.actions = 0
         self.longest = False
+
+    def _attach(self, name: str, number: int) -> Callable[[Program], Node]:
+        return lambda program: Node(self.world, name, program.index, client=max(number, 0))
 
     def close(self) -> None:
         for program in self.programs:
@@ -271,9 +274,7 @@ class _Search:
             self.close()
         return found._paths
 
-    def _pass(
-        self, found: Exploration, reduce: bool, max_states: int, wanted: set[tuple[Any, ...]] | None = None
-    ) -> bool:
+    def _pass(self, found: Exploration, reduce: bool, max_states: int, wanted: set[tuple[Any, ...]] | None = None) -> bool:
         """Explore once with what is known; returns False if it ended early because everything wanted was found."""
         machine = self.machine
         start = machine.initial()
@@ -345,9 +346,10 @@ class _Search:
         for outcome, number in ends.items():
             if outcome not in found.outcomes:
                 found.outcomes.add(outcome)
-                path = []
+                path: list[tuple[Action, int]] = []
                 while number > 0:
                     number, action, choice = came[number]
+                    assert action is not None
                     path.append((action, choice))
                 found._paths[outcome] = path[::-1]
 
@@ -481,7 +483,9 @@ class _Story:
             word = state.dmas[which].request.words[action[2]][0][0]
             found = self._looks(state, self.said.get(which, "DMA"), word, None)
             if state.mem.get(word, 0) != self.sources.get((which, action[2])):
-                found.append(Pass(self.said.get(which, "DMA"), self.world.say(word), "M1", "read its source after a later write to"))
+                found.append(
+                    Pass(self.said.get(which, "DMA"), self.world.say(word), "M1", "read its source after a later write to")
+                )
             return found
         if kind == "R":
             return self._samples(state, which, action[2])
@@ -501,7 +505,9 @@ class _Story:
             for obj in request.own[1]:
                 for pid, (other, _) in state.pieces.items():
                     if other.obj == obj and isinstance(obj, int) and other.tlp.source != other.tlp.target:
-                        found.append(Pass(said, self._write(pid, other), "V1", "wrote before it was visible, and is overwritten by,"))
+                        found.append(
+                            Pass(said, self._write(pid, other), "V1", "wrote before it was visible, and is overwritten by,")
+                        )
         return found
 
     def _overtakes(self, state: State, which: Any) -> list[Pass]:
@@ -515,16 +521,14 @@ class _Story:
                 rule = self._why(state, pid, other, which, piece)
             found.append(Pass(said, self._write(pid, other), rule))
         for op, ask in state.asks.items():
-            tlp = ask.request.tlp
-            if tlp is not None and ask.left and tlp.source == piece.tlp.source and ask.request.kind == "begin":
-                if _before((*op, 0), which):
-                    rule = ("A4" if tlp.kind == _rules.ATOMIC else "A3") if tlp.target == piece.tlp.target else "P2"
-                    found.append(Pass(said, self.said.get(op, ask.request.text), rule))
+            tlp, begun = ask.request.tlp, ask.request.kind == "begin" and ask.left and _before((*op, 0), which)
+            if tlp is not None and begun and tlp.source == piece.tlp.source:
+                rule = ("A4" if tlp.kind == _rules.ATOMIC else "A3") if tlp.target == piece.tlp.target else "P2"
+                found.append(Pass(said, self.said.get(op, ask.request.text), rule))
         for op, dma in state.dmas.items():
-            if not dma.complete and dma.request.handle.key == piece.handle and _before((*op, 0), which) and op != which[:2]:
-                if any(word is not True for word in dma.words):
-                    rule = "M5" if which[:2] in state.dmas else "M1"
-                    found.append(Pass(said, self.said.get(op, "DMA"), rule))
+            earlier = dma.request.handle.key == piece.handle and _before((*op, 0), which) and op != which[:2]
+            if earlier and not dma.complete and any(word is not True for word in dma.words):
+                found.append(Pass(said, self.said.get(op, "DMA"), "M5" if which[:2] in state.dmas else "M1"))
         self.visible.add(which)
         return found
 
@@ -553,9 +557,16 @@ class _Story:
                 if other.tlp.source == request.tlp.source and _before(pid, (*which, 0)):
                     found.append(Pass(said, self._write(pid, other), _rules.passed_by(request.tlp, other.tlp)))
         seen = self.sampled.setdefault(which, {})
-        for other, value in seen.items():
-            if state.mem.get(request.pieces[other][0], 0) != value:
-                found.append(Pass(said, self._say(request.pieces[other][0]), "G3", f"samples {self._say(obj)} after, and at another time than,"))
+        for word, value in seen.items():
+            if state.mem.get(request.pieces[word][0], 0) != value:
+                found.append(
+                    Pass(
+                        said,
+                        self._say(request.pieces[word][0]),
+                        "G3",
+                        f"samples {self._say(obj)} after, and at another time than,",
+                    )
+                )
         seen[k] = state.mem.get(obj, 0)
         return found
 
@@ -573,7 +584,9 @@ class _Story:
                 found.append(Pass(said, self._write(pid, other), "V1", "looked before it was visible:"))
         for handle, word in state.dirty:
             if word == obj:
-                found.append(Pass(said, f"{self.world.names[handle.node]}'s cached store to {self._say(word)}", "S2", "looked before"))
+                found.append(
+                    Pass(said, f"{self.world.names[handle.node]}'s cached store to {self._say(word)}", "S2", "looked before")
+                )
         for op, dma in state.dmas.items():
             if any(word is not True and to[1] == obj for word, (_, to) in zip(dma.words, dma.request.words, strict=True)):
                 found.append(Pass(said, self.said.get(op, "DMA"), "M1", "looked before"))

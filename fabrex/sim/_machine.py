@@ -103,7 +103,23 @@ class Request:
     tlp: Any
     words: Any
 
-    __slots__ = ("answer", "cond", "ended", "future", "handle", "how", "kind", "number", "own", "pieces", "target", "text", "tlp", "where", "words")
+    __slots__ = (
+        "answer",
+        "cond",
+        "ended",
+        "future",
+        "handle",
+        "how",
+        "kind",
+        "number",
+        "own",
+        "pieces",
+        "target",
+        "text",
+        "tlp",
+        "where",
+        "words",
+    )
 
     def __init__(self, kind: str, handle: Handle, text: str, **fields: Any) -> None:
         self.kind, self.handle, self.text, self.where = kind, handle, text, ""
@@ -434,14 +450,14 @@ class Machine:
             else:
                 writes.update(issue_objects(tlp))
             access = (frozenset(reads), frozenset(writes))
-            first = None
+            waits: tuple[Action, ...] | None = None
             if word is None:
-                first = (("S", op, k),)
+                waits = (("S", op, k),)
             elif word[1]:
-                first = tuple(("D", pid) for pid in word[1])
+                waits = tuple(("D", pid) for pid in word[1])
             elif previous is not None and (tlp is not None or k == request.number):
-                first = (("L", op, previous),)
-            found.append(Process(("L", op, k), 1 if first is None else 0, access, future, first))
+                waits = (("L", op, previous),)
+            found.append(Process(("L", op, k), 1 if waits is None else 0, access, future, waits))
             previous = k
         return found
 
@@ -563,8 +579,7 @@ class Machine:
                 state.asks[request.target] = Ask(ask.request, ask.program, ask.left, ask.behind, ask.values, ask.gate, True)
             self._advance(state, i, done)
         elif kind == "writeback":
-            words = [word for word in request.words if (handle, word) in state.dirty]
-            self._write_back(state, handle, words)
+            self._write_back(state, handle, [word for word in request.words if (handle, word) in state.dirty])
             if request.how:  # invalidate
                 for word in request.words:
                     if not self._own_under_way(state, handle.node, word):
@@ -576,7 +591,9 @@ class Machine:
     def _drain(self, state: State, handle: Handle) -> None:
         state.open.pop(handle.key, None)
 
-    def _behind(self, state: State, tlp: Tlp, handle: Handle, mine: frozenset[Any], obj: Any = None, op: Any = None) -> frozenset[Any]:
+    def _behind(
+        self, state: State, tlp: Tlp, handle: Handle, mine: frozenset[Any], obj: Any = None, op: Any = None
+    ) -> frozenset[Any]:
         """Return the writes that a packet issued now must stay behind.
 
         Args:
@@ -634,9 +651,7 @@ class Machine:
     def _issued_by(self, state: State, handle: Handle) -> frozenset[Any]:
         """Return the handle's writes under way, those of unfinished DMA operations left out."""
         under_way = {op for op, dma in state.dmas.items() if not dma.complete}
-        return frozenset(
-            pid for pid, (piece, _) in state.pieces.items() if piece.handle == handle.key and pid[:2] not in under_way
-        )
+        return frozenset(pid for pid, (piece, _) in state.pieces.items() if piece.handle == handle.key and pid[:2] not in under_way)
 
     def _flushed(self, state: State, request: Request) -> set[int]:
         if request.target is not None:
@@ -662,16 +677,12 @@ class Machine:
 
     def _gate(self, state: State, completion: Tlp) -> frozenset[Any]:
         held = frozenset().union(*state.open.values()) if state.open else NOTHING
-        return frozenset(
-            pid for pid, (piece, _) in state.pieces.items() if pid not in held and _rules.waits(completion, piece.tlp)
-        )
+        return frozenset(pid for pid, (piece, _) in state.pieces.items() if pid not in held and _rules.waits(completion, piece.tlp))
 
     def _answer_gate(self, state: State, tlp: Tlp | None) -> frozenset[Any]:
         if tlp is None:
             return NOTHING
-        return self._gate(
-            state, Tlp(COMPLETION, tlp.target, tlp.source, tlp.path, tlp.tc, tlp.ro, tlp.ido, (tlp.target, 0))
-        )
+        return self._gate(state, Tlp(COMPLETION, tlp.target, tlp.source, tlp.path, tlp.tc, tlp.ro, tlp.ido, (tlp.target, 0)))
 
     def _change(self, state: State, obj: Any, value: Any) -> None:
         """Let an object have a value, and caching nodes remember what it was."""
@@ -711,9 +722,7 @@ class Machine:
                 if held and pid in held:
                     changes[name] = held - {pid}
             if any(word is not None and word is not True and pid in word[1] for word in dma.words):
-                changes["words"] = tuple(
-                    word if word is None or word is True else (word[0], word[1] - {pid}) for word in dma.words
-                )
+                changes["words"] = tuple(word if word is None or word is True else (word[0], word[1] - {pid}) for word in dma.words)
             if changes:
                 state.dmas[op] = dma.but(**changes)
         for table in (state.open, state.fenced):
@@ -763,7 +772,7 @@ class Machine:
                     self._change(state, obj, after)
             if request.handle.stale and isinstance(obj, int) and not self._own_under_way(state, request.handle.node, obj):
                 state.seen[(request.handle.node, obj)] = (state.mem.get(obj, 0),)
-        values = ask.values[:k] + (value,) + ask.values[k + 1 :]
+        values = (*ask.values[:k], value, *ask.values[k + 1 :])
         left = tuple(j for j in ask.left if j != k)
         gate = NOTHING if left else self._answer_gate(state, request.tlp)
         if not left and request.kind == "ask":
@@ -801,7 +810,7 @@ class Machine:
         dma = state.dmas[op]
         obj, shift, _, tlp = dma.request.words[k][0]
         value = state.mem.get(obj, 0) >> shift if shift >= 0 else state.mem.get(obj, 0) << -shift
-        words = dma.words[:k] + ((value & WORD, self._answer_gate(state, tlp)),) + dma.words[k + 1 :]
+        words = (*dma.words[:k], (value & WORD, self._answer_gate(state, tlp)), *dma.words[k + 1 :])
         state.dmas[op] = dma.but(words=words)
 
     def _land(self, state: State, op: Any, k: int) -> None:
@@ -813,15 +822,16 @@ class Machine:
             self._change(state, obj, changed(state.mem.get(obj, 0), how, mask, value))
         else:
             behind = self._behind(state, tlp, request.handle, NOTHING) | (dma.fenced & frozenset(state.pieces))
-            state.pieces[(*op, k)] = (Piece(tlp, obj, how, mask, value & mask, request.handle.key), behind)
+            pid = (*op, k)
+            state.pieces[pid] = (Piece(tlp, obj, how, mask, value & mask, request.handle.key), behind)
             state.used = state.used | {(request.handle.key, tlp.source, tlp.target, tlp.path, tlp.tc)}
-        words = dma.words[:k] + (True,) + dma.words[k + 1 :]
+        words = (*dma.words[:k], True, *dma.words[k + 1 :])
         dma = dma.but(words=words)
         state.dmas[op] = dma
         if any(word is not True for word in words):
             return
         if request.ended and request.tlp is not None:  # visible=True: a read on its path and class
-            flush = Tlp(READ, *request.tlp[1:5], False, False, request.handle.requester)
+            flush = request.tlp._replace(kind=READ, ro=False, ido=False)
             state.dmas[op] = dma.but(flush=self._behind(state, flush, request.handle, NOTHING))
         else:
             self._completed(state, op, dma)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small random programs for the exhaustive clock: every call that it knows, on few words, so that they get into each other's way."""
+"""Small random programs for the exhaustive clock: every call that it knows, on few words, that get into each other's way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ TOPOLOGIES = {
     "uncached": hosts("host0", "host1", boxes=["box"], switches=2),
     "combining": hosts("host0", "host1", boxes=["box"], switches=2, wc=["host0", "host1"]),
 }
-CALLS = (
-    "store store store load load write read fetch_add swap compare_swap drain fence flush begin_load begin_add copy fill pull signal "
-    "wait_dma poll wait doorbell db_read spad spad_read barrier attach writeback invalidate"
-).split()
+# fmt: off
+CALLS = [
+    "store", "store", "store", "load", "load", "write", "read", "fetch_add", "swap", "compare_swap", "drain", "fence",
+    "flush", "begin_load", "begin_add", "copy", "fill", "pull", "signal", "wait_dma", "poll", "wait", "doorbell",
+    "db_read", "spad", "spad_read", "barrier", "attach", "writeback", "invalidate",
+]
+# fmt: on
 Call = tuple[str, str, int, dict[str, Any], int, bool]
 
 
@@ -120,4 +123,7 @@ def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str]:
         agree = reduced.bounded or whole.outcomes <= reduced.outcomes
     else:
         agree = reduced.outcomes == whole.outcomes
-    return agree, f"seed {seed}: {reduced.states} states of {whole.states}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}"
+    return (
+        agree,
+        f"seed {seed}: {reduced.states} states of {whole.states}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}",
+    )

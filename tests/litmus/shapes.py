@@ -85,7 +85,9 @@ def _mp_flush_of(target: str | None) -> dict[str, Any]:
     return {"host0": writer, "host2": reader}
 
 
-add("MP+flush-of-another", "X2 P2", TRIO, _mp_flush_of("host2"), "host2", BITS, about="a flush of one node orders nothing at others")
+add(
+    "MP+flush-of-another", "X2 P2", TRIO, _mp_flush_of("host2"), "host2", BITS, about="a flush of one node orders nothing at others"
+)
 add("MP+flush-of-all", "X2", TRIO, _mp_flush_of(None), "host2", [1], [0])
 
 
@@ -931,7 +933,16 @@ def _pull_torn() -> dict[str, Any]:
     return {"host0": program, "host1": filler}
 
 
-add("DMA-pull+torn", "G3", PAIR, _pull_torn(), "host0", every(2), must={(0, 0), (1, 1), (0, 1)}, about="an engine's read samples in any order")
+add(
+    "DMA-pull+torn",
+    "G3",
+    PAIR,
+    _pull_torn(),
+    "host0",
+    every(2),
+    must={(0, 0), (1, 1), (0, 1)},
+    about="an engine's read samples in any order",
+)
 
 
 def _third_party() -> dict[str, Any]:
@@ -971,9 +982,33 @@ def _wc_three(between: int | None) -> dict[str, Any]:
 
 
 add("WC+three", "W1", PAIR_WC, _wc_three(None), "host1", every(3))
-add("WC+three+drain-1", "X1", PAIR_WC, _wc_three(1), "host1", every(3) - {(1, 0, 0), (1, 1, 0), (0, 1, 0)}, [(1, 0, 0), (1, 1, 0), (0, 1, 0)])
-add("WC+three+drain-2", "X1", PAIR_WC, _wc_three(2), "host1", every(3) - {(1, 0, 0), (1, 1, 0), (1, 0, 1)}, [(1, 0, 0), (1, 1, 0), (1, 0, 1)])
-add("UC+three", "A2a", PAIR, _wc_three(None), "host1", {(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)}, [(1, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 0)])
+add(
+    "WC+three+drain-1",
+    "X1",
+    PAIR_WC,
+    _wc_three(1),
+    "host1",
+    every(3) - {(1, 0, 0), (1, 1, 0), (0, 1, 0)},
+    [(1, 0, 0), (1, 1, 0), (0, 1, 0)],
+)
+add(
+    "WC+three+drain-2",
+    "X1",
+    PAIR_WC,
+    _wc_three(2),
+    "host1",
+    every(3) - {(1, 0, 0), (1, 1, 0), (1, 0, 1)},
+    [(1, 0, 0), (1, 1, 0), (1, 0, 1)],
+)
+add(
+    "UC+three",
+    "A2a",
+    PAIR,
+    _wc_three(None),
+    "host1",
+    {(0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)},
+    [(1, 0, 0), (1, 1, 0), (1, 0, 1), (0, 1, 0)],
+)
 
 # -- caches without coherence -----------------------------------------------------------------------------------------
 
@@ -995,7 +1030,17 @@ def _stale_reader(warm: bool, invalidate: bool) -> dict[str, Any]:
 
 
 add("stale+read", "S1", BOX, _stale_reader(True, False), "host1", BITS, stale="host1")
-add("stale+read+cold", "S1", BOX, _stale_reader(False, False), "host1", BITS, must=[1], stale="host1", about="a cache may fetch ahead")
+add(
+    "stale+read+cold",
+    "S1",
+    BOX,
+    _stale_reader(False, False),
+    "host1",
+    BITS,
+    must=[1],
+    stale="host1",
+    about="a cache may fetch ahead",
+)
 add("stale+read+invalidate", "S1", BOX, _stale_reader(True, True), "host1", [1], [0], stale="host1")
 add("stale+read+coherent", "A2a", BOX, _stale_reader(True, False), "host1", [1], [0], about="without caches it cannot happen")
 
@@ -1024,7 +1069,16 @@ def _stale_writer(between: tuple[str, ...], flag: str) -> dict[str, Any]:
 
 
 add("stale+write", "S2", PAIR, _stale_writer((), "atomic"), "host1", BITS, stale="host0")
-add("stale+write+flush", "S2", PAIR, _stale_writer(("flush",), "atomic"), "host1", BITS, stale="host0", about="a flush writes no cache back")
+add(
+    "stale+write+flush",
+    "S2",
+    PAIR,
+    _stale_writer(("flush",), "atomic"),
+    "host1",
+    BITS,
+    stale="host0",
+    about="a flush writes no cache back",
+)
 add("stale+write+fence", "S2", PAIR, _stale_writer(("fence",), "atomic"), "host1", BITS, stale="host0")
 add("stale+write+writeback", "S2 C2a", PAIR, _stale_writer(("writeback",), "atomic"), "host1", [1], [0], stale="host0")
 add("stale+write+writeback+store", "S2 A2a", PAIR, _stale_writer(("writeback",), "store"), "host1", [1], [0], stale="host0")

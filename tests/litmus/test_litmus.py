@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("greenlet")
+from fabrex import sim
 
-from fabrex import sim  # noqa: E402
-
-from .catalogue import Litmus, everything  # noqa: E402
+from .catalogue import Litmus, everything
 
 ALL = everything()
 

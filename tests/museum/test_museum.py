@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("greenlet")
+from fabrex import sim
 
-from fabrex import sim  # noqa: E402
-
-from .exhibits import EXHIBITS, Exhibit, Programs, complaints  # noqa: E402
+from .exhibits import EXHIBITS, Exhibit, Programs, complaints
 
 
 def exhaustive(topology: Any, programs: Programs, stale: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:

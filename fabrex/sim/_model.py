@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node programs under the exhaustive clock: the calls that a program makes, as requests to the abstract machine.
+"""The fabric that node programs see under the exhaustive clock: their calls, as requests to the abstract machine.
 
-A program is a plain function of `node`. It runs in a greenlet; each call of the fabric hands a request out and waits for its
-answer. What a program does next depends only on the answers that it got, so the search does not keep programs but *histories*:
-a tree in which each node is a request and each branch an answer. A program is run only to grow the tree; where the greenlet at
-hand stands elsewhere, a new one is fed the answers again.
-
-The node, fabric, NTB and DMA objects here have the names and arguments of the real ones.
+The node, fabric, NTB and DMA objects here have the names and arguments of the real ones, and check them likewise. What is not
+explored (raw views, cancelling, time) is refused or stands still, and says so.
 """
 
 from __future__ import annotations
 
-import dis
-import functools
 import operator
-import sys
-import types
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from ..errors import AddressError, AlignmentError, FabricError, FabricNotFound, InvalidArgument, ValueRangeError, WaitTimeout
 from ..topology import Topology
-from ._machine import ATOMIC, NEVER, POSTED, READ, WORD, Handle, Request, Thrown, answer_objects, changed, issue_objects, line_object, stream_object
+from ._history import Standing, fingerprint, frames
+from ._machine import (
+    ATOMIC,
+    NEVER,
+    POSTED,
+    READ,
+    WORD,
+    Handle,
+    Request,
+    Thrown,
+    answer_objects,
+    changed,
+    issue_objects,
+    line_object,
+    stream_object,
+)
 from ._rules import Tlp
 
 SLOT = 40  # a region's range of global addresses is 1 << SLOT; the same numbers as in the core, so that traces agree
@@ -39,246 +46,14 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-class Raised(tuple[str, str]):
-    """What a program returned that raised: the exception's name and its text."""
-
-    __slots__ = ()
-
-    def __new__(cls, name: str, text: str = "") -> Raised:
-        return super().__new__(cls, (name, text))
-
-    def __repr__(self) -> str:
-        return f"Raised({self[0]!r}, {self[1]!r})"
-
-
-class Stuck(str):
-    """What a program returned that waits for ever: the call that it is in."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"Stuck({str(self)!r})"
-
-
-class NotRepeatable(FabricError):
-    """A program did something else although it got the same answers: it depends on more than the fabric."""
-
-
-def frozen(value: Any) -> Any:
-    """Return a hashable form of what a program returned."""
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return value if isinstance(value, (Raised, Stuck)) else tuple(frozen(item) for item in value)
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
-    if isinstance(value, dict):
-        return tuple(sorted((frozen(key), frozen(item)) for key, item in value.items()))
-    if isinstance(value, (set, frozenset)):
-        return frozenset(frozen(item) for item in value)
-    if hasattr(value, "tolist"):
-        return frozen(value.tolist())
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
-
-
-# -- histories --------------------------------------------------------------------------------------------------------
-
-
-class History:
-    """Where a program stands: the answers that it got, and what it wants next.
-
-    Attributes:
-        number: tells histories of one exploration apart.
-        depth: calls made before.
-        request: the next call, or None.
-        finished, returned: whether it has ended, and with what.
-        footprint: everything that may be accessed from here on, as far as the tree is known.
-    """
-
-    __slots__ = ("answer", "children", "depth", "finished", "footprint", "number", "parent", "request", "returned", "state")
-
-    def __init__(self, number: int, parent: History | None, answer: Any) -> None:
-        self.number, self.parent, self.answer = number, parent, answer
-        self.depth: int = parent.depth + 1 if parent is not None else 0
-        self.children: dict[Any, History] = {}
-        self.request: Any = None
-        self.finished, self.returned = False, None
-        self.footprint: Any = (frozenset(), frozenset())
-        self.state: Any = None
-
-
-class Program:
-    """One node's program and the tree of its histories."""
-
-    def __init__(self, index: int, name: str, function: Callable[[Any], Any], world: World, client: int = 0) -> None:
-        self.index, self.name, self.function, self.world, self.client = index, name, function, world, client
-        self.grown = 0  # histories found since somebody looked
-        self._greenlet: Any = None
-        self._node: Any = None
-        self._at: History | None = None
-        self._count = 0
-        self.root = self._new(None, None)
-        self._restart()
-        self._note(self.root, self._greenlet.switch())
-
-    def _new(self, parent: History | None, answer: Any) -> History:
-        self._count += 1
-        self.grown += 1
-        return History(self._count, parent, answer)
-
-    def _restart(self) -> None:
-        from greenlet import greenlet
-
-        self.close()
-        self._node = Node(self.world, self.name, self.index, self, client=self.client)
-        node, function = self._node, self.function
-
-        def body() -> Any:
-            try:
-                returned = function(node)
-                if hasattr(returned, "__await__") or hasattr(returned, "send"):
-                    returned = _finish(returned)
-                return ("returned", frozen(returned))
-            except Exception as error:
-                return ("returned", Raised(type(error).__name__, str(error)))
-
-        self._greenlet = greenlet(body)
-
-    def close(self) -> None:
-        """End the greenlet; what the program does while it is unwound has no effect."""
-        if self._greenlet is not None and not self._greenlet.dead and self._greenlet:
-            self._node._dead = True
-            self._greenlet.throw()
-        self._greenlet = None
-        self._at = None
-
-    def _note(self, history: History, outcome: Any) -> None:
-        if isinstance(outcome, Request):
-            history.request = outcome
-            history.footprint = outcome.future
-            history.state = self._node._stack
-            self._at = history
-        else:
-            history.finished, history.returned = True, outcome[1]
-            self._at = None
-
-    def after(self, history: History, answer: Any) -> History:
-        """Return where the program stands after an answer."""
-        child = history.children.get(answer)
-        if child is None:
-            if self._at is not history:
-                self._replay(history)
-            child = self._new(history, answer)
-            self._note(child, self._greenlet.switch(answer))
-            again = _turn_before(child)
-            if again is not None:
-                child = self._at = again
-            history.children[answer] = child
-        return child
-
-    def _replay(self, history: History) -> None:
-        path = []
-        at: History | None = history
-        while at is not None:
-            path.append(at)
-            at = at.parent
-        self._restart()
-        got = self._greenlet.switch()
-        for step in reversed(path):
-            if step.parent is not None:
-                got = self._greenlet.switch(step.answer)
-            if not isinstance(got, Request) or not got.same_as(step.request):
-                now = got.text if isinstance(got, Request) else "an end"
-                raise NotRepeatable(
-                    f"{self.name} came to {now} where it had come to {step.request.text}, with the same answers",
-                    node=self.name,
-                    hint="a program under explore() depends on nothing but the fabric: no time, no random numbers, no shared objects",
-                )
-        self._at = history
-
-    def verify(self) -> None:
-        """Run the longest of its histories once more: it must come to the same calls. Raises NotRepeatable."""
-        deepest, stack = self.root, [self.root]
-        while stack:
-            history = stack.pop()
-            if history.depth > deepest.depth and history.request is not None:
-                deepest = history
-            stack += [child for child in history.children.values() if child.parent is history]
-        if deepest.request is not None:
-            self._replay(deepest)
-
-    def refresh(self) -> None:
-        """Bring all footprints up to what the tree knows now."""
-        order, stack = [], [self.root]
-        while stack:
-            history = stack.pop()
-            order.append(history)
-            stack += [child for child in history.children.values() if child.parent is history]
-        changed = True
-        while changed:  # once, or more often where loops lead back
-            changed = False
-            for history in reversed(order):
-                if history.request is None:
-                    continue
-                reads, writes = history.footprint
-                for child in history.children.values():
-                    if not (child.footprint[0] <= reads and child.footprint[1] <= writes):
-                        reads, writes = reads | child.footprint[0], writes | child.footprint[1]
-                        history.footprint = (reads, writes)
-                        changed = True
-        self.grown = 0
-
-
-LOOPING = {"local", "ask", "poll", "ready"}  # calls that leave nothing under way behind
-
-
-def _turn_before(history: History) -> History | None:
-    """Return an earlier history in which the program was as it is now, if it is in a loop that waits for something.
-
-    It was, if its frames and their variables are the same and it came here twice by the same calls with the same answers: the
-    first turn of a loop may still remember what was before it in the middle of an expression.
-    """
-    if history.state is None or history.request is None:
-        return None
-    turn: list[Any] = []
-    at = history
-    first: History | None = None
-    while at.parent is not None and at.parent.state is not None and at.parent.request.kind in LOOPING:
-        turn.append((at.answer, at.parent.state, at.parent.request.text))
-        at = at.parent
-        if at.state == history.state and at.request.same_as(history.request):
-            first = at
-            break
-    if first is None:
-        return None
-    for answer, state, text in turn:
-        if at.parent is None or at.parent.request.kind not in LOOPING:
-            return None
-        if at.answer != answer or at.parent.state != state or at.parent.request.text != text:
-            return None
-        at = at.parent
-    return first
-
-
-def _finish(coroutine: Any) -> Any:
-    """Run a coroutine to its end: what it awaits has been answered when it comes back."""
-    try:
-        while True:
-            coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-
-
 # -- the fabric -------------------------------------------------------------------------------------------------------
 
 
 class World:
     """What all programs of an exploration share: the topology and its addresses and ways."""
 
-    def __init__(self, topology: Topology, stale: frozenset[str]) -> None:
-        self.topology = topology
+    def __init__(self, topology: Topology, stale: frozenset[str], programs: int) -> None:
+        self.topology, self.programs = topology, programs
         self.names = list(topology.nodes)
         self.index = {name: i for i, name in enumerate(self.names)}
         self.stale = stale
@@ -362,7 +137,7 @@ def _attributes(**attributes: Any) -> str:
     return "".join(f", {name}={value!r}" for name, value in attributes.items() if value)
 
 
-class Fabric:
+class Fabric(Standing):
     """The fabric as a program sees it: addresses, names, values. Time stands still: `now_ps` is 0."""
 
     now_ps = 0
@@ -374,6 +149,9 @@ class Fabric:
         self._world, self._node = world, node
         self.topology = world.topology
         self.name = world.topology.name
+
+    def _standing(self) -> Any:
+        return self._node._standing()
 
     def gva(self, node: str, offset: int = 0) -> int:
         """Return the global address of `offset` in the fixed area of a node's first region."""
@@ -420,7 +198,7 @@ class Fabric:
         return Buffer(self._node, gva, size, name)
 
 
-class Buffer:
+class Buffer(Standing):
     """Allocated memory. Raw views have no order that could be explored, so there are none."""
 
     def __init__(self, node: Node, gva: int, size: int, name: str) -> None:
@@ -430,6 +208,9 @@ class Buffer:
 
     def __len__(self) -> int:
         return self.size
+
+    def _standing(self) -> Any:
+        return self.gva, self.size
 
     def free(self) -> None:
         """Give it back; its addresses are not handed out again."""
@@ -449,13 +230,16 @@ class Buffer:
     tensor = numpy
 
 
-class Operation:
+class Operation(Standing):
     """A request under way that the program did not wait for."""
 
     def __init__(self, node: Node, kind: str, gva: int, number: Any) -> None:
         self._node, self.kind, self.gva, self._number = node, kind, gva, number
         self._result: Any = None
         self._ended = False
+
+    def _standing(self) -> Any:
+        return self._number, self._ended
 
     def done(self) -> bool:
         """Return whether it is complete; never waits."""
@@ -479,15 +263,19 @@ class Operation:
         return self.wait()
 
     def __await__(self) -> Any:
-        return self.wait()
-        yield
+        result = self.wait()
+        yield from ()
+        return result
 
 
-class _Done:
+class _Done(Standing):
     """A posted write under `begin`: complete when it has been issued."""
 
     def __init__(self, kind: str, gva: int) -> None:
         self.kind, self.gva = kind, gva
+
+    def _standing(self) -> Any:
+        return self.kind, self.gva
 
     def done(self) -> bool:
         return True
@@ -498,11 +286,10 @@ class _Done:
     result = wait
 
     def __await__(self) -> Any:
-        return None
-        yield
+        yield from ()
 
 
-class Node:
+class Node(Standing):
     """A node under the exhaustive clock, with the calls of `fabrex.Node`.
 
     One argument more: `path=` chooses among several ways to the target, 0 being the one that the fabric uses by itself.
@@ -515,12 +302,11 @@ class Node:
         world: World,
         name: str,
         program: int,
-        runner: Program,
         number: int = 0,
         root: Node | None = None,
         client: int = 0,
     ) -> None:
-        self._world, self._runner = world, runner
+        self._world = world
         self._root = root or self
         self._dead = False
         self._stack: Any = None  # of the program at its last call
@@ -539,6 +325,9 @@ class Node:
         self.dma = Dma(self)
         self.ntb = Ntb(self)
 
+    def _standing(self) -> Any:
+        return self._handle.key, tuple(self._order.items())
+
     def __repr__(self) -> str:
         return f"<Node {self.name} under the exhaustive clock>"
 
@@ -555,7 +344,7 @@ class Node:
         self._root._handles += 1
         if name not in self._world.index:
             raise FabricNotFound(f"no node {name!r}")
-        return Node(self._world, name, self._handle.key[0], self._runner, self._root._handles, self._root)
+        return Node(self._world, name, self._handle.key[0], self._root._handles, self._root)
 
     # -- handing requests out -----------------------------------------------------------------------------------------
 
@@ -564,9 +353,9 @@ class Node:
 
         if self._root._dead:
             raise GreenletExit
-        frames = _frames()
-        request.where = f"{frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else ""
-        self._root._stack = _fingerprint(frames)
+        calls = frames()
+        request.where = f"{calls[0].f_code.co_filename}:{calls[0].f_lineno}" if calls else ""
+        self._root._stack = fingerprint(calls)
         answer = getcurrent().parent.switch(request)
         if isinstance(answer, Thrown):
             if answer.name == "WaitTimeout":
@@ -661,7 +450,11 @@ class Node:
         if local and len(words) == 1 and not asynchronous:
             word = words[0][0]
             return self._local(text, (word,), (), lambda mem: (answer((mem.get(word, 0),)), {}))
-        tlp = None if local or cached else self._tlp(READ, target, how.get("ro"), how.get("ido"), how.get("tc", 0), how.get("path", 0))
+        tlp = (
+            None
+            if local or cached
+            else self._tlp(READ, target, how.get("ro"), how.get("ido"), how.get("tc", 0), how.get("path", 0))
+        )
         pieces = tuple((word, None, cached) for word, _, _, _ in words)
         request = Request("begin" if asynchronous else "ask", self._handle, text, answer=answer, pieces=pieces, tlp=tlp)
         request.ended = asynchronous
@@ -722,9 +515,7 @@ class Node:
         if target == self.index:
             if len(words) == 1:
                 word, mask, value = words[0]
-                return self._local(
-                    text, (), (word,), lambda mem: (answer, {word: changed(mem.get(word, 0), "set", mask, value)})
-                )
+                return self._local(text, (), (word,), lambda mem: (answer, {word: changed(mem.get(word, 0), "set", mask, value)}))
             request = Request("post", self._handle, text, answer=answer, number="home")
             request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
             return self._do(request.access((), self._drains()).later((), objects))
@@ -782,7 +573,11 @@ class Node:
                 return field, ({} if new is None else {word: new})
 
             return self._local(text, (word,), (word,), here)
-        tlp = None if target == self.index else self._tlp(ATOMIC, target, how.get("ro"), how.get("ido"), how.get("tc", 0), how.get("path", 0))
+        tlp = (
+            None
+            if target == self.index
+            else self._tlp(ATOMIC, target, how.get("ro"), how.get("ido"), how.get("tc", 0), how.get("path", 0))
+        )
         request = Request("begin" if asynchronous else "ask", self._handle, text, answer=_first, tlp=tlp)
         request.ended = asynchronous
         request.pieces = ((word, apply, False),)
@@ -960,67 +755,18 @@ def _compare_swap(expected: int, desired: int) -> Callable[[int, int], int | Non
     return lambda old, mask: desired if old == expected else None
 
 
-def _frames() -> list[Any]:
-    """Return the frames of the program that made a call, innermost first."""
-    here = __file__.rpartition("/")[0]
-    frame: Any = sys._getframe(2)
-    found = []
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(here):
-            found.append(frame)
-        frame = frame.f_back
-    return found
-
-
-def _fingerprint(frames: list[Any]) -> Any:
-    """Return where a program stands: the same again means that it is in a loop that changed nothing. None if it cannot be known."""
-    found = []
-    for frame in frames:
-        if any(start <= frame.f_lasti < end for start, end in _iterations(frame.f_code)):
-            return None  # how far an iteration has come is nowhere to be seen
-        known = []
-        for name, value in frame.f_locals.items():
-            simple = _simple(value)
-            if simple is None:
-                return None
-            known.append((name, simple))
-        found.append((frame.f_code, frame.f_lasti, tuple(known)))
-    return tuple(found)
-
-
-@functools.cache
-def _iterations(code: Any) -> tuple[tuple[int, int], ...]:
-    """Return the parts of a code object that are inside `for`."""
-    return tuple((each.offset, each.argval) for each in dis.get_instructions(code) if each.opname == "FOR_ITER")
-
-
-def _simple(value: Any) -> Any:
-    """Return something that is equal for values that are and stay the same, or None."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
-        return (type(value), value)
-    if isinstance(value, (tuple, frozenset)):
-        parts = tuple(_simple(item) for item in value)
-        return None if None in parts else (type(value), parts)
-    if isinstance(value, (Node, Fabric, Dma, Ntb, Buffer)):
-        return (type(value), value._node._handle.key if not isinstance(value, Node) else value._handle.key, getattr(value, "gva", 0))
-    if isinstance(value, (Completion, Operation)):
-        return (type(value), value._number, value._ended)
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, _Done)):
-        return (type(value), id(value))
-    if isinstance(value, types.MethodType):
-        return _simple(value.__self__) and (value.__func__, _simple(value.__self__))
-    return None
-
-
 # -- DMA --------------------------------------------------------------------------------------------------------------
 
 
-class Completion:
+class Completion(Standing):
     """A DMA operation under way."""
 
     def __init__(self, node: Node, number: Any, size: int) -> None:
         self._node, self._number, self.size = node, number, size
         self._ended = False
+
+    def _standing(self) -> Any:
+        return self._number, self._ended
 
     def _poll(self) -> tuple[bool, int]:
         if self._ended:
@@ -1051,16 +797,20 @@ class Completion:
         raise InvalidArgument("cancel() is not explored", hint="wait() for the operation")
 
     def __await__(self) -> Any:
-        return self.wait()
-        yield
+        result = self.wait()
+        yield from ()
+        return result
 
 
-class Dma:
+class Dma(Standing):
     """A node's DMA engine. It is the same requester as its handle."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self.channels: int = node._world.topology.nodes[node.name].dma.channels
+
+    def _standing(self) -> Any:
+        return self._node._standing()
 
     def _submit(
         self,
@@ -1146,9 +896,7 @@ class Dma:
         rows = [(operator.index(dst), operator.index(src), 0, size) for dst, src, size in pieces]
         return self._submit(f"dma.copy_list({len(rows)} pieces{_attributes(**options)})", rows, **options)
 
-    def copy_2d(
-        self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any
-    ) -> Completion:
+    def copy_2d(self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any) -> Completion:
         """Copy rows."""
         rows = [(dst + row * dst_stride, src + row * src_stride, 0, width) for row in range(height)]
         return self._submit(f"dma.copy_2d({self._node._say(dst)}, {height} rows{_attributes(**options)})", rows, **options)
@@ -1178,11 +926,14 @@ class Event:
         return f"Event('doorbell', {self.bits:#x}, vector={self.vector})"
 
 
-class Ntb:
+class Ntb(Standing):
     """Doorbells and scratchpads of a node."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+
+    def _standing(self) -> Any:
+        return self._node._standing()
 
     def _peer(self, peer: str | int) -> int:
         world = self._node._world
@@ -1278,4 +1029,4 @@ class Ntb:
         return self._take("ntb.wait_event()", True, timeout is not None)
 
 
-__all__ = ["History", "Node", "NotRepeatable", "Program", "Raised", "Stuck", "World", "frozen"]
+__all__ = ["Node", "World"]
