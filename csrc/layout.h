@@ -297,7 +297,7 @@ enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER 
 /* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
  * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
 struct fbxl_queue {
-    uint32_t source, target, traffic_class, ordinal;
+    uint32_t source, target, traffic_class, ordinal; /* traffic_class: class | path << 3 */
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
     fbx_au64 ntb_applied; /* last entry that changed the target's registers, as far as they themselves do not say it */
