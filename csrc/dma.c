@@ -1647,6 +1647,28 @@ int fbx_dma_release(fbx_node *n, uint64_t id)
     return 0;
 }
 
+uint64_t fbxi_dma_next(const fbx_node *n)
+{
+    uint64_t next = NEVER;
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        const struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head)
+            next = min64(next, fbx_peek(&ch->head->next_ps));
+    }
+    return next;
+}
+
+void fbxi_dma_step(fbx_node *n)
+{
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head && claim(ch)) {
+            step(ch, 0);
+            unclaim(ch);
+        }
+    }
+}
+
 void fbxi_dma_detach(fbx_node *n)
 {
     struct fbxi_dma *dma = fbx_observe_pointer(&n->dma);

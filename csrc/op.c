@@ -1736,6 +1736,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             uint64_t ns = fbxi_monotonic_ns();
             if (!begin)
                 begin = ns;
+            if (f->sim)
+                return FBX_E_AGAIN; /* the program waits until there is room */
             if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
                 return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
                                  f->node_facts[target].name, n->facts->name);

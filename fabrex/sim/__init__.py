@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs under the virtual clock: every node in one process, the same program, the same core, and a seed that decides."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._errors import Deadlock as Deadlock
+    from ._errors import LimitReached as LimitReached
+    from ._errors import NotDeterministic as NotDeterministic
+    from ._run import Result as Result
+    from ._run import run as run
+
+# Names and the modules that they come from: loaded when first used.
+_LAZY = {
+    "Deadlock": "_errors",
+    "LimitReached": "_errors",
+    "NotDeterministic": "_errors",
+    "Result": "_run",
+    "run": "_run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fabrex.sim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
