@@ -66,34 +66,51 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def runner(program: Callable[[Node], Coroutine[Any, Any, Any]], after: list[Any], number: int) -> Callable[[Node], Any]:
-    """Return a plain program that runs an async one in a loop of its own."""
+    """Return a plain program that runs an async one in a loop of its own.
+
+    `after[number]` is called whenever the program goes on: which loop runs is known to a thread, and programs share one.
+    """
 
     def start(node: Node) -> Any:
         loop = _Loop(node)
-
-        def again() -> None:
-            asyncio._set_running_loop(loop)
-
-        after[number] = again
+        after[number] = _Again(loop)
         asyncio._set_running_loop(None)
+        task = loop.create_task(program(node))
         try:
-            return loop.run_until_complete(_whole(program(node)))
+            value = loop.run_until_complete(task)
+            _end_tasks(loop)
+            return value
+        except Exception:
+            _end_tasks(loop)
+            raise
         finally:
             after[number] = None
+            for left in asyncio.all_tasks(loop):  # the run is over, and they with it
+                left._log_destroy_pending = False  # type: ignore[attr-defined]
+                left.get_coro().close()  # type: ignore[union-attr]
             asyncio._set_running_loop(None)
             loop.close()
 
     return start
 
 
-async def _whole(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run it, then end what it left behind, as asyncio.run would."""
-    try:
-        return await coroutine
-    finally:
-        me = asyncio.current_task()
-        left = [task for task in asyncio.all_tasks() if task is not me]
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.gather(*left, return_exceptions=True)
+class _Again:
+    """Called when the program goes on; also tells where its coroutines are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    def __call__(self) -> None:
+        asyncio._set_running_loop(self.loop)
+
+    def frames(self) -> list[Any]:
+        return [frame for task in asyncio.all_tasks(self.loop) for frame in task.get_stack()]
+
+
+def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """End what the program left behind, as asyncio.run would."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import selectors
 import weakref
 from types import CodeType
 from typing import Any
@@ -14,7 +17,8 @@ from ..fabric import Fabric
 from ..topology import Topology
 from ._trace import RECORD, Trace
 
-PACKAGE = __file__.rsplit("/sim/", 1)[0] + "/"
+OURS = (__file__.rsplit("/sim/", 1)[0] + "/", os.path.dirname(asyncio.__file__) + "/", selectors.__file__)
+"""Files whose lines are not the program's: this library's, and those of what runs `async` programs."""
 ROOM = 1 << 20
 """Records of a trace that are kept."""
 _MOST = 4
@@ -107,7 +111,7 @@ class Simulation:
 
     def site_of(self, code: CodeType) -> int | None:
         """Give a piece of code a number for the trace; None if it is this library's own."""
-        number = None if code.co_filename.startswith(PACKAGE) else len(self.codes) % 65535 + 1
+        number = None if code.co_filename.startswith(OURS) else len(self.codes) % 65535 + 1
         self._kept.append(code)  # its address stays its name
         self.sites[id(code)] = number
         if number is not None:

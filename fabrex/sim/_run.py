@@ -13,7 +13,7 @@ from ..errors import InvalidArgument
 from ..node import Node
 from ._errors import Deadlock, LimitReached
 from ._guard import Guard
-from ._pool import Simulation, discard, give_back, take
+from ._pool import OURS, Simulation, discard, give_back, take
 from ._trace import Trace
 
 __all__ = ["Result", "run"]
@@ -281,21 +281,22 @@ class _Run:
             what = f"sleeps until {record.next_ps} ps"
         elif record.state == lib.FBX_SIM_OPERATES:
             what = f"has a {_OPS[record.op_kind] if record.op_kind < len(_OPS) else 'operation'} of {where} under way"
-        line = _line(program)
+        again = self.after[number]
+        line = _line(program.gr_frame, again.frames() if again is not None else [])
         return f"{what}, since {record.since_ps / 1000:.3f} ns{f', at {line}' if line else ''}"
 
 
-def _line(program: Any) -> str:
-    """Return where a suspended program is, outside this library."""
+def _line(frame: Any, others: list[Any]) -> str:
+    """Return where a suspended program is, outside this library; `others` are its coroutines' frames."""
     import linecache
 
-    from ._pool import PACKAGE
-
-    frame = getattr(program, "gr_frame", None)
+    frames = list(others)
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        frames.append(frame)
+        frame = frame.f_back
+    for frame in frames:
+        if not frame.f_code.co_filename.startswith(OURS):
             name, number = frame.f_code.co_filename, frame.f_lineno
             text = linecache.getline(name, number).strip()
             return f"{os.path.basename(name)}:{number}{f': {text}' if text else ''}"
-        frame = frame.f_back
     return ""
