@@ -95,6 +95,7 @@ struct fbx_config_node {
     const char *name;
     uint32_t kind, profile, machine, access_bytes, dma_tags;
     uint64_t delay_ps, pio_read_ps, pio_write_ps, dma_setup_write_ps, dma_setup_read_ps;
+    uint32_t wc; /* stores through its windows combine unless a window says otherwise */
 };
 struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
@@ -189,9 +190,15 @@ FBX_API int fbx_node_is_owner(const fbx_node *node);
 /* ---- windows ---------------------------------------------------------------------------------------------------- */
 
 enum fbx_perm { FBX_PERM_NONE = 0, FBX_PERM_READ = 1, FBX_PERM_WRITE = 2, FBX_PERM_RW = 3 };
-enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1 };
+/* Or-ed to a window's permission: attributes of every request that goes through it. */
+enum { FBX_WINDOW_RO = 4, FBX_WINDOW_IDO = 8 };
+/* UNCACHED: each store is a packet of its own, in order, and a bulk write is packets of the CPU's access width.
+ * WRITE_COMBINING: stores wait in buffers of 64 bytes, which leave in any order until fbx_drain(), an uncached access, a
+ * read, an atomic or a flush. MANAGED, what the manager's own windows are: bulk writes leave as full packets of 64 bytes,
+ * single stores in order, unless the node's `wc` says that they combine too. */
+enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1, FBX_MANAGED = 2 };
 struct fbx_window_info {
-    uint32_t index, peer, perm, mapping, lut, programmed;
+    uint32_t index, peer, perm, mapping, lut, programmed, attr, pad;
     uint64_t translation, bytes, bus, max_bytes, address_align, size_align, min_bytes;
 };
 FBX_API int fbx_mw_count(fbx_fabric *fabric, uint32_t node);
@@ -252,6 +259,18 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
 enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+/* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
+ * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
+enum fbx_rule {
+    FBX_RULE_NONE = 0,
+    FBX_RULE_RO = 1, /* A2b: the later write, or D2b: the later read's completion, has relaxed ordering */
+    FBX_RULE_IDO = 2, /* A2b: the later request has ID-based ordering and another requester */
+    FBX_RULE_TC = 3, /* they are of different traffic classes */
+    FBX_RULE_PATH = 4, /* they go different ways, or to different nodes */
+    FBX_RULE_COMBINING = 5, /* both were in write-combining buffers that had not been drained */
+    FBX_RULE_TEAR = 6, /* one access of several pieces, taken in another order */
+    FBX_RULE_STALE = 7 /* a cache held what the later access should have seen */
+};
 enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
 
 /* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
@@ -288,6 +307,8 @@ FBX_API int fbx_gather(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, 
                        void *out, uint64_t *done, uint64_t max_wait_ns);
 FBX_API int fbx_scatter(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
                         const void *values, uint64_t *done, uint64_t max_wait_ns);
+/* Attributes and traffic class of this handle's operations that do not say otherwise. */
+FBX_API int fbx_set_order(fbx_node *node, uint32_t attr, uint32_t tc);
 FBX_API int fbx_drain(fbx_node *node);
 FBX_API int fbx_fence(fbx_node *node);
 /* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */
@@ -546,6 +567,11 @@ FBX_API uint64_t fbx_sim_events(const fbx_sim *sim);
 /* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */
 FBX_API int fbx_bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes,
                       uint64_t count, uint64_t *samples_ps, uint64_t *total_ps);
+/* The same for a descriptor, with up to `depth` of it under way at once. Depth 1 times each from its submission to its
+ * completion. Of more, `samples_ps` are their submissions alone, `total_ps` is that of all until the last is complete, and a
+ * channel that is full is waited for, which counts in the total and in no sample. */
+FBX_API int fbx_bench_dma(fbx_node *node, const struct fbx_dma *descriptor, uint32_t depth, uint64_t count,
+                          uint64_t *samples_ps, uint64_t *total_ps);
 FBX_API uint64_t fbx_ticks(void);
 /* Static memory of the core: pointers to the functions that the _hot extension calls. */
 FBX_API const void *fbx_hot_table(void);

@@ -744,6 +744,7 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         n->pio_write_ps = from->pio_write_ps;
         n->dma_setup_read_ps = from->dma_setup_read_ps;
         n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->wc = from->wc != 0;
         n->first_region = region;
         for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
             const struct fbx_config_region *r = &c->regions[region];

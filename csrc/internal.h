@@ -14,6 +14,7 @@
 #include <stddef.h>
 
 #define FBX_MAX_HOPS 24u
+#define FBX_CLASSES 8u /* traffic classes */
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
 /* No write waits longer than this behind its link's delays: a word that says so was scribbled over. */
 #define FBX_BACKLOG_PS 4000000000000ull
@@ -28,7 +29,8 @@ struct fbxi_region_map { /* mapped on first use; both views of the same pages */
 struct fbxi_route {
     uint32_t target, hops, mps, mrrs, rcb;
     uint64_t fixed_ps; /* delays of the way, one direction */
-    struct fbxl_queue *queue; /* towards the target; NULL until the first posted write */
+    struct fbxl_queue *queue[FBX_CLASSES]; /* towards the target, by traffic class; NULL until the first posted write */
+    fbx_au64 drained[FBX_CLASSES]; /* sequence of the last write there when this handle drained its write-combining buffers */
     /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
      * somebody looks (fbxi_publish_counts); eight locked additions would cost a load more than its reservations. */
     struct fbxi_trips {
@@ -50,7 +52,7 @@ struct fbxi_xl {
     uint64_t lo, hi; /* offsets of the region that the window reaches */
     uint32_t perm, mapping, target, region;
     int32_t status; /* 0, or why nothing passes: LINK_DOWN, PEER_LOST */
-    uint32_t pad;
+    uint32_t attr; /* of every request through its window: FBX_RO, FBX_IDO */
     uint64_t shortened; /* how far the short way reaches */
     uint8_t *base; /* the region's first byte */
     struct fbxi_route *route; /* NULL: local */
@@ -89,6 +91,8 @@ struct fbx_node {
     struct fbxi_route **routes; /* by target node */
     fbx_au64 *dependencies;
     uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
+    uint32_t attr, tc; /* of operations that do not say otherwise */
+    fbx_au64 requests; /* names for what the adversary decides about */
     fbx_au64 fence_floor;
     fbx_au64 dropped_checked; /* of slot->dropped: what flush(check) has told */
     fbx_au32 used_targets_count;
@@ -233,7 +237,7 @@ int fbxi_invalidate_dependents(fbx_fabric *f, uint32_t bit); /* requesters with 
 
 /* ---- window.c ---------------------------------------------------------------------------------------------------- */
 struct fbxi_target {
-    uint32_t region, target, perm, mapping, window;
+    uint32_t region, target, perm, attr, mapping, window;
     uint64_t offset, lo, hi;
 };
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out);
@@ -252,10 +256,13 @@ struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t targ
 struct fbxi_post {
     uint32_t region, bytes, kind, flags, requester;
     uint64_t offset, arrives_ps, sequence, trace_id;
+    uint64_t drained; /* of what combines: sequence of the last write before its buffers were drained */
     const void *payload;
 };
 /* AGAIN: the queue is full; post->arrives_ps says when its head is due. */
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
+/* Whether one of the queue's first `tail` cells holds a write (of `requester`; ~0: of any) that is not visible yet. */
+int fbxi_holds(fbx_fabric *f, struct fbxl_queue *q, uint64_t tail, uint32_t requester);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
 int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for who knows that something is due */

@@ -133,6 +133,7 @@ struct fbxl_node {
     uint64_t pio_read_ps, pio_write_ps;
     uint64_t dma_setup_write_ps, dma_setup_read_ps;
     uint32_t mw_count, lut_count; /* direct windows first, then LUT windows */
+    uint32_t wc, pad0; /* stores through its windows combine unless a window says otherwise */
     uint64_t mw_max_bytes;
     /* state line: written under the control lock or by a reaper */
     _Alignas(64) fbx_au32 state;
@@ -168,7 +169,7 @@ struct fbxl_window { /* 64 bytes, two snapshots and a switch */
     struct fbxl_window_snapshot {
         fbx_au64 translation; /* bus address at the peer */
         fbx_au64 bytes; /* 0: nothing is programmed */
-        fbx_au32 peer_perm; /* peer node | permission << 24 | type << 28 | state << 30 */
+        fbx_au32 peer_perm; /* peer node | permission << 24 | attributes << 26 | mapping << 28 | state << 30 */
         uint32_t pad;
     } snapshot[2];
     uint64_t pad;
@@ -310,7 +311,9 @@ struct fbxl_queue {
     uint64_t pad3[7];
 };
 enum { FBXL_ENTRY_SKIP = 0, FBXL_ENTRY_WRITE = 1, FBXL_ENTRY_DOORBELL, FBXL_ENTRY_SPAD, FBXL_ENTRY_MESSAGE, FBXL_ENTRY_MSI };
-enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16 };
+enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16,
+       FBXL_ENTRY_COMBINING = 32, /* was in a write-combining buffer */
+       FBXL_ENTRY_APPLIED = 64 /* visible, though entries before it are not */ };
 struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header's own cell */
     fbx_au64 arrives_ps; /* looked at without the lock, to learn whether anything is due */
     uint64_t sequence;

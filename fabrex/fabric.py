@@ -146,8 +146,8 @@ class Fabric:
             name: by which others open it; a random one if left out.
             persistent: it outlives this process and ends by `fabricctl down`.
             timing: True or "on", False or "off"; the topology's if left out.
-            ordering: "posted" or "immediate"; the topology's if left out ("adversarial" is refused in this version).
-            seed: of all that is random; the topology's if left out.
+            ordering: "posted", "immediate" or "adversarial"; the topology's if left out.
+            seed: of all that is random, the adversary's delays among it; the topology's if left out.
             strict_errors: posted writes raise what is known when they are issued.
             directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
         Raises:
@@ -161,8 +161,8 @@ class Fabric:
         order = ordering or described.ordering
         if order not in _ORDERINGS:
             raise InvalidArgument(f"ordering is one of {', '.join(_ORDERINGS)}, not {order!r}")
-        if order == "adversarial":
-            raise InvalidArgument("adversarial ordering needs the ordering layer, which this version does not have yet")
+        if order == "adversarial" and not timed:
+            raise InvalidArgument("the adversary delays writes, so it needs time", hint="use timing=True, or fabrex.sim.run")
         place = directory or default_directory()
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
         flags = (lib.FBX_PERSISTENT if persistent else 0) | (lib.FBX_TIMING if timed else 0)
@@ -544,6 +544,7 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         to.machine = machines.get(node.name, 0)
         to.access_bytes = node.pio.access_bytes
         to.dma_tags = node.dma.tags
+        to.wc = node.pio.wc
         to.delay_ps = node.delay_ps
         to.pio_read_ps, to.pio_write_ps = node.pio.read_ps, node.pio.write_ps
         to.dma_setup_write_ps, to.dma_setup_read_ps = node.dma.setup_write_ps, node.dma.setup_read_ps

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The scalar operations of a node for Python: load, store, fetch_add, swap, compare_swap. Calls that take some tens of
+ * The scalar operations of a node for Python: load, store, fetch_add, swap, compare_swap; and handing a plain copy to its DMA
+ * engine. Calls that take some tens of
  * nanoseconds hold the GIL, because giving it up beside a busy thread costs milliseconds; waits of more than 20
  * microseconds release it and come back every 20 ms to look for signals. Limited API only (3.10); no copy of the core.
  */
@@ -359,6 +360,41 @@ static PyObject *requester_nothing(Requester *self, PyObject *const *args, Py_ss
     return PyLong_FromUnsignedLongLong(op.completes_ps);
 }
 
+#define SHORT_DMA (64u << 10)
+
+/* The number of a DMA, or None for what may take long here: the binding, which gives up the GIL, submits that. */
+static PyObject *requester_dma_copy(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    struct fbx_dma d;
+    uint64_t id;
+    memset(&d, 0, sizeof d);
+    if (count != 3 || names) {
+        PyErr_SetString(PyExc_TypeError, "_dma_copy() takes 3 positional arguments");
+        return NULL;
+    }
+    if (as_u64(args[0], &d.dst) || as_u64(args[1], &d.src) || as_u64(args[2], &d.bytes))
+        return NULL;
+    NEED_NODE(self);
+    if (d.bytes > SHORT_DMA && hot->node_virtual(self->node))
+        Py_RETURN_NONE;
+    int status = hot->dma_submit(self->node, &d, &id);
+    return status ? fail(self, status) : PyLong_FromUnsignedLongLong(id);
+}
+
+static PyObject *requester_dma_release(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    uint64_t id;
+    if (count != 1 || names) {
+        PyErr_SetString(PyExc_TypeError, "_dma_release() takes 1 positional argument");
+        return NULL;
+    }
+    if (as_u64(args[0], &id))
+        return NULL;
+    if (self->node)
+        hot->dma_release(self->node, id);
+    Py_RETURN_NONE;
+}
+
 /* Takes arguments as the others do and does nothing: what a call costs here, for benchmarks to compare with. */
 static PyObject *requester_empty(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
@@ -710,6 +746,8 @@ static PyMethodDef requester_methods[] = {
     FAST(swap, "swap($self, gva, value, /, size=8)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
     FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
     FAST(empty, "empty($self, *args, **kwargs)\n--\n\nDo nothing: the cost of a call, for benchmarks."),
+    {"_dma_copy", (PyCFunction)(void (*)(void))requester_dma_copy, METH_FASTCALL | METH_KEYWORDS, "_dma_copy($self, dst, src, size, /)\n--\n\n"},
+    {"_dma_release", (PyCFunction)(void (*)(void))requester_dma_release, METH_FASTCALL | METH_KEYWORDS, "_dma_release($self, number, /)\n--\n\n"},
     {"_nothing", (PyCFunction)(void (*)(void))requester_nothing, METH_FASTCALL | METH_KEYWORDS, "_nothing($self, ps, /, size=8)\n--\n\n"},
     {"_bind", (PyCFunction)(void (*)(void))requester_bind, METH_VARARGS, "_bind($self, address, owner, /)\n--\n\n"},
     {"_schedule", (PyCFunction)(void (*)(void))requester_schedule, METH_O, "_schedule($self, scheduler, /)\n--\n\n"},

@@ -55,7 +55,7 @@ def link_reset(arguments: Any) -> int:
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 _PERMISSIONS = ("none", "r", "w", "rw")
-_MAPPINGS = ("uc", "wc")
+_MAPPINGS = ("uc", "wc", "managed")
 
 
 def _window(fabric: Any, node: str, index: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _window(fabric: Any, node: str, index: int) -> dict[str, Any]:
         "bus": address(int(out.bus)),
         "max_bytes": int(out.max_bytes),
         "permission": _PERMISSIONS[out.perm & 3],
-        "mapping": _MAPPINGS[out.mapping & 1],
+        "mapping": _MAPPINGS[min(out.mapping, 2)],
     }
 
 

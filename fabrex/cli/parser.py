@@ -253,7 +253,7 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("wc", "uc"), default="wc", help="write-combining (default) or uncached")
+    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")
@@ -291,6 +291,20 @@ def build() -> Parser:
     at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
     at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
     at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    at.add_argument("--card", nargs="?", const="", metavar="FILE",
+                    help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
+    at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")
+    receipt = group("receipt", "look at what `bench --receipt` kept")
+    for action, summary in (("show", "figure a receipt anew from its samples"), ("verify", "check a receipt: exit code 1 if it was edited")):
+        at = facts(command(action, summary, parent=receipt, full=f"receipt {action}"))
+        at.add_argument("file", metavar="FILE")
+        if action == "show":
+            at.add_argument("--plot", metavar="FILE", help="draw it: the accuracy card as .svg or .png")
+    at = facts(command("compare", "compare two receipts, row by row", parent=receipt, full="receipt compare"))
+    at.add_argument("first", metavar="FIRST")
+    at.add_argument("second", metavar="SECOND")
+    at.add_argument("--all", action="store_true", help="also rows that did not change")
+    at.add_argument("--plot", metavar="FILE", help="draw the ratios as .svg or .png")
     placed(facts(command("doctor", "look at this machine: what it can do for a fabric, and how to mend what is weak")))
     at = command("completion", "print a completion script: `source <(fabricctl completion bash)`")
     at.add_argument("shell", choices=("bash", "zsh"))
