@@ -495,7 +495,7 @@ static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op 
         .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
         .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
         .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
-    r.sequence = op->kind == FBX_STORE ? op->sequence : 0;
+    r.sequence = op->kind == FBX_STORE || op->kind == FBX_OTHER ? op->sequence : 0;
     if (op->kind != FBX_FLUSH)
         r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
     fbxi_trace(n->fabric, &r);
@@ -1994,7 +1994,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
             fbx_count(&f->header->reservations_clamped, 1);
         struct fbxi_post post = {.region = UINT32_MAX, .bytes = bytes, .kind = kind, .flags = FBXL_ENTRY_SCALAR,
-                                 .requester = n->requester, .offset = reg,
+                                 .requester = n->requester, .offset = reg, .trace_id = fbxi_tracing(f) ? fbxi_trace_id(f) : 0,
                                  .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence, .payload = &value};
         if (travels) {
             status = fbxi_post(f, q, &post);
@@ -2023,6 +2023,12 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         if (status)
             return status;
         use_target(n, target);
+        if (fbxi_tracing(f)) {
+            struct fbx_op told = {.kind = FBX_OTHER, .gva = reg, .bytes = bytes, .operand = {value}, .target = target,
+                                  .trace_id = post.trace_id, .sequence = post.sequence, .issued_ps = now,
+                                  .departs_ps = flight.departs_ps, .arrives_ps = post.arrives_ps, .completes_ps = now};
+            trace_op(n, &told, now);
+        }
         if (travels)
             fbxi_ntb_posted(f, target);
         uint64_t credit = route->hop[0].out_facts->credit_ps;

@@ -193,6 +193,8 @@ class Dma:
         if visible or ro or ido:
             d.flags |= (_VISIBLE if visible else 0) | (_RO if ro else 0) | (_IDO if ido else 0)
         number = ffi.new("uint64_t *")
+        if self._node._scheduler is not None:
+            self._node._scheduler.site()
         check(lib.fbx_dma_submit(self._node._pointer(), d, number), self._node)
         completion = Completion(self._node, int(number[0]), size)
         self._node._point()

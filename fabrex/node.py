@@ -54,6 +54,8 @@ class Operation:
         self._keep = keep
         self._error: BaseException | None = None
         self._status = lib.FBX_E_AGAIN
+        if node._scheduler is not None:
+            node._scheduler.site()
         self._settle(lib.fbx_op_begin(node._pointer(), record))
         if node._scheduler is not None:
             node._scheduler.point()
@@ -375,6 +377,8 @@ class Node(Requester):
             raise InvalidArgument(f"{len(data)} bytes do not divide into {count} elements" + (f" of {size}" if size else ""))
         done, record = ffi.new("uint64_t *"), ffi.new("struct fbx_op *")
         record.kind = lib.FBX_OTHER
+        if self._scheduler is not None:
+            self._scheduler.site()
         while (code := call(self._pointer(), record, addresses, count, each, data, done, SLICE_NS)) == lib.FBX_E_AGAIN:
             if self._scheduler is not None:
                 self._scheduler.operation(self._address, int(ffi.cast("uintptr_t", record)))

@@ -214,6 +214,8 @@ class Ntb:
         return f"<Ntb of {self._node.name}>"
 
     def _call(self, function: Any, *arguments: Any) -> int:
+        if self._node._scheduler is not None:
+            self._node._scheduler.site()
         result = function(self._node._pointer(), *arguments)
         if self._node._scheduler is not None:
             while result == lib.FBX_E_AGAIN:  # a peer's registers take no more for now

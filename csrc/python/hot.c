@@ -581,6 +581,14 @@ static PyObject *scheduler_sleep_until(Scheduler *s, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *scheduler_site(Scheduler *s, PyObject *ignored)
+{
+    (void)ignored;
+    if (s->sim && s->lines && simulation->current(s->sim) != FBX_SIM_NOBODY && note_line(s))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *scheduler_point(Scheduler *s, PyObject *ignored)
 {
     uint32_t me;
@@ -703,6 +711,7 @@ static PyMethodDef scheduler_methods[] = {
     POINT(operation, METH_VARARGS, "operation(node, record, /)\n--\n\nSee an operation through that has begun: (status, 0)."),
     POINT(begin, METH_VARARGS, "begin(node, record, /)\n--\n\nBegin an operation and see it through: (status, 0)."),
     POINT(sleep_until, METH_VARARGS, "sleep_until(ps, /)\n--\n\nLet others run until then."),
+    POINT(site, METH_NOARGS, "site()\n--\n\nNote the program's line: an operation follows that begins without one."),
     POINT(point, METH_NOARGS, "point()\n--\n\nLet others run whose turn it is."),
     POINT(wait_until, METH_VARARGS, "wait_until(node, gva, size, compare, value, deadline, /)\n--\n\n(status, value found)."),
     POINT(watch, METH_VARARGS, "watch(node, what, which, deadline, /)\n--\n\nWait for a change: (status, 0)."),

@@ -10,16 +10,24 @@ if TYPE_CHECKING:
     from ._errors import Deadlock as Deadlock
     from ._errors import LimitReached as LimitReached
     from ._errors import NotDeterministic as NotDeterministic
+    from ._explain import Explanation as Explanation
+    from ._explain import explain as explain
     from ._run import Result as Result
     from ._run import run as run
+    from ._search import Failure as Failure
+    from ._search import search as search
 
 # Names and the modules that they come from: loaded when first used.
 _LAZY = {
     "Deadlock": "_errors",
     "LimitReached": "_errors",
     "NotDeterministic": "_errors",
+    "Explanation": "_explain",
+    "Failure": "_search",
     "Result": "_run",
+    "explain": "_explain",
     "run": "_run",
+    "search": "_search",
 }
 
 

@@ -91,8 +91,16 @@ def rule_name(rule: int) -> str:
     return RULES.get(rule, f"rule {rule}")
 
 
-RULES: dict[int, str] = {}
-"""The core's number of a rule -> its name; filled by those who know them."""
+RULES: dict[int, str] = {
+    1: "A2b (relaxed ordering)",
+    2: "A2b (ID-based ordering)",
+    3: "another traffic class",
+    4: "another path",
+    5: "write combining",
+    6: "tearing",
+    7: "a stale copy",
+}
+"""The core's number of a rule (enum fbx_rule) -> what it is called."""
 
 
 class Trace(Sequence[TraceEvent]):
@@ -149,7 +157,9 @@ class Trace(Sequence[TraceEvent]):
             called = _KINDS[kind] if kind < len(_KINDS) else f"kind {kind}"
         else:
             called = _ENTRIES[kind] if kind < len(_ENTRIES) else f"kind {kind}"
-        register = event in (2, 3) and kind > 1
+        register = (event in (2, 3) and kind > 1) or (event == 1 and called == "other")
+        if register and event == 1:
+            called = "register write"
         where = f"{called} of {self._node(target)}" if register else self._place(gva, self._node(node))
         return TraceEvent(
             number, at, _EVENTS[event] if event < len(_EVENTS) else f"event {event}", name, called, self._node(node),
