@@ -551,6 +551,8 @@ FBX_API void fbx_sim_wait_until(fbx_sim *sim, fbx_node *node, uint64_t gva, uint
                                 uint64_t deadline_ps);
 FBX_API void fbx_sim_watch(fbx_sim *sim, fbx_node *node, int what, uint64_t which, uint64_t deadline_ps);
 FBX_API void fbx_sim_exit(fbx_sim *sim);
+/* All programs have ended, however that came: what is under way still arrives with fbx_sim_next(). */
+FBX_API void fbx_sim_stop(fbx_sim *sim);
 /* Move on: the program that runs now, or how it ended. */
 FBX_API int fbx_sim_next(fbx_sim *sim);
 /* Of the program that runs now: what became of its wait (AGAIN: the deadline came), and the value found. */

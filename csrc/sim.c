@@ -329,6 +329,16 @@ void fbx_sim_exit(fbx_sim *s)
     s->current = FBX_SIM_NOBODY;
 }
 
+void fbx_sim_stop(fbx_sim *s)
+{
+    for (uint32_t i = 0; i < s->count; i++) {
+        s->tasks[i]->state = FBX_SIM_ENDED;
+        s->tasks[i]->next_ps = NEVER;
+    }
+    s->live = 0;
+    s->current = FBX_SIM_NOBODY;
+}
+
 int fbx_sim_result(fbx_sim *s, uint64_t *value)
 {
     if (s->current == FBX_SIM_NOBODY)

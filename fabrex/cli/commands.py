@@ -28,6 +28,7 @@ _HANDLERS = {
     "prune": ("life", "prune"),
     "run": ("launch", "run"),
     "exec": ("launch", "execute"),
+    "explore": ("explore", "explore"),
     "link show": ("control", "link_show"),
     "link down": ("control", "link_down"),
     "link up": ("control", "link_up"),

@@ -32,7 +32,7 @@ class Result:
         error: the first exception that a program raised (`run` raises it, unless told otherwise), or a Deadlock, or None.
         failed: the node whose program raised it, or None.
         trace: what happened. trace_hash: its digest, equal for equal seeds on every machine.
-        now_ps: virtual time at the end. events: how many events there were.
+        now_ps: virtual time when all was quiet. ended_ps: when the last program ended. events: how many events there were.
         seed, ordering: as given.
         decisions: decisions of the seed that were not harmless; logged only if asked for.
     """
@@ -44,7 +44,7 @@ class Result:
         self.error: BaseException | None = None
         self.failed: str | None = None
         self.trace: Trace
-        self.now_ps = 0
+        self.now_ps = self.ended_ps = 0
         self.events = 0
         self.decisions: list[tuple[int, int, int, int, int]] = []
 
@@ -208,6 +208,7 @@ class _Run:
             except BaseException as error:
                 if result.error is None:
                     result.error, result.failed = error, name
+            result.ended_ps = max(result.ended_ps, self.simulation.fabric.now_ps)
             scheduler.exit()
 
         return start
@@ -238,6 +239,10 @@ class _Run:
                 if not program.dead:
                     program.throw(greenlet.GreenletExit)
             scheduler.start([], [], None, {}, None, False)
+        # What is under way still arrives: the trace tells of writes that came too late.
+        lib.fbx_sim_stop(simulation.pointer)
+        if ended != lib.FBX_SIM_LIMIT:
+            scheduler.next()
         for (name, _, several), value in zip(self.listed, self.values, strict=True):
             if several:
                 result.returned.setdefault(name, []).append(value)
