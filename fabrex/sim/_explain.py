@@ -210,7 +210,8 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
     if len(chosen) > MOST_STEPS - 1:
         chosen = chosen[-(MOST_STEPS - 1) :]
     out.steps = [Step(_when(event), text, _source(event) if event.event == "op" else "") for event, text in chosen]
-    out.steps.append(Step(max(result.ended_ps, out.steps[-1].at_ps if out.steps else 0), out.failure, _where(result)))
+    last = Step(result.ended_ps, out.failure, _where(result))
+    out.steps.insert(sum(1 for step in out.steps if step.at_ps <= last.at_ps), last)
     out.decisions = [_decision(case, story, decision) for decision in minimal.decisions]
     return out
 

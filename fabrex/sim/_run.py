@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -147,22 +148,28 @@ def run(
         simulation.plan(decisions, log=log)
         guard = Guard(program for _, program, _ in listed)
         nodes: list[Node] = []
+        held: list[int] = []
         try:
             taken: set[str] = set()
             for name, _, _ in listed:
                 nodes.append(simulation.fabric.attach(name, "client" if name in taken else "owner"))
                 taken.add(name)
-            _Run(simulation, greenlet, listed, nodes, result).go(guard)
+                held.append(sys.getrefcount(nodes[-1]))
+            _Run(simulation, greenlet, listed, list(nodes), result).go(guard)
             result.now_ps = simulation.fabric.now_ps
             result.events = int(lib.fbx_sim_events(simulation.pointer))
             result.trace = simulation.trace()
             if log:
                 result.decisions = simulation.decisions()
         finally:
-            for node in nodes:
-                node.close()
-            for node in list(simulation.fabric._nodes):
-                node.close()
+            for other in simulation.fabric._nodes:
+                other.close()
+            other = None
+            for i, count in enumerate(held):
+                # A node and its parts hold one another. Where nobody else holds it, it need not wait for the collector.
+                if sys.getrefcount(nodes[i]) <= count:
+                    nodes[i].__dict__.clear()
+            nodes.clear()
         usable = True
     finally:
         _running = False

@@ -9,6 +9,7 @@ a time, as long as what is left still fails the same way; then each that remains
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -203,5 +204,6 @@ def replay_command(case: Case, seed: int) -> str:
     """Return the one line that runs a seed again and tells what happens."""
     if case.script is not None:
         ordering = "" if case.ordering == "adversarial" else f" --ordering {case.ordering}"
-        return f"fabricctl explore {os.path.relpath(case.script) if not case.script.startswith('-') else case.script} --seed {seed}{ordering}"
+        path = min(case.script, os.path.relpath(case.script), key=len)
+        return f"fabricctl explore {shlex.quote(path)} --seed {seed}{ordering}"
     return f"fabrex.sim.run({case.topology!r}, programs, ordering={case.ordering!r}, seed={seed})"
