@@ -436,8 +436,10 @@ static void requester_dealloc(Requester *self)
 
 static struct fbx_op *simulated_record(Requester *self, void **wide)
 {
-    struct fbx_op *op = simulation->record(self->scheduler->sim, wide);
-    if (!op)
+    struct fbx_op *op = simulation->record(self->scheduler->sim, wide), none;
+    if (!op && hot->nothing(self->node, &none, 0) == FBX_E_CLOSED)
+        fail(self, FBX_E_CLOSED);
+    else if (!op)
         PyErr_SetString(PyExc_RuntimeError, "under the virtual clock a node is used by its program in fabrex.sim.run, and not "
                                             "by other threads or after the run");
     return op;

@@ -30,8 +30,9 @@ def explore(arguments: Any) -> int:
     if not os.path.isfile(arguments.script):
         raise CommandError(f"no script {arguments.script!r}", "a Python file with programs; see `fabricctl explore --help`", output.NOT_FOUND)
     try:
-        case = load(arguments.script, arguments.ordering)
-    except (FabricError, ImportError, FileNotFoundError):
+        with contextlib.redirect_stdout(sys.stderr):
+            case = load(arguments.script, arguments.ordering)
+    except FabricError:
         raise
     except Exception as error:
         raise CommandError(f"{arguments.script} cannot be loaded: {type(error).__name__}: {error}", "") from None
@@ -185,10 +186,11 @@ def _job(path: str, ordering: str, first: int, count: int, most: int) -> tuple[i
     """In a process of its own: load the script once, run some seeds."""
     from ..sim._script import load
 
-    case = _loaded.get((path, ordering))
-    if case is None:
-        case = _loaded[path, ordering] = load(path, ordering)
-    return _chunk(case, first, count, most)
+    with contextlib.redirect_stdout(sys.stderr):
+        case = _loaded.get((path, ordering))
+        if case is None:
+            case = _loaded[path, ordering] = load(path, ordering)
+        return _chunk(case, first, count, most)
 
 
 def _results(arguments: Any, case: Any) -> Iterator[tuple[int, list[dict[str, Any]]]]:
