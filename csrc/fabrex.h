@@ -108,6 +108,7 @@ struct fbx_config_link {
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
+    uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -140,7 +141,7 @@ struct fbx_fabric_info {
     char name[64], directory[256];
     uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
-    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint32_t flags, ordering, clock, owner_alive, closed, links_changed; /* links that are not set as the topology says */
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
     uint64_t tick_hz, tick_cost_ps, now_ps;
 };
@@ -166,7 +167,7 @@ struct fbx_region_info {
 };
 struct fbx_link_info {
     char name[192];
-    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, changed; /* changed: not as the topology describes it */
     uint64_t rate_bps, delay_ps;
     uint64_t bytes[2], tlps[2], dropped[2];
 };
@@ -177,6 +178,18 @@ FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
 FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
 /* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
 FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* What may be set of a link that runs: a PCIe link has no RATE_BPS, MTU and OVERHEAD_BYTES, an Ethernet link DELAY_PS and
+ * those. Credits of data are units of 16 bytes; 0 is infinite. */
+enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
+                    FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
+                    FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+/* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
+ * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
+FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
+/* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
+FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
@@ -258,7 +271,7 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
-enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4, FBX_PLAIN = 8 /* neither, whatever the default of node or window */ };
 /* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
  * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
 enum fbx_rule {
@@ -480,7 +493,9 @@ enum fbx_trace_event {
     FBX_TRACE_VISIBLE = 2, /* a posted write is delivered */
     FBX_TRACE_DROPPED = 3, /* a posted write vanished */
     FBX_TRACE_CONTROL = 4, /* a link or a node changed: kind says what, target which */
-    FBX_TRACE_NOTE = 5 /* for whoever runs programs */
+    FBX_TRACE_NOTE = 5, /* for whoever runs programs */
+    FBX_TRACE_BEGIN = 6, /* recording: an operation begins; sequence: its place among all that is recorded; passed: its requester */
+    FBX_TRACE_STEP = 7 /* recording: it was taken further, as of at_ps */
 };
 struct fbx_trace_record {
     uint64_t at_ps, id; /* id: the operation's, from 1; a write's VISIBLE has that of the write */
@@ -498,6 +513,9 @@ struct fbx_trace_record {
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
 FBX_API int fbx_trace_stop(fbx_fabric *fabric);
+/* Record, beside the rest, when operations begin and are taken further, so that the same can be done again under the virtual
+ * clock. While a process records, its operations and those of others that record reserve links one after the other. */
+FBX_API int fbx_record(fbx_fabric *fabric, int on);
 /* Records made in all; the digest of them all, those that did not stay included (two words). */
 FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
 /* Copy up to `count` records from number `first` on; returns how many. Numbers that did not stay are skipped: *first

@@ -26,9 +26,13 @@ struct fbxi_region_map { /* mapped on first use; both views of the same pages */
     int fd; /* -1, or passed by another process */
 };
 
+struct fbxi_figures;
 struct fbxi_route {
-    uint32_t target, hops, mps, mrrs, rcb;
-    uint64_t fixed_ps; /* delays of the way, one direction */
+    uint32_t target, hops;
+    /* What follows from its links' figures, as last looked at (fbxi_route_refresh). */
+    fbx_au32 mps, mrrs;
+    fbx_au64 fixed_ps; /* delays of the way, one direction */
+    fbx_au64 version; /* counts refreshes */
     struct fbxl_queue *queue[FBX_CLASSES]; /* towards the target, by traffic class; NULL until the first posted write */
     fbx_au64 drained[FBX_CLASSES]; /* sequence of the last write there when this handle drained its write-combining buffers */
     /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
@@ -38,12 +42,16 @@ struct fbxi_route {
     } made[2], published[2];
     struct fbxi_hop {
         struct fbxl_direction *out, *back;
-        const struct fbxl_direction *out_facts, *back_facts;
-        fbx_au64 *out_calendar, *back_calendar;
-        uint32_t ethernet, mtu, overhead, direction;
-        uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
+        const struct fbxi_figures *out_figures, *back_figures; /* replaced when the link is set: use fbxi_out() */
+        fbx_au64 which; /* change of the link that they are of */
+        uint32_t direction;
     } hop[FBX_MAX_HOPS];
 };
+/* The first link of a way, in its direction. */
+static inline const struct fbxi_figures *fbxi_out(const struct fbxi_route *route)
+{
+    return fbx_observe_pointer(&route->hop[0].out_figures);
+}
 
 /* What a requester may do with one region, resolved. Only the handle's home thread keeps these; other threads resolve
  * each time, so that nobody reads a half-filled one. */
@@ -134,7 +142,8 @@ struct fbx_fabric {
     struct fbxl_node *node_facts;
     struct fbxl_region *region_facts;
     struct fbxl_link *link_facts;
-    struct fbxl_direction *direction_facts;
+    struct fbxi_figures **figures; /* by direction: what its link was set to so far */
+    pthread_mutex_t figures_mutex; /* their lists; taken last */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
     uint64_t heap_offset, heap_bytes, instance;
@@ -160,7 +169,7 @@ struct fbx_fabric {
     char directory[256], name[FBX_NAME_BYTES];
     struct fbx_sim *sim; /* sim.c; NULL: the clock is real, or moved by hand */
     struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
-    uint32_t trace_site;
+    uint32_t trace_site, recording; /* recording: operations tell the trace whenever they are looked at */
     struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
     uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
@@ -246,6 +255,10 @@ int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_
 
 /* ---- route.c ------------------------------------------------------------------------------------------------------ */
 int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
+/* Has a link of the way been set since the route was looked at? */
+int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route);
+/* Take over what its links are set to now. One thread at a time. */
+int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route);
 int fbxi_routes_init(fbx_fabric *f);
 /* The directions of the way, last hop first; room for FBX_MAX_HOPS. */
 int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *count);

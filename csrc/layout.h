@@ -107,10 +107,11 @@ struct fbxl_header {
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
-    fbx_au64 trace_rings;
-    fbx_au32 trace_on;
+    fbx_au64 trace_order; /* counts what was recorded; written by the lock's holder */
+    fbx_au32 trace_on; /* processes that record */
     uint32_t pad7;
-    uint64_t pad8[4];
+    struct fbxl_lock trace_lock; /* while somebody records, whoever records reserves one after the other */
+    uint64_t pad8[2];
     /* counters of what should never happen; anyone adds */
     _Alignas(64) fbx_au64 corrupt_resets;
     fbx_au64 takeovers;
@@ -192,32 +193,31 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
+#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
-    uint32_t gen, lanes, mps, mrrs, rcb;
-    uint32_t mtu, overhead_bytes;
-    uint64_t rate_bps; /* of TLPs or of Ethernet payload and framing */
-    uint64_t delay_ps;
     uint32_t home; /* machine on which it is reserved */
-    uint32_t posted_credits_header, posted_credits_data, pad0;
+    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
-    uint64_t pad1[6];
+    /* What it is set to now: 0 as described; else bit 0 is the snapshot in force and the rest counts changes. The snapshots
+     * are at heap offset `setting`. Written under the control lock. */
+    fbx_au64 which, setting;
+    uint64_t pad1[4];
+};
+#define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
+struct fbxl_link_setting {
+    struct {
+        fbx_au64 value[FBXL_LINK_VALUES];
+    } snapshot[2];
+    fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
 
 struct fbxl_direction { /* index 2*link + (0: from node[0] to node[1], 1: back) */
-    /* written once */
-    uint64_t ps_per_byte_q24;
-    uint64_t delay_ps; /* propagation and, where it ends on a switch, that switch's delay */
-    uint32_t slot_shift; /* a slot of the calendar lasts 2^slot_shift ps */
-    uint32_t mps, to_node, credits_ps_pad;
-    uint64_t credit_ps; /* how far a posted write may be ahead of its departure before its issuer stalls */
-    uint64_t tlp_ps; /* one full TLP */
-    uint64_t pad0[2];
     /* reservations: all requesters */
     _Alignas(64) fbx_au64 calendar; /* heap offset, 0 until first used */
     fbx_au64 debt; /* units of bulk that small traffic displaced and later bulk must pay */
@@ -393,7 +393,7 @@ _Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) =
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
-_Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
+_Static_assert(sizeof(struct fbxl_direction) == 64, "reservations of two directions must not share a line");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
 
 /* Identifies the layout: version, sizes of everything above, constants. Checked at attach. */
@@ -405,7 +405,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
-        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb), sizeof(struct fbxl_link_setting),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

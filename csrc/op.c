@@ -103,7 +103,7 @@ static void depend(fbx_node *n, uint32_t bit)
 }
 
 /* Is the way to `target` open? Sets the dependency bits first, so that whoever closes it later finds us. */
-static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route)
+static int way_status(fbx_node *n, uint32_t target, struct fbxi_route *route)
 {
     fbx_fabric *f = n->fabric;
     depend(n, f->link_count + target);
@@ -111,6 +111,12 @@ static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *rou
         depend(n, route->hop[i].direction / 2);
     /* Pairs with: the fence in invalidate(). Breaks: a closed link that our cached route still calls open. */
     fbx_fence_sleep();
+    if (route && UNLIKELY(fbxi_route_changed(f, route))) {
+        /* Without memory for the new figures the old ones stay, until somebody asks again. */
+        pthread_mutex_lock(&n->mutex);
+        fbxi_route_refresh(f, route);
+        pthread_mutex_unlock(&n->mutex);
+    }
     if (fbx_observe(&f->nodes[target].state) == FBXL_LOST && target != n->index)
         return FBX_E_PEER_LOST;
     for (uint32_t i = 0; route && i < route->hops; i++)
@@ -671,6 +677,12 @@ static int stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
     return FBX_E_AGAIN;
 }
 
+/* What a write carries: what its issuer said, and what its window adds. */
+static uint32_t attributes(const struct fbx_op *op, const struct fbxi_xl *x)
+{
+    return (op->attr | (op->attr & FBX_PLAIN ? 0 : x->attr)) & (FBX_RO | FBX_IDO);
+}
+
 /* ---- under the adversary: everything is a packet of its own, and travels in the queue ---------------------------------- */
 
 #define LINE 64u
@@ -727,7 +739,7 @@ static int write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
         mark(n, lane);
         bool current = fbx_observe(n->generation) == x->generation;
         struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .requester = n->requester,
-                                 .flags = ((op->attr | x->attr) & (FBX_RO | FBX_IDO)) |
+                                 .flags = attributes(op, x) |
                                           (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
                                  .drained = fbx_peek(&x->route->drained[op->tc]), .offset = offset, .trace_id = op->trace_id,
                                  .payload = (const uint8_t *)op->buffer + p[1]};
@@ -897,7 +909,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             struct fbxi_flight flight;
             /* Whoever was away for longer than the calendar remembers has lost that time on the link. */
-            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << x->route->hop[0].out_facts->slot_shift;
+            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << fbxi_out(x->route)->slot_shift;
             if (p[2] + memory_ps < now)
                 p[2] = now - memory_ps;
             if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
@@ -915,7 +927,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             p[1] += step;
             /* Credits let the source run ahead of the narrowest link by as much and no further. */
             p[2] = flight.departs_ps;
-            uint64_t ahead = x->route->fixed_ps + x->route->hop[0].out_facts->credit_ps;
+            uint64_t ahead = fbx_peek(&x->route->fixed_ps) + fbxi_out(x->route)->credit_ps;
             if (flight.arrives_ps > p[2] + ahead)
                 p[2] = flight.arrives_ps - ahead;
             p[8 + p[4] % RING * 2] = p[1];
@@ -970,7 +982,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
         op->next_ps = p[1] >= op->bytes ? p[2] : p[4] - p[3] < RING ? p[2] - 2 * 1000000u : UINT64_MAX;
         if (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] < op->next_ps)
             op->next_ps = p[8 + p[3] % RING * 2 + 1];
-        if (op->next_ps <= now) {
+        if (op->next_ps <= now && !f->recording) {
             now = fbxi_now(&f->clock);
             if (op->next_ps <= now)
                 continue;
@@ -989,8 +1001,8 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
     p[2] = now + n->facts->pio_write_ps;
     /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
     p[6] = op->bytes < 64 * PIECE ? PIECE : 4 * PIECE;
-    const struct fbxl_direction *d = x->route->hop[0].out_facts;
-    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
+    const struct fbxi_figures *d = fbxi_out(x->route);
+    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < fbx_peek(&x->route->fixed_ps))
         p[6] <<= 1;
     op->state = FBX_TRAVELS;
     return write_step(n, op, lane, now);
@@ -1031,7 +1043,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         fbx_count(&f->header->reservations_clamped, 1);
     uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
-                             .flags = ((op->attr | x->attr) & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR |
+                             .flags = attributes(op, x) | FBXL_ENTRY_SCALAR |
                                       (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
                              .drained = fbx_peek(&x->route->drained[op->tc]), .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
@@ -1060,9 +1072,10 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     if (UNLIKELY(status))
         return finish(n, op, status, now);
     /* What a narrower link further on has not taken yet holds credits as well. */
-    uint64_t credit = x->route->hop[0].out_facts->credit_ps;
-    if (flight.arrives_ps > flight.departs_ps + x->route->fixed_ps)
-        flight.departs_ps = flight.arrives_ps - x->route->fixed_ps;
+    uint64_t credit = fbxi_out(x->route)->credit_ps;
+    const uint64_t fixed_ps = fbx_peek(&x->route->fixed_ps);
+    if (flight.arrives_ps > flight.departs_ps + fixed_ps)
+        flight.departs_ps = flight.arrives_ps - fixed_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -1097,11 +1110,11 @@ static int scalar_ok(fbx_node *n, struct fbx_op *op)
     return 0;
 }
 
-int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+static int advance(fbx_node *n, struct fbx_op *op, uint64_t now);
+
+static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
 {
     fbx_fabric *f = n->fabric;
-    /* First: what is done from here on is inside the modelled time. */
-    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset = 0;
     op->done = 0;
@@ -1109,7 +1122,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->status = FBX_E_AGAIN;
     op->private_[0] = op->private_[4] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
     op->requester = n->requester;
-    op->attr |= n->attr;
+    op->attr |= op->attr & FBX_PLAIN ? 0 : (uint8_t)n->attr;
     if (!op->tc)
         op->tc = n->tc;
     op->target = n->index;
@@ -1117,7 +1130,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->injected = 0;
     op->completes_ps = 0;
     if (fbxi_tracing(f)) {
-        op->trace_id = fbxi_trace_id(f);
+        if (!f->recording)
+            op->trace_id = fbxi_trace_id(f);
         op->departs_ps = op->arrives_ps = op->sequence = 0;
     }
     int status = usable(n, op->kind, op->gva);
@@ -1154,7 +1168,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         note_streams(n, op, route);
         op->state = FBX_TRAVELS;
         op->next_ps = op->arrives_ps;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     if (!(f->flags & FBXL_TIMING)) {
         if (!scalar) { /* all of it must be reachable before any of it moves */
@@ -1222,7 +1236,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             op->done = bytes;
             op->completes_ps = op->next_ps = flight.departs_ps;
             op->state = FBX_RETURNS;
-            return fbx_op_advance(n, op);
+            return advance(n, op, fbxi_now(&f->clock));
         }
         if ((status = fbxi_commit(f, x->region, offset, min64(op->bytes, x->hi - offset))))
             return finish(n, op, status, now);
@@ -1232,7 +1246,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         op->state = FBX_ISSUED;
         op->completes_ps = now;
         op->next_ps = now;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     time_request(n, op, x->route, x->region, now,
                  op->kind == FBX_LOAD || op->kind == FBX_WAIT ? 0 : op->kind == FBX_CAS ? 2 * op->bytes : op->bytes,
@@ -1342,12 +1356,49 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     return finish(n, op, 0, now);
 }
 
+/* The same while it is recorded: in one order for all who record, so that doing it again in that order, as of the same times,
+ * makes the same reservations. */
+static __attribute__((noinline)) int recorded(fbx_node *n, struct fbx_op *op, int begins, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxl_header *h = f->header;
+    int held = fbxi_lock(f, &h->trace_lock, FBX_STALL_NS) >= 0; /* a stopped one makes the recording worse, nothing else */
+    if (begins) {
+        now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+        op->trace_id = fbxi_trace_id(f);
+    }
+    fbx_poke(&h->trace_order, fbx_peek(&h->trace_order) + 1);
+    struct fbxi_trace_record r = {.at_ps = now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .sequence = fbx_peek(&h->trace_order),
+                                  .passed = n->requester, .node = (uint16_t)n->index, .kind = (uint8_t)op->kind, .tc = op->tc,
+                                  .attr = op->attr, .event = begins ? FBX_TRACE_BEGIN : FBX_TRACE_STEP};
+    if (op->kind == FBX_FLUSH)
+        r.target = (uint16_t)op->operand[0];
+    fbxi_trace(f, &r);
+    int status = begins ? begin(n, op, now) : advance(n, op, now);
+    if (held)
+        fbxi_unlock(f, &h->trace_lock);
+    return status;
+}
+
+int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+{
+    const fbx_fabric *f = n->fabric;
+    /* First: what is done from here on is inside the modelled time. */
+    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+    return UNLIKELY(f->recording) ? recorded(n, op, 1, 0) : begin(n, op, now);
+}
+
+static int further(fbx_node *n, struct fbx_op *op, uint64_t now)
+{
+    return UNLIKELY(n->fabric->recording) ? recorded(n, op, 0, now) : advance(n, op, now);
+}
+
 int fbx_op_advance(fbx_node *n, struct fbx_op *op)
 {
     if (op->state == FBX_DONE)
         return op->status;
     const fbx_fabric *f = n->fabric;
-    return advance(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
+    return further(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
 }
 
 int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
@@ -1379,7 +1430,7 @@ int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
             first = ticks;
         else if (max_wait_ns != UINT64_MAX && ticks - first > max_wait_ns / 1000 * clock->ticks_per_us)
             return FBX_E_AGAIN;
-        advance(n, op, fbxi_ticks_to_ps(clock, ticks));
+        further(n, op, fbxi_ticks_to_ps(clock, ticks));
     }
     return op->status;
 }
@@ -1723,7 +1774,7 @@ int fbx_fence(fbx_node *n)
         for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
             struct fbxl_queue *q = own_queue(n, route, tc);
             uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-            if (last > fbx_peek(&n->fence_floor) && last < now + route->fixed_ps + FBX_BACKLOG_PS)
+            if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
                 fbx_poke(&n->fence_floor, last);
         }
     }
@@ -2031,7 +2082,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         }
         if (travels)
             fbxi_ntb_posted(f, target);
-        uint64_t credit = route->hop[0].out_facts->credit_ps;
+        uint64_t credit = fbxi_out(route)->credit_ps;
         if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
             while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
                 ;
@@ -2066,7 +2117,7 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
         fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
-        const uint64_t ahead = x.route->fixed_ps + x.route->hop[0].out_facts->credit_ps;
+        const uint64_t ahead = fbx_peek(&x.route->fixed_ps) + fbxi_out(x.route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : out->departs_ps;

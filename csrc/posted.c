@@ -502,8 +502,13 @@ int fbx_progress(fbx_node *n)
 
 void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2])
 {
-    struct fbxi_route *route = malloc(sizeof *route);
-    for (uint32_t target = 0; route && target < f->node_count; target++) {
+    uint32_t directions[FBX_MAX_HOPS], hops;
+    struct fbxi_figures figures;
+    memset(&figures, 0, sizeof figures);
+    figures.ethernet = f->link_facts[link].kind;
+    figures.mtu = figures.ethernet ? (uint32_t)f->link_facts[link].value[FBX_LINK_MTU] : 1;
+    figures.overhead = (uint32_t)f->link_facts[link].value[FBX_LINK_OVERHEAD_BYTES];
+    for (uint32_t target = 0; target < f->node_count; target++) {
         uint32_t bound = 0;
         for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
             struct fbxl_queue *q = queue_at(f, at);
@@ -511,21 +516,19 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
                 break;
             at = fbx_observe(&q->next);
             uint64_t count = fbx_peek(&q->scalar_tlps), payload = fbx_peek(&q->scalar_bytes);
-            if (!count || fbxi_route_build(f, q->source, q->target, route))
+            if (!count || fbxi_way(f, q->source, q->target, directions, &hops))
                 continue;
-            for (uint32_t i = 0; i < route->hops; i++) {
-                const struct fbxi_hop *hop = &route->hop[i];
-                if (hop->direction / 2 != link)
+            for (uint32_t i = 0; i < hops; i++) {
+                if (directions[i] / 2 != link)
                     continue;
                 /* Each was a frame of its own on an Ethernet hop: take them as equally long. */
-                uint64_t wire = hop->ethernet ? count * fbxi_wire(hop, payload / count, 1, FBX_MWR_HEADER)
-                                              : fbxi_wire(hop, payload, count, FBX_MWR_HEADER);
-                bytes[hop->direction & 1] += wire;
-                tlps[hop->direction & 1] += count;
+                uint64_t wire = figures.ethernet ? count * fbxi_wire(&figures, payload / count, 1, FBX_MWR_HEADER)
+                                                 : fbxi_wire(&figures, payload, count, FBX_MWR_HEADER);
+                bytes[directions[i] & 1] += wire;
+                tlps[directions[i] & 1] += count;
             }
         }
     }
-    free(route);
 }
 
 /* What crosses `link`, or comes from or goes to `of`. */

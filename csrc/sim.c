@@ -17,6 +17,7 @@
 #include "hot.h"
 #include "internal.h"
 #include "journey.h"
+#include "link.h"
 #include "ntb.h"
 #include "trace.h"
 
@@ -187,6 +188,12 @@ int fbx_sim_reset(fbx_sim *s, uint64_t seed, const struct fbx_sim_options *optio
         if (p->table >= 0 && high[p->table] > p->bytes)
             memset(at + p->bytes, 0, high[p->table] - p->bytes);
     }
+    /* What links were set to hangs on calendars in the heap. */
+    for (uint32_t i = 0; i < f->link_count * 2; i++)
+        for (struct fbxi_figures *d; (d = f->figures[i]);) {
+            f->figures[i] = d->next;
+            free(d);
+        }
     f->header->seed = seed;
     f->header->instance += ++s->resets; /* handles of buffers of an earlier run are stale */
     f->clock.virtual_ps = 0;
