@@ -19,6 +19,7 @@
 #include "journey.h"
 #include "link.h"
 #include "ntb.h"
+#include "registered.h"
 #include "trace.h"
 
 #include <stdlib.h>
@@ -194,6 +195,7 @@ int fbx_sim_reset(fbx_sim *s, uint64_t seed, const struct fbx_sim_options *optio
             f->figures[i] = d->next;
             free(d);
         }
+    fbxi_registered_forget(f);
     f->header->seed = seed;
     f->header->instance += ++s->resets; /* handles of buffers of an earlier run are stale */
     f->clock.virtual_ps = 0;

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from ._errors import NotDeterministic as NotDeterministic
     from ._explain import Explanation as Explanation
     from ._explain import explain as explain
+    from ._record import Recording as Recording
+    from ._record import Replay as Replay
+    from ._record import record as record
+    from ._record import replay as replay
     from ._run import Result as Result
     from ._run import run as run
     from ._search import Failure as Failure
@@ -24,8 +28,12 @@ _LAZY = {
     "NotDeterministic": "_errors",
     "Explanation": "_explain",
     "Failure": "_search",
+    "Recording": "_record",
+    "Replay": "_record",
     "Result": "_run",
     "explain": "_explain",
+    "record": "_record",
+    "replay": "_record",
     "run": "_run",
     "search": "_search",
 }
