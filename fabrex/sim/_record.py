@@ -229,18 +229,25 @@ def _again(recording: Recording, fabric: Fabric) -> Replay:
     pointer = fabric._handle.pointer
     known = {(operation.process, operation.number): operation for operation in recording.operations}
     scratch = ffi.new("char[]", max(operation.size for operation in recording.operations) + 64)
-    handles: dict[tuple[int, int], NodeHandle] = {}
+    # Requesters have the numbers that they had: ordering and chance go by them.
+    whose: dict[int, str] = {}
+    for _, process, _, number, _, requester, _ in recording.events:
+        operation = known.get((process, number))
+        if operation is not None:
+            whose.setdefault(requester, operation.node)
+    handles: list[NodeHandle] = []
+    owned: set[str] = set()
+    for requester in range(max(whose, default=0) + 1):
+        node = whose.get(requester, next(iter(whose.values())))
+        handles.append(NodeHandle(fabric._handle, node, 1 if node in owned or requester not in whose else 0))
+        owned.update([node] if requester in whose else [])
     records: dict[tuple[int, int], Any] = {}
     for _, process, event, number, at_ps, requester, target in recording.events:
         name = (process, number)
         operation = known.get(name)
         if operation is None:
             continue  # it was under way when the recording ended
-        handle = handles.get((process, requester))
-        if handle is None:
-            owned = any(other.name == operation.node for other in handles.values())  # type: ignore[attr-defined]
-            handle = handles[process, requester] = NodeHandle(fabric._handle, operation.node, 1 if owned else 0)
-            handle.name = operation.node  # type: ignore[attr-defined]
+        handle = handles[requester]
         check(lib.fbx_virtual_set(pointer, at_ps))
         if event == _BEGIN:
             op = records[name] = ffi.new("struct fbx_op *")
@@ -264,6 +271,6 @@ def _again(recording: Recording, fabric: Fabric) -> Replay:
                 f"{operation.kind} {operation.number} of {operation.node} (process {operation.process}) issued at "
                 f"{operation.issued_ps} ps: {operation.times} recorded, {now} replayed"
             )
-    for handle in handles.values():
+    for handle in handles:
         handle.close()
     return Replay(recording.operations, replayed, differences)
