@@ -129,7 +129,24 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("caching", "dma", "errors", "event", "fabric", "graph", "link", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = (
+    "caching",
+    "dma",
+    "errors",
+    "event",
+    "fabric",
+    "graph",
+    "link",
+    "listing",
+    "memory",
+    "node",
+    "ntb",
+    "pcie",
+    "registered",
+    "tlp",
+    "topology",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:
