@@ -16,6 +16,7 @@
  * Descriptors are executed from private copies. What others may know of them is in dma_queue.c.
  */
 #include "dma_queue.h"
+#include "event.h"
 #include "journey.h"
 #include "ordering.h"
 #include "pcie.h"
@@ -45,6 +46,7 @@
 #define TARGETS 16u
 #define JOBS_BLOCK 64u
 #define JOBS_BLOCKS 1024u
+#define TELL_NS 10000000u /* between two events of one handle */
 
 _Static_assert(FBX_DMA_CHANNEL_LIMIT == FBX_DMA_CHANNELS && FBX_DMA_QUEUE_LIMIT == FBX_DMA_DEPTH, "what is promised is there");
 
@@ -126,6 +128,7 @@ struct fbxi_dma {
     struct job *block[JOBS_BLOCKS], *free;
     uint32_t blocks;
     uint64_t generation;
+    fbx_au64 told_ns, untold; /* when an event told of a failure, and how many failed since */
 };
 
 struct fbxi_engine {
@@ -372,7 +375,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
     if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
-        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 32);
         ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
     }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
@@ -499,7 +502,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
-            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
             ready_first += late;
             ready += late;
@@ -1153,6 +1156,18 @@ static void give_back(struct fbxi_dma *dma, struct job *j)
     dma->free = j;
 }
 
+/* An event, or one more that the next event counts: a program that goes on submitting what fails must not fill the ring. */
+static void tell_failure(fbx_node *n, int status)
+{
+    struct fbxi_dma *dma = n->dma;
+    const uint64_t now = fbxi_monotonic_ns();
+    uint64_t told = fbx_peek(&dma->told_ns);
+    if ((told && now - told < TELL_NS) || !fbx_claim(&dma->told_ns, told, now))
+        fbx_count(&dma->untold, 1);
+    else
+        fbxi_event(n->fabric, &(struct fbxi_event){FBX_EVENT_DMA_FAILED, n->index, UINT32_MAX, UINT32_MAX, (uint64_t)-status, fbx_swap(&dma->untold, 0)});
+}
+
 /* Claimed. It is complete, however it went. */
 static void finish(struct channel *ch, struct job *j, int status)
 {
@@ -1169,6 +1184,8 @@ static void finish(struct channel *ch, struct job *j, int status)
         }
         error->op = (int)fbx_peek(&j->kind);
     }
+    if (status && status != FBX_E_CANCELLED && status != FBX_E_CLOSED)
+        tell_failure(n, status);
     if (first && timed(n)) {
         if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
             fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);

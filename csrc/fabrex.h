@@ -191,6 +191,40 @@ FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys,
 /* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
 FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
 
+/* ---- events --------------------------------------------------------------------------------------------------------- */
+
+/* What has happened to a fabric: the last 1,024 events are kept, numbered from 0. `a` and `b` are: NODE_ATTACHED, NODE_DETACHED:
+ * process and role (enum fbx_attach); NODE_LOST: process; LINK_SET, one for each value: key (enum
+ * fbx_link_key) and value; WINDOW_SET: translation and bytes, and `link`
+ * is the peer; WRITES_DROPPED, AER: how many since the last such event, and in all; DMA_FAILED: the error (negated) and how many
+ * more failed since the last such event; FABRIC_*: process. `other` is the window. */
+#define FBX_EVENT_KINDS(X)                                                                                             \
+    X(1, FABRIC_UP) X(2, FABRIC_DOWN) X(3, NODE_ATTACHED) X(4, NODE_DETACHED) X(5, NODE_LOST) X(6, LINK_DOWN) X(7, LINK_UP)   \
+    X(8, LINK_SET) X(9, LINK_RESET) X(10, WINDOW_SET) X(11, WINDOW_CLEARED) X(12, NTB_DISABLED) X(13, NTB_ENABLED)        \
+    X(14, WRITES_DROPPED) X(15, AER) X(16, DMA_FAILED)
+enum fbx_event_kind {
+#define FBX_X(number, name) FBX_EVENT_##name = number,
+    FBX_EVENT_KINDS(FBX_X)
+#undef FBX_X
+};
+struct fbx_event {
+    uint64_t number, ps, unix_ns; /* fabric time and the time of day */
+    uint32_t kind, node, other, link; /* UINT32_MAX: none */
+    uint64_t a, b;
+};
+/* "LINK_DOWN"; NULL for a number that is no kind. */
+FBX_API const char *fbx_event_name(uint32_t kind);
+/* Numbers of the oldest event that is still there, and of the next one. */
+FBX_API int fbx_events_range(fbx_fabric *fabric, uint64_t *first, uint64_t *next);
+/* Read up to `room` events from number *cursor on; returns how many. *cursor becomes the number to go on with, and *lost
+ * grows by those that were overwritten before they were read. */
+FBX_API int fbx_events_read(fbx_fabric *fabric, uint64_t *cursor, struct fbx_event *out, uint32_t room, uint64_t *lost);
+/* Sleep until there is an event `cursor`: 0, AGAIN after max_wait_ns or a signal, CLOSED when no more will come. */
+FBX_API int fbx_events_wait(fbx_fabric *fabric, uint64_t cursor, uint64_t max_wait_ns);
+/* A handle that only looks on: for fbx_fabric_topology() and fbx_events_*(), CLOSED for everything else. It does not keep
+ * anybody from taking the fabric down. */
+FBX_API int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out);
+
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
 enum fbx_attach { FBX_OWNER = 0, FBX_CLIENT = 1, FBX_ANY = 2 };
@@ -508,7 +542,7 @@ struct fbx_trace_record {
     int16_t status;
     uint16_t node, target;
     uint16_t rule; /* VISIBLE: by which rule it passed; the core's number */
-    uint8_t event, kind, tc, attr;
+    uint8_t event, kind, tc, attr; /* tc: traffic class | path << 3 */
 };
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);

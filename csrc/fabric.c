@@ -6,6 +6,7 @@
  */
 #include "internal.h"
 #include "choice.h"
+#include "event.h"
 #include "link.h"
 #include "ntb.h"
 #include "pcie.h"
@@ -171,6 +172,9 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
         !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
+    uint64_t events;
+    if (!fbxi_event_ring(h, &events))
+        return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged: it has no place for events");
     return 0;
 }
 
@@ -249,6 +253,7 @@ static void locate_tables(fbx_fabric *f)
     f->heap_offset = h->heap_offset;
     f->heap_bytes = h->heap_bytes;
     f->instance = h->instance;
+    fbxi_event_ring(h, &f->events_offset);
     f->uid = h->uid;
     f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
     f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
@@ -461,6 +466,26 @@ int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
     return 0;
 }
 
+int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    if (earlier_boot(f) || fbx_observe(&f->header->state) & FBXL_CLOSED || ((f->flags & FBXL_OWNED) && !owner_alive(f)))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no fabric '%s' in %s", name, f->directory);
+    else
+        fbxi_clock_load(&f->clock, f->header);
+    f->observer = 1;
+    fbx_poke(&f->closed, 1); /* for whatever needs a session */
+    if (status) {
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
 int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, fbx_fabric **out)
 {
     fbx_fabric *f = fabric_new("(descriptors)");
@@ -488,7 +513,8 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
 
 static void end_fabric(fbx_fabric *f)
 {
-    fbx_or(&f->header->state, FBXL_CLOSED);
+    if (!(fbx_or(&f->header->state, FBXL_CLOSED) & FBXL_CLOSED))
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_DOWN, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
     for (uint32_t i = 0; i < high; i++)
         fbx_add(&f->requesters[i].generation, 1);
@@ -522,6 +548,7 @@ int fbx_fabric_close(fbx_fabric *f)
     if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
+    fbxi_event_look(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
     fbxi_engine_stop(f);
@@ -869,6 +896,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
             layout.topology_offset = align_up(at, 64);
             layout.topology_bytes = c->topology_bytes;
             at = layout.topology_offset + c->topology_bytes;
+            layout.extension[0] = (struct fbxl_extension){FBXL_EVENTS, 1, align_up(at, 64), sizeof(struct fbxl_events)};
+            at = layout.extension[0].offset + layout.extension[0].bytes;
             eager_end = at;
         }
         at = align_up(at, i == FBXL_NODES ? 64 : 4096);
@@ -927,6 +956,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) ||
         (!hidden && (status = make_regions(f))))
         goto fail;
+    fbxi_clock_load(&f->clock, f->header);
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_UP, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
     if (hidden) {
@@ -1176,7 +1207,9 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
             fbxi_drop_undelivered(f, link);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){up ? FBX_EVENT_LINK_UP : FBX_EVENT_LINK_DOWN, UINT32_MAX, UINT32_MAX, link, 0, 0});
         fbxi_ntb_links_changed(f, link, UINT32_MAX);
+    }
     return status;
 }

@@ -102,6 +102,8 @@ if TYPE_CHECKING:
     from .errors import (
         WindowError as WindowError,
     )
+    from .event import Event as Event
+    from .event import Events as Events
     from .fabric import Fabric as Fabric
     from .fabric import attach as attach
     from .fabric import fabrics as fabrics
@@ -115,6 +117,8 @@ __version__ = "0.1.0"
 
 # Names and the modules that they come from: loaded when first used, so that `fabricctl list` and test collection stay quick.
 _LAZY = {
+    "Event": "event",
+    "Events": "event",
     "Fabric": "fabric",
     "attach": "fabric",
     "fabrics": "fabric",
@@ -125,7 +129,7 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = ("dma", "errors", "event", "fabric", "graph", "link", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
 
 
 def __getattr__(name: str) -> Any:

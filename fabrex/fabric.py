@@ -15,6 +15,7 @@ import msgpack
 
 from ._handle import SLICE_NS, FabricHandle, check, encoded, ffi, lib, text
 from .errors import CorruptSegment, FabricNotFound, InvalidArgument, WaitTimeout
+from .event import Events
 from .link import Link, Links
 from .memory import HANDLE_VERSION, Buffer
 from .node import Node, seconds_to_ps
@@ -378,6 +379,18 @@ class Fabric:
                 "histogram": {1 << b: int(n) for b, n in enumerate(out.late_hist) if n},
             }
         return report
+
+    def events(self, since: int = 0, *, follow: bool = False, timeout: float | None = None) -> Events:
+        """Return what has happened to the fabric: links, nodes, windows, lost writes, failed DMA, its end.
+
+        The fabric keeps the last 1,024 events. Whoever is slower than that misses some, and is told how many (`Event.lost`).
+
+        Args:
+            since: number of the first event.
+            follow: do not end at the last one, but wait for more until the fabric ends; sleeping costs no processor.
+            timeout: with `follow`: seconds of real time after which it ends when nothing more has happened.
+        """
+        return Events(self._handle, since, follow=follow, timeout=timeout)
 
     def reap(self) -> int:
         """Look for processes that died and clean up after them now; returns how many."""

@@ -50,6 +50,11 @@ class Link:
         """`pcie` or `ethernet`."""
         return "ethernet" if self._fabric.topology.links[self.name].ethernet is not None else "pcie"
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What `set` takes for this link."""
+        return _KEYS[self.kind]
+
     def info(self) -> dict[str, Any]:
         """Return values, state and counters (bytes on the wire, packets, dropped) per direction.
 

@@ -306,6 +306,10 @@ class Node(Requester):
                 if not 0 <= value <= 7:
                     raise InvalidArgument(f"traffic class {value}: they are 0 to 7")
                 record.tc = value
+            elif name == "path":
+                if not 0 <= value <= 3:
+                    raise InvalidArgument(f"path {value}: they are 0 to 3")
+                record.path = value
             elif value:
                 record.attr |= _ATTRIBUTES[name]
         return record
@@ -321,23 +325,23 @@ class Node(Requester):
             status = lib.fbx_op_wait(pointer, record, SLICE_NS)
         check(status, self)
 
-    def read(self, gva: int, size: int) -> bytes:
+    def read(self, gva: int, size: int, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> bytes:
         """Read `size` bytes (bulk PIO: one request of the CPU's access width at a time, so slow over a real fabric)."""
         out = bytearray(operator.index(size))
-        self.readinto(gva, out)
+        self.readinto(gva, out, ro=ro, ido=ido, tc=tc, path=path)
         return bytes(out)
 
-    def readinto(self, gva: int, array: Any) -> int:
+    def readinto(self, gva: int, array: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
         pointer = ffi.from_buffer("char[]", array, require_writable=True)
         size = len(pointer)
         if self.fabric.timing:
-            self._run(self._record("read", gva, size, pointer))
+            self._run(self._record("read", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_read(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size
 
-    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0) -> int:
+    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Write all of `data` (any C-contiguous buffer), posted; returns the bytes written.
 
         Returns when the last byte has left this node; it is visible at the peer at its arrival. Faults of the fabric do not
@@ -345,8 +349,8 @@ class Node(Requester):
         """
         pointer = ffi.from_buffer("char[]", data)
         size = len(pointer)
-        if self.fabric.timing or ro or ido or tc:
-            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc))
+        if self.fabric.timing or ro or ido or tc or path:
+            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_write(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size

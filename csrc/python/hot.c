@@ -37,7 +37,7 @@ static struct fbx_op *simulated_record(Requester *self, void **wide);
 
 static const struct fbx_hot *hot;
 static PyObject *raise_error; /* callable(code, requester): raises */
-static PyObject *name_size, *name_ro, *name_ido, *name_tc, *eight;
+static PyObject *name_size, *name_ro, *name_ido, *name_tc, *name_path, *eight;
 
 static int as_u64(PyObject *value, uint64_t *out)
 {
@@ -87,7 +87,7 @@ static PyObject *fail(Requester *self, int code)
 
 struct options {
     uint32_t size;
-    uint8_t attr, tc;
+    uint8_t attr, tc, path;
 };
 
 static int keyword(struct options *o, PyObject *name, PyObject *value)
@@ -105,6 +105,12 @@ static int keyword(struct options *o, PyObject *name, PyObject *value)
             return -1;
         if (yes)
             o->attr |= PyUnicode_Compare(name, name_ro) == 0 ? FBX_RO : FBX_IDO;
+        return 0;
+    }
+    if (PyUnicode_Compare(name, name_path) == 0) {
+        if (as_u64(value, &number))
+            return -1;
+        o->path = number > 255 ? 255 : (uint8_t)number; /* the core says which there are */
         return 0;
     }
     if (PyUnicode_Compare(name, name_tc) == 0) {
@@ -126,7 +132,7 @@ static int parse(const char *call, PyObject *const *args, Py_ssize_t count, PyOb
                  struct options *o)
 {
     o->size = 8;
-    o->attr = o->tc = 0;
+    o->attr = o->tc = o->path = 0;
     if (count < wanted || count > wanted + 1) {
         PyErr_Format(PyExc_TypeError, "%s() takes %zd to %zd positional arguments, not %zd", call, wanted, wanted + 1, count);
         return -1;
@@ -154,7 +160,7 @@ static void prepare(struct fbx_op *op, int kind, uint64_t gva, const struct opti
     op->buffer = NULL;
     op->tc = o->tc;
     op->attr = o->attr;
-    op->path = 0;
+    op->path = o->path;
     op->trace_id = 0;
 }
 
@@ -227,16 +233,16 @@ static PyObject *requester_load(Requester *self, PyObject *const *args, Py_ssize
     uint64_t gva, value;
     if (count == 1 && !names) {
         o.size = 8;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
     } else if (count == 1 && args[1] == eight && only_size(names)) {
         o.size = 8;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
     } else if (count == 1 && only_size(names) && PyLong_CheckExact(args[1])) {
         long size = PyLong_AsLong(args[1]);
         if (size == -1)
             PyErr_Clear(); /* parse() says what is wrong with it */
         o.size = (uint32_t)size;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
         if ((size < 1 || size > 8) && parse("load", args, count, names, 1, &o))
             return NULL;
     } else if (parse("load", args, count, names, 1, &o)) {
@@ -280,7 +286,7 @@ static PyObject *requester_store(Requester *self, PyObject *const *args, Py_ssiz
             PyErr_Format(PyExc_OverflowError, "%llu does not fit %u bytes", (unsigned long long)value, o.size);
             return NULL;
         }
-        if (!self->scheduler && !o.attr && !o.tc && hot->try_store(self->node, gva, o.size, value) == 0)
+        if (!self->scheduler && !o.attr && !o.tc && !o.path && hot->try_store(self->node, gva, o.size, value) == 0)
             Py_RETURN_NONE;
         prepare(op, FBX_STORE, gva, &o);
         op->operand[0] = value;
@@ -304,7 +310,7 @@ static PyObject *atomic(Requester *self, int kind, const char *call, PyObject *c
     }
     RECORD(self, op, wide)
     (void)wide;
-    if (!self->scheduler && kind == FBX_FETCH_ADD && !o.attr && !o.tc &&
+    if (!self->scheduler && kind == FBX_FETCH_ADD && !o.attr && !o.tc && !o.path &&
         hot->try_fetch_add(self->node, gva, o.size, value, &old) == 0)
         return PyLong_FromUnsignedLongLong(old);
     prepare(op, kind, gva, &o);
@@ -812,7 +818,8 @@ PyMODINIT_FUNC PyInit__hot(void)
     name_ro = PyUnicode_InternFromString("ro");
     name_ido = PyUnicode_InternFromString("ido");
     name_tc = PyUnicode_InternFromString("tc");
-    if (!type || !eight || !name_size || !name_ro || !name_ido || !name_tc || !scheduler ||
+    name_path = PyUnicode_InternFromString("path");
+    if (!type || !eight || !name_size || !name_ro || !name_ido || !name_tc || !name_path || !scheduler ||
         PyModule_AddObject(m, "Requester", type) || PyModule_AddObject(m, "Scheduler", scheduler)) {
         Py_XDECREF(m);
         return NULL;

@@ -26,6 +26,7 @@ _HANDLERS = {
     "list": ("life", "list_fabrics"),
     "inspect": ("life", "inspect"),
     "prune": ("life", "prune"),
+    "events": ("events", "events"),
     "run": ("launch", "run"),
     "exec": ("launch", "execute"),
     "explore": ("explore", "explore"),

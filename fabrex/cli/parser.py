@@ -78,6 +78,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def since(text: str) -> int | float:
+    """A duration with its unit (a float, in seconds), or the number of an event (an int)."""
+    if re.fullmatch(r"[0-9]+", text):
+        return int(text)
+    if text[-1:].isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write 10s, or the number of an event")
+    return seconds(text)
+
+
 def number(text: str) -> int:
     """A whole number, decimal or with 0x."""
     try:
@@ -202,6 +211,12 @@ def build() -> Parser:
     at.add_argument("name", metavar="NAME")
     at = placed(facts(command("prune", "remove what dead processes left: owned fabrics without an owner, half-made ones")))
     at.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+
+    at = placed(facts(command("events", "show what has happened to a fabric")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("--follow", "-f", action="store_true", help="go on until the fabric ends")
+    at.add_argument("--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on")
+    at.add_argument("--kind", action="append", metavar="EVENT", help="only these; may be repeated")
 
     # Programs
 

@@ -276,13 +276,13 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
         if kind == _STALLED:
             return f"{who} was kept from the processor for {(32 << value)} ns after its call {turn}"
         return f"{who} ran after others that were ready at the same moment, at its call {turn}"
-    source, target, tc, sequence = key >> 52, key >> 40 & 0xFFF, key >> 36 & 0xF, key & (1 << 35) - 1
-    about = f"request {sequence}"
-    if tc < 8:
+    source, target, stream, sequence = key >> 52, key >> 40 & 0xFFF, key >> 34 & 0x3F, key & (1 << 31) - 1
+    about = f"request {sequence} of requester {source}"
+    if stream < 32:
         about = f"write {sequence} from node {source} to node {target}"
         nodes = [e for e in story.events if e.event == "visible" and e.sequence == sequence]
         for event in nodes:
-            if _index(case, event.node) == source and _index(case, event.target) == target and _class(event) == tc:
+            if _index(case, event.node) == source and _index(case, event.target) == target and _class(event) == stream:
                 about = story.name(story.issued.get(event.id, event))
                 break
     if kind == _DELAYED:
@@ -294,7 +294,9 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
 
 
 def _class(event: TraceEvent) -> int:
-    return next((int(word[3:]) for word in event.attributes if word.startswith("tc=")), 0)
+    """Return class and path as the core puts them together."""
+    words = dict(word.split("=") for word in event.attributes if "=" in word)
+    return int(words.get("tc", 0)) | int(words.get("path", 0)) << 3
 
 
 def _index(case: Case, node: str) -> int:

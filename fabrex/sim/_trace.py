@@ -48,7 +48,7 @@ class TraceEvent:
         node, target: who issued it, and whose memory it is about.
         where: the address in words, such as "host1:dram+0x40".
         value: the value of up to 8 bytes, a digest of more.
-        attributes: "ro", "ido", "tc=…".
+        attributes: "ro", "ido", "tc=…", "path=…".
         passed: number of the earlier write that this one passed, 0 for none; `rule` says by which rule.
         site: the program's line, or None.
     """
@@ -151,7 +151,7 @@ class Trace(Sequence[TraceEvent]):
         (at, name, gva, size, digest, issued, departs, arrives, completes, sequence, passed, site, status, node, target, rule,
          event, kind, tc, attr) = fields  # fmt: skip
         attributes = tuple(
-            word for word, yes in (("ro", attr & 1), ("ido", attr & 2), (f"tc={tc}", tc)) if yes
+            word for word, yes in (("ro", attr & 1), ("ido", attr & 2), (f"tc={tc & 7}", tc & 7), (f"path={tc >> 3}", tc >> 3)) if yes
         )
         if event == 1:
             called = _KINDS[kind] if kind < len(_KINDS) else f"kind {kind}"

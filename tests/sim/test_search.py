@@ -17,7 +17,7 @@ import fabrex.sim
 
 pytest.importorskip("greenlet")
 
-from . import programs  # noqa: E402
+from . import programs
 
 PAIR = "fabrex-pair"
 BUGGY = {"host0": programs.producer, "host1": programs.careful}
