@@ -388,7 +388,8 @@ class Fabric:
         Args:
             since: number of the first event.
             follow: do not end at the last one, but wait for more until the fabric ends; sleeping costs no processor.
-            timeout: with `follow`: seconds of real time (virtual, under that clock) after which it ends when nothing more has happened.
+            timeout: with `follow`: seconds of real time (virtual, under that clock) after which it ends when nothing more has
+                happened.
         """
         found = Events(self._handle, since, follow=follow, timeout=timeout)
         if self._scheduler is not None:

@@ -105,12 +105,12 @@ class Recording:
         with open(path, "rb") as file:
             data = file.read()
         try:
-            version, topology, ordering, seed, incomplete, instance, operations, events = msgpack.unpackb(data, strict_map_key=False)
+            whole = msgpack.unpackb(data, strict_map_key=False)
+            version, topology, ordering, seed, incomplete, instance, operations, events = whole
             if version != _VERSION:
                 raise ValueError(f"version {version}")
-            return cls(
-                topology, ordering, seed, [Recorded(*row) for row in operations], [tuple(row) for row in events], incomplete, instance
-            )
+            done = [Recorded(*row) for row in operations]
+            return cls(topology, ordering, seed, done, [tuple(row) for row in events], incomplete, instance)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise InvalidArgument(f"{os.fspath(path)} holds no recording: {error}") from None
 

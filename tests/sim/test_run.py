@@ -203,7 +203,10 @@ def test_one_hash_whatever_the_process() -> None:
     try:
         others = [
             subprocess.Popen(
-                [sys.executable, str(script), "4"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": str(seed)}
+                [sys.executable, str(script), "4"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONHASHSEED": str(seed)},
             )
             for seed in (1, 77)
         ]
