@@ -518,6 +518,8 @@ enum fbx_choice_flags {
     FBX_CHOICE_ONLY = 2 /* decisions that are not in the table are 0 */
 };
 /* From now on these decisions are as in the table, the others as the seed says or 0. Both 0: no table, no log. */
+/* One of 0 .. count-1, as the seed says; 0 for what is no fabric's. */
+FBX_API uint64_t fbx_choose(fbx_fabric *fabric, uint32_t kind, uint64_t count);
 FBX_API int fbx_choice_plan(fbx_fabric *fabric, const struct fbx_choice *fixed, uint64_t count, uint32_t flags);
 /* Copy the log; returns how many there are. */
 FBX_API uint64_t fbx_choice_log(fbx_fabric *fabric, struct fbx_choice *out, uint64_t room);

@@ -698,9 +698,9 @@ int fbx_fabric_prune(const char *directory)
 
 static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
 
-static void link_values(const struct fbx_config_link *l, uint64_t value[FBXL_LINK_VALUES])
+static void link_values(const struct fbx_config_link *l, uint64_t value[FBX_LINK_VALUES])
 {
-    memset(value, 0, FBXL_LINK_VALUES * sizeof *value);
+    memset(value, 0, FBX_LINK_VALUES * sizeof *value);
     value[FBX_LINK_DELAY_PS] = l->delay_ps;
     value[FBX_LINK_GEN] = l->gen;
     value[FBX_LINK_LANES] = l->lanes;
@@ -743,7 +743,7 @@ static int check_config(const struct fbx_config *c)
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
-        uint64_t value[FBXL_LINK_VALUES];
+        uint64_t value[FBX_LINK_VALUES];
         link_values(l, value);
         if (fbxi_link_check(l->name, l->kind, value)) {
             char why[256];

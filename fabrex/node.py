@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from .fabric import Fabric
 
-_COMPARE = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
+COMPARE = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE = {name: code for code, name in enumerate(COMPARE)}  # the core's numbers
 _KINDS = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4, "swap": 5, "compare_swap": 6, "flush": 7}
 _ESTIMATED = _KINDS | {"dma_read": 9, "dma_write": 10}
 _ATTRIBUTES = {"ro": 1, "ido": 2}
@@ -410,6 +411,12 @@ class Node(Requester):
         check(lib.fbx_drain(self._pointer()), self)
         self._point()
 
+    def invalidate(self, gva: int, size: int = 64) -> None:
+        """Forget cached copies of a range. A node that does not cache (see `Fabric.attach`) has none to forget."""
+
+    def writeback(self, gva: int, size: int = 64) -> None:
+        """Let cached stores to a range leave for the fabric. A node that does not cache has none."""
+
     def fence(self) -> None:
         """Order, without waiting: no later posted write of this handle becomes visible before an earlier one."""
         check(lib.fbx_fence(self._pointer()), self)
@@ -618,4 +625,4 @@ def _addresses(gvas: Any) -> Any:
     return ffi.from_buffer("uint64_t[]", gvas)
 
 
-__all__ = ["ALL_NODES", "Node", "Operation"]
+__all__ = ["ALL_NODES", "COMPARE", "Node", "Operation"]

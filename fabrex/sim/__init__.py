@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from ._record import Replay as Replay
     from ._record import record as record
     from ._record import replay as replay
+    from ._explore import Exploration as Exploration
+    from ._explore import NotRepeatable as NotRepeatable
+    from ._explore import Raised as Raised
+    from ._explore import Stuck as Stuck
+    from ._explore import Witness as Witness
+    from ._explore import explore as explore
     from ._run import Result as Result
     from ._run import run as run
     from ._search import Failure as Failure
@@ -26,6 +32,12 @@ _LAZY = {
     "Deadlock": "_errors",
     "LimitReached": "_errors",
     "NotDeterministic": "_errors",
+    "Exploration": "_explore",
+    "NotRepeatable": "_explore",
+    "Raised": "_explore",
+    "Stuck": "_explore",
+    "Witness": "_explore",
+    "explore": "_explore",
     "Explanation": "_explain",
     "Failure": "_search",
     "Recording": "_record",

@@ -133,8 +133,18 @@ _free: dict[tuple[Any, str, bool], list[Simulation]] = {}
 _order: list[Simulation] = []
 
 
-def _key(topology: Topology | str | Any, ordering: str, strict: bool) -> tuple[Any, str, bool]:
-    return (topology if isinstance(topology, str) else id(topology), ordering, strict)
+def _key(topology: Any, ordering: str, strict: bool) -> tuple[Any, str, bool]:
+    """Return what must be equal for a fabric to be used again: files and dicts may change meanwhile."""
+    what: Any = topology
+    if isinstance(topology, Topology):
+        what = id(topology)
+    elif isinstance(topology, str):
+        with contextlib.suppress(OSError):
+            found = os.stat(topology)
+            what = (topology, found.st_mtime_ns, found.st_size, found.st_ino)
+    else:
+        what = repr(topology)
+    return what, ordering, strict
 
 
 def take(topology: Any, ordering: str | None, strict: bool) -> tuple[Simulation, tuple[Any, str, bool], Any]:
