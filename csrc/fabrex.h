@@ -544,7 +544,7 @@ struct fbx_trace_record {
     int16_t status;
     uint16_t node, target;
     uint16_t rule; /* VISIBLE: by which rule it passed; the core's number */
-    uint8_t event, kind, tc, attr;
+    uint8_t event, kind, tc, attr; /* tc: traffic class | path << 3 */
 };
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);

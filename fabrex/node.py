@@ -194,7 +194,8 @@ class Node(Requester):
         return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - ask) * 1000 / stretch), 500_000))
 
     def _place(self) -> tuple[int, int]:
-        if self._scheduler is None and os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
+        launched = self._scheduler is None and os.environ.get("FABREX_NODE") == self.name
+        if launched and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
             return int(os.environ["FABREX_RANK"]), int(os.environ["FABREX_SIZE"])
         alike = [n.name for n in self.fabric.topology.nodes.values() if n.kind == self.fabric.topology.nodes[self.name].kind]
         return alike.index(self.name), len(alike)
