@@ -100,7 +100,7 @@ static int look(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t gva, ui
                 struct fbxi_xl **x, uint64_t *offset)
 {
     for (int attempt = 0; attempt < 1000; attempt++) {
-        int status = fbxi_find(n, gva, bytes, scratch, x, offset);
+        int status = fbxi_find(n, op, gva, bytes, scratch, x, offset);
         if (status)
             return status;
         if (!(*x)->away)
@@ -124,7 +124,7 @@ static int look(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t gva, ui
 /* What a request carries: what its issuer said, and what its window adds. */
 static uint8_t attributes(const struct fbx_op *op, const struct fbxi_xl *x)
 {
-    return (uint8_t)((op->attr | (op->attr & FBX_PLAIN ? 0u : x->attr)) & (FBX_RO | FBX_IDO));
+    return (uint8_t)(((op->attr | (op->attr & FBX_PLAIN ? 0u : x->attr)) & (FBX_RO | FBX_IDO)) | (uint32_t)op->path << FBXW_PATH_SHIFT);
 }
 
 static uint64_t remote_address(const struct fbxi_xl *x, uint64_t offset)
@@ -215,11 +215,11 @@ static int submit_flush(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
     struct fbxi_flight flight = {now, now};
     const uint64_t what = op->private_[WHAT];
     struct fbxw_frame w = {.kind = what ? FBXW_SAMPLE : FBXW_FLUSH, .aux = op->target, .what = (uint16_t)(what & 0xff),
-                           .address = what >> 16, .length = 4};
+                           .attr = (uint8_t)((uint32_t)op->path << FBXW_PATH_SHIFT), .address = what >> 16, .length = 4};
     uint32_t ticket;
     uint64_t generation;
     int status = peer_of(n, op->target, &transport, &peer);
-    if (status || (status = fbxi_route_to(n, op->target, &route)))
+    if (status || (status = fbxi_route_to(n, op->target, op->path, &route)))
         return status;
     do {
         if ((status = fbxi_usable(n, op->kind, 0)))
@@ -499,7 +499,7 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     struct fbxi_route *route;
     struct fbxi_answer answer;
     int status = peer_of(n, op->target, &transport, &peer);
-    if (status || (status = fbxi_route_to(n, op->target, &route)))
+    if (status || (status = fbxi_route_to(n, op->target, op->path, &route)))
         return end(n, op, status, now_of(n));
     if (op->kind == FBX_READ) {
         if ((status = hear_read(n, op, transport, peer, route, max_wait_ns)) || op->state == FBX_DONE)
@@ -612,7 +612,7 @@ int fbxi_away_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uin
     if (x && (op->kind == FBX_READ || op->kind == FBX_WRITE)) {
         struct fbxi_xl scratch, *at = NULL;
         for (uint64_t done = x->hi - offset, o = 0; done < op->bytes; done += at->hi - o) {
-            int status = fbxi_find(n, op->gva + done, 1, &scratch, &at, &o);
+            int status = fbxi_find(n, op, op->gva + done, 1, &scratch, &at, &o);
             if (status)
                 return ended(n, op, status, now);
         }
@@ -657,7 +657,7 @@ int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, uint64_t at_ps)
     op->private_[5] = 1; /* counted by the engine */
     op->requester = n->requester;
     op->issued_ps = at_ps;
-    int status = fbxi_find(n, op->gva, 1, &scratch, &x, &offset);
+    int status = fbxi_find(n, op, op->gva, 1, &scratch, &x, &offset);
     if (status)
         return ended(n, op, status, at_ps);
     op->target = x->target;
@@ -693,7 +693,7 @@ int fbxi_away_many(fbx_node *n, const uint64_t *gvas, uint64_t count, uint64_t f
 {
     struct fbxi_xl scratch, *x;
     uint64_t offset;
-    return !timed(n) && from < count && !fbxi_usable(n, FBX_LOAD, 0) && !fbxi_find(n, gvas[from], 1, &scratch, &x, &offset) && x->away;
+    return !timed(n) && from < count && !fbxi_usable(n, FBX_LOAD, 0) && !fbxi_find(n, &(struct fbx_op){.path = 0}, gvas[from], 1, &scratch, &x, &offset) && x->away;
 }
 
 int fbxi_away_gather(fbx_node *n, const uint64_t *gvas, uint64_t count, uint32_t bytes, void *out, uint64_t *done)
@@ -738,7 +738,7 @@ int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
     int status = fbxi_usable(n, FBX_OTHER, 0);
     if (!status && !lane)
         status = FBX_E_CLOSED;
-    if (status || (status = peer_of(n, target, &transport, &peer)) || (status = fbxi_route_to(n, target, &route)))
+    if (status || (status = peer_of(n, target, &transport, &peer)) || (status = fbxi_route_to(n, target, 0, &route)))
         return status;
     for (;;) {
         uint64_t generation = fbx_observe(n->generation);

@@ -60,6 +60,7 @@ struct job {
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
     uint64_t total, issued_ps, trace_id;
+    uint32_t trace_site;
     fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
@@ -71,6 +72,7 @@ struct job {
 struct side {
     struct fbxi_xl x;
     uint64_t first, end;
+    uint32_t path;
 };
 
 struct chunk {
@@ -197,6 +199,8 @@ static int look(fbx_node *n, struct side *s, uint64_t gva, uint64_t *offset, uin
     if (s->x.generation != generation || gva < s->first || gva >= s->end) {
         s->x.generation = 0;
         int status = fbxi_resolve(n, gva, 1, generation, &s->x, offset);
+        if (!status)
+            status = fbxi_on_path(n, &s->x, s->path);
         if (status) {
             s->x.generation = 0;
             return status;
@@ -309,6 +313,9 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     uint64_t dst_offset = 0, src_offset = 0, latency = 0, count = piece_count(j);
     int status = 0;
     ch->begun = 1;
+    if (ch->dst.path != j->d.path)
+        ch->dst.x.generation = ch->src.x.generation = 0;
+    ch->dst.path = ch->src.path = j->d.path;
     ch->piece = ch->inside = ch->position = 0;
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = ch->is_away = 0;
@@ -402,7 +409,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
     if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
-        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 32);
         ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
     }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
@@ -529,7 +536,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
-            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
             ready_first += late;
             ready += late;
@@ -937,6 +944,28 @@ static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct 
     return 0;
 }
 
+static void trace_job(const struct channel *ch, const struct job *j, int status)
+{
+    fbx_fabric *f = ch->node->fabric;
+    const struct fbx_dma_piece p = piece_count(j) ? piece_at(j, 0) : (struct fbx_dma_piece){j->d.dst, j->d.src, 0};
+    const struct fbxi_trace_record r = {
+        .at_ps = timed(ch->node) ? fbxi_now(&f->clock) : 0, .id = j->trace_id, .gva = p.dst, .bytes = j->total, .digest = p.src,
+        .issued_ps = j->issued_ps, .completes_ps = fbx_peek(&j->completes_ps), .site = j->trace_site, .status = (int16_t)status,
+        .node = (uint16_t)ch->node->index, .target = (uint16_t)(ch->dst.x.route ? ch->dst.x.target : ch->node->index),
+        .event = FBX_TRACE_OP, .kind = (uint8_t)fbx_peek(&j->kind), .tc = (uint8_t)j->d.tc,
+        .attr = (uint8_t)((j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0))};
+    fbxi_trace(f, &r);
+}
+
+/* What was stored as it arrived, without a stay in the queue. */
+static void trace_chunk(const struct channel *ch, const struct job *j, const struct chunk *c)
+{
+    const struct fbxi_trace_record r = {
+        .at_ps = c->arrives_ps, .arrives_ps = c->arrives_ps, .id = j->trace_id, .gva = c->dst, .bytes = c->bytes,
+        .node = (uint16_t)ch->node->index, .target = (uint16_t)ch->dst.x.target, .event = FBX_TRACE_VISIBLE, .kind = FBXL_ENTRY_WRITE};
+    fbxi_trace(ch->node->fabric, &r);
+}
+
 static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
     fbx_node *n = ch->node;
@@ -994,6 +1023,8 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
             budget -= min64(budget, c->moved - before);
             if (c->moved < c->bytes)
                 break;
+            if (fbxi_tracing(f) && ch->dst.x.route)
+                trace_chunk(ch, j, c);
             ch->ring_head++;
         }
         if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
@@ -1006,7 +1037,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         ch->final_ps = 0;
         if (ch->position >= j->total) {
             if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
-                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc | j->d.path << 3, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
             uint64_t end = ch->completes_ps;
@@ -1057,6 +1088,7 @@ static void away_op(const struct job *j, struct away_piece *p, int kind, uint64_
     p->op.bytes = p->bytes;
     p->op.buffer = p->at;
     p->op.tc = (uint8_t)j->d.tc;
+    p->op.path = (uint16_t)j->d.path;
     p->op.attr = (uint8_t)((j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0));
 }
 
@@ -1213,6 +1245,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!lane)
         return status ? status : fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
+    if (n->fabric->sim)
+        n->fabric->trace_site = j->trace_site;
     if (ch->phase == IDLE && ((status = begin(ch, j, now)) || (status = scratch(ch, j))))
         return status;
     if (ch->phase == MOVES) {
@@ -1244,6 +1278,7 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
                     (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
                     return status;
                 ch->op.operand[0] = j->d.signal_value;
+                ch->op.path = (uint16_t)j->d.path;
                 ch->op.tc = (uint8_t)j->d.tc; /* the data's stream, and in its order whatever the default */
                 ch->op.attr = FBX_PLAIN;
             }
@@ -1328,6 +1363,8 @@ static void finish(struct channel *ch, struct job *j, int status)
         ch->free_ps = status ? fbxi_now(&n->fabric->clock) : ch->completes_ps;
         fbx_poke(&j->completes_ps, ch->free_ps);
     }
+    if (fbxi_tracing(n->fabric))
+        trace_job(ch, j, status);
     if (first)
         away_drop(ch);
     if (first) {
@@ -1657,9 +1694,9 @@ static int no_such(const fbx_node *n, uint64_t id)
 
 static int check(const struct fbx_dma *d, uint64_t *total)
 {
-    if (d->channel >= FBX_DMA_CHANNELS || d->tc > 7 || d->flags > 31)
-        return fbxi_fail(FBX_E_INVALID, "channel %u, traffic class %u, flags %#x: they go up to %u, 7 and 0x1f", d->channel, d->tc,
-                         d->flags, FBX_DMA_CHANNELS - 1);
+    if (d->channel >= FBX_DMA_CHANNELS || d->tc > 7 || d->path >= FBX_PATHS || d->flags > 31)
+        return fbxi_fail(FBX_E_INVALID, "channel %u, traffic class %u, path %u, flags %#x: they go up to %u, 7, %u and 0x1f", d->channel,
+                         d->tc, d->path, d->flags, FBX_DMA_CHANNELS - 1, FBX_PATHS - 1);
     if (d->flags & FBX_DMA_FILL && d->fill_bytes != 1 && d->fill_bytes != 2 && d->fill_bytes != 4 && d->fill_bytes != 8)
         return fbxi_fail(FBX_E_INVALID, "a pattern of %u bytes: 1, 2, 4 or 8", d->fill_bytes);
     if (d->list) {
@@ -1773,6 +1810,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
     j->trace_id = fbxi_trace_id(f);
+    j->trace_site = f->trace_site;
     if (d->list) {
         j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
         if (j->list)
@@ -1946,6 +1984,28 @@ int fbx_dma_release(fbx_node *n, uint64_t id)
     pthread_mutex_unlock(&n->dma->mutex);
     let_go(n, j);
     return 0;
+}
+
+uint64_t fbxi_dma_next(const fbx_node *n)
+{
+    uint64_t next = NEVER;
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        const struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head)
+            next = min64(next, fbx_peek(&ch->head->next_ps));
+    }
+    return next;
+}
+
+void fbxi_dma_step(fbx_node *n)
+{
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head && claim(ch)) {
+            step(ch, 0);
+            unclaim(ch);
+        }
+    }
 }
 
 void fbxi_dma_detach(fbx_node *n)

@@ -220,7 +220,7 @@ static int dma_read(fbx_node *proxy, struct ask *a)
     struct fbxi_route *route;
     struct fbxi_flight back;
     int status = fbxi_untimed(proxy, &read);
-    if (status || (status = fbxi_route_to(proxy, a->op.target, &route)))
+    if (status || (status = fbxi_route_to(proxy, a->op.target, a->op.path, &route)))
         return status;
     const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (read.bytes + most - 1) / most;
     const uint32_t region = (uint32_t)(read.gva >> FBX_SLOT_SHIFT) - 1;
@@ -305,7 +305,7 @@ static void prepare(struct fbx_op *op, const struct fbxw_frame *w, int kind)
     op->operand[1] = op->operand[2] = op->operand[3] = 0;
     op->tc = w->tc & 7;
     op->attr = w->attr & (FBX_RO | FBX_IDO);
-    op->path = 0;
+    op->path = (w->attr >> FBXW_PATH_SHIFT) % FBX_PATHS;
     op->trace_id = 0;
     op->sequence = 0;
 }

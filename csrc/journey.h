@@ -9,12 +9,15 @@
 int fbxi_usable(fbx_node *n, int op, uint64_t gva);
 /* What `gva` means to this node now, uncached. `generation` is what was read before the call, and is kept in `x`. */
 int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation, struct fbxi_xl *x, uint64_t *offset);
+/* What was resolved, on another path than the shortest. */
+int fbxi_on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path);
 /* The in-operation mark, around the look at the generation and the bytes that move because of it. */
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane);
 void fbxi_unmark(fbx_au32 *lane);
 /* The same from the handle's cache where that may be used: the journey's own first step. */
-int fbxi_find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset);
-int fbxi_route_to(fbx_node *n, uint32_t target, struct fbxi_route **out);
+int fbxi_find(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out,
+              uint64_t *offset);
+int fbxi_route_to(fbx_node *n, uint32_t target, uint32_t path, struct fbxi_route **out);
 /* 0, or why nothing passes: LINK_DOWN, PEER_LOST. */
 int fbxi_way_status(fbx_node *n, uint32_t target, struct fbxi_route *route);
 /* A bulk operation without its time, at once. */

@@ -109,10 +109,11 @@ struct fbxl_header {
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
-    fbx_au64 trace_rings;
-    fbx_au32 trace_on;
+    fbx_au64 trace_order; /* counts what was recorded; written by the lock's holder */
+    fbx_au32 trace_on; /* processes that record */
     uint32_t pad7;
-    uint64_t pad8[4];
+    struct fbxl_lock trace_lock; /* while somebody records, whoever records reserves one after the other */
+    uint64_t pad8[2];
     /* counters of what should never happen; anyone adds */
     _Alignas(64) fbx_au64 corrupt_resets;
     fbx_au64 takeovers;
@@ -194,14 +195,14 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
-#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
+#define FBX_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
     uint32_t home; /* machine on which it is reserved */
-    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
+    uint64_t value[FBX_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
@@ -213,7 +214,7 @@ struct fbxl_link {
 #define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
 struct fbxl_link_setting {
     struct {
-        fbx_au64 value[FBXL_LINK_VALUES];
+        fbx_au64 value[FBX_LINK_VALUES];
     } snapshot[2];
     fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
@@ -332,7 +333,7 @@ enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER,
 /* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
  * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
 struct fbxl_queue {
-    uint32_t source, target, traffic_class, ordinal;
+    uint32_t source, target, traffic_class, ordinal; /* traffic_class: class | path << 3 */
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
     fbx_au64 ntb_applied; /* last entry that changed the target's registers, as far as they themselves do not say it */
@@ -412,10 +413,10 @@ struct fbxl_ntb {
 
 /* What has happened, for those who look on (event.c). An extension; anyone writes. */
 #define FBX_EVENTS 1024u
-#define FBXL_EVENT_WORDS 6u
+#define FBX_EVENT_WORDS 6u
 struct fbxl_event {
     fbx_au64 number; /* of the event, plus 1; 0 while it is written */
-    fbx_au64 word[FBXL_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
+    fbx_au64 word[FBX_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
     fbx_au64 sum; /* over number and words: two writers a turn of the ring apart may meet */
 };
 struct fbxl_events {

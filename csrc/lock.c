@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/membarrier.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -371,3 +372,20 @@ static int invalidate(fbx_fabric *f, uint32_t node, uint32_t bit)
 
 int fbxi_invalidate_node_routes(fbx_fabric *f, uint32_t node) { return invalidate(f, node, 0); }
 int fbxi_invalidate_dependents(fbx_fabric *f, uint32_t bit) { return invalidate(f, UINT32_MAX, bit); }
+
+/* ---- threads ----------------------------------------------------------------------------------------------------- */
+
+int fbxi_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256u << 10);
+    /* Signals are the program's: none of them may land here. */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int failed = pthread_create(thread, &attributes, run, argument);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attributes);
+    return failed;
+}

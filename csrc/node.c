@@ -169,7 +169,7 @@ static int attach(fbx_fabric *f, const char *name, int kind, uint32_t proxy, fbx
     /* Entries of 16 bytes must not straddle lines. */
     n->tlb = aligned_alloc(64, ((f->region_count + 1) * sizeof *n->tlb + 63) & ~63ull);
     n->xl = calloc(f->region_count + 1, sizeof *n->xl);
-    n->routes = calloc(f->node_count, sizeof *n->routes);
+    n->routes = calloc((size_t)f->node_count * FBX_PATHS, sizeof *n->routes);
     n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
     n->used_target = calloc(f->node_count, 1);
     int status = 0;
@@ -294,7 +294,7 @@ void fbx_node_free(fbx_node *n)
     pthread_mutex_unlock(&f->mutex);
     fbxi_dma_free(n);
     fbxi_ntb_close(n);
-    for (uint32_t i = 0; i < f->node_count; i++)
+    for (uint32_t i = 0; i < f->node_count * FBX_PATHS; i++)
         free(n->routes[i]);
     while (n->extra) {
         struct fbxi_extra_lane *e = n->extra;

@@ -95,21 +95,6 @@ static void *service(void *argument)
     return NULL;
 }
 
-int fbxi_thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
-{
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, 256u << 10);
-    /* Signals are the program's: none of them may land here. */
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int failed = pthread_create(thread, &attributes, run, argument);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    pthread_attr_destroy(&attributes);
-    return failed;
-}
-
 int fbxi_service_start(fbx_fabric *f)
 {
     int failed = fbxi_thread_start(&f->service, service, f);

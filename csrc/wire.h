@@ -49,6 +49,8 @@ enum fbxw_errand { FBXW_PING = 1, FBXW_PUT, FBXW_GET, FBXW_FIND, FBXW_NAME, FBXW
                    FBXW_BARRIER, FBXW_LEAVE, FBXW_LINK, FBXW_LINK_APPLY, FBXW_WINDOW_SET, FBXW_WINDOW_CLEAR, FBXW_WINDOW_INFO,
                    FBXW_NTB_LINK, FBXW_ERRANDS };
 
+#define FBXW_PATH_SHIFT 4u /* attr: FBX_RO, FBX_IDO; the path above */
+
 struct fbxw_frame { /* decoded */
     uint8_t kind, attr, tc;
     uint16_t what;
