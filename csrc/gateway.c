@@ -912,7 +912,9 @@ int fbx_gateway_start(fbx_fabric *f)
     if (!status && (errno = fbxi_thread_start(&g->thread, gateway, g)))
         status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
     if (!status) {
+        pthread_mutex_lock(&f->mutex);
         f->gateway = g;
+        pthread_mutex_unlock(&f->mutex);
         return 0;
     }
     if (threads) {
@@ -932,10 +934,13 @@ int fbx_gateway_start(fbx_fabric *f)
 
 void fbxi_gateway_stop(fbx_fabric *f)
 {
+    /* Pairs with: the look under the same mutex in fbx_gateway_adopt(). Breaks: a connection for a gateway that is gone. */
+    pthread_mutex_lock(&f->mutex);
     struct fbxi_gateway *g = f->gateway;
+    f->gateway = NULL;
+    pthread_mutex_unlock(&f->mutex);
     if (!g)
         return;
-    f->gateway = NULL;
     pthread_mutex_lock(&g->mutex);
     fbx_publish(&g->stop, 1);
     pthread_cond_signal(&g->work);
@@ -982,9 +987,11 @@ void fbxi_gateway_forked(fbx_fabric *f)
 
 int fbx_gateway_adopt(fbx_fabric *f, int fd, uint32_t machine)
 {
+    pthread_mutex_lock(&f->mutex);
     struct fbxi_gateway *g = f->gateway;
     struct adopted *a = g && machine < f->machine_count && machine != f->machine ? malloc(sizeof *a) : NULL;
     if (!a) {
+        pthread_mutex_unlock(&f->mutex);
         close(fd);
         return g ? fbxi_fail(FBX_E_INVALID, "machine %u is none to serve", machine)
                  : fbxi_fail(FBX_E_CLOSED, "this process does not serve the machine");
@@ -998,20 +1005,25 @@ int fbx_gateway_adopt(fbx_fabric *f, int fd, uint32_t machine)
     g->adopted = a;
     pthread_mutex_unlock(&g->mutex);
     poke(g);
+    pthread_mutex_unlock(&f->mutex);
     return 0;
 }
 
 int fbx_gateway_info(fbx_fabric *f, struct fbx_gateway_info *out)
 {
-    struct fbxi_gateway *g = f->gateway;
     memset(out, 0, sizeof *out);
-    if (!g)
+    pthread_mutex_lock(&f->mutex);
+    struct fbxi_gateway *g = f->gateway;
+    if (!g) {
+        pthread_mutex_unlock(&f->mutex);
         return fbxi_fail(FBX_E_NOT_FOUND, "this process does not serve the machine");
+    }
     out->sessions = fbx_peek(&g->count);
     out->connected = fbx_peek(&g->connected);
     out->frames = fbx_peek(&g->frames);
     out->garbage = fbx_peek(&g->garbage);
     out->resumed = fbx_peek(&g->resumed);
     out->expired = fbx_peek(&g->expired);
+    pthread_mutex_unlock(&f->mutex);
     return 0;
 }

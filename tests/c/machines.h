@@ -24,6 +24,7 @@ struct bed {
     int agent[BED_MACHINES], listener;
     pthread_t thread;
     int stop, refuse; /* refuse: no new connections */
+    pthread_mutex_t mutex;
     int last[64], lasts; /* descriptors of the requesters' ends, duplicated, to break them */
 };
 
@@ -51,8 +52,10 @@ static void bed_answer(struct bed *b, uint32_t from, int fd)
     if (__atomic_load_n(&b->refuse, __ATOMIC_SEQ_CST) || to >= b->count || bed_pair(b, pair))
         return;
     fbx_gateway_adopt(b->fabric[to], pair[1], from);
+    pthread_mutex_lock(&b->mutex);
     if (b->lasts < 64)
         b->last[b->lasts++] = dup(pair[0]);
+    pthread_mutex_unlock(&b->mutex);
     uint8_t reply[4] = {0};
     union {
         struct cmsghdr header;
@@ -93,11 +96,13 @@ static void *bed_agents(void *argument)
 /* Break every connection that was made so far; requesters make new ones. */
 static void bed_break(struct bed *b)
 {
+    pthread_mutex_lock(&b->mutex);
     for (int i = 0; i < b->lasts; i++) {
         shutdown(b->last[i], SHUT_RDWR);
         close(b->last[i]);
     }
     b->lasts = 0;
+    pthread_mutex_unlock(&b->mutex);
 }
 
 static void bed_make(struct bed *b, uint32_t count, uint32_t flags, uint32_t ordering)
@@ -110,6 +115,7 @@ static void bed_make(struct bed *b, uint32_t count, uint32_t flags, uint32_t ord
     struct fbx_config_link links[BED_MACHINES];
     struct fbx_config config;
     memset(b, 0, sizeof *b);
+    pthread_mutex_init(&b->mutex, NULL);
     memset(nodes, 0, sizeof nodes);
     memset(regions, 0, sizeof regions);
     memset(links, 0, sizeof links);
