@@ -37,7 +37,9 @@
 #define LINGER_NS 5000000000ull /* a session without a connection ends after this: longer than its other side tries */
 #define ACK_BYTES (128u << 10)
 #define TURN 256u /* frames of one session before the others have their turn */
-#define SPIN_NS 60000u
+#define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
+#define SPIN_LEAST_NS 500u
+#define SPIN_TRY 64u
 #define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
 #define SESSIONS 4096u
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
@@ -672,7 +674,7 @@ static int serve(struct fbxi_gateway *g, struct session *s)
                 break;
             if (s->dirty && s->stream.tail - s->stream.sent > PUSH_BYTES)
                 send_answers(g, s, 0);
-            int got = fbxi_stream_fill(&s->stream);
+            int got = fbxi_stream_fill(&s->stream, 0);
             /* A read that took less than it could emptied the socket: what comes now tells so itself. */
             if (got == 0 || (got > 0 && s->stream.drained))
                 s->readable = 0;
@@ -784,7 +786,8 @@ static void *gateway(void *argument)
     struct fbxi_gateway *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0;
+    uint64_t busy_ns = 0, spin_ns = SPIN_NS / 2;
+    uint32_t sleeps = 0;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || CPU_COUNT(&set) > 1;
     int timeout = 0;
@@ -803,8 +806,9 @@ static void *gateway(void *argument)
         }
         take_adopted(g);
         uint64_t now_ns = fbxi_monotonic_ns();
-        for (int round = 0; round < 4; round++) {
-            int more = 0;
+        int more = 1;
+        for (int round = 0; round < 4 && more; round++) {
+            more = 0;
             for (struct session *s = g->sessions; s; s = s->next) {
                 if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
                     more |= serve(g, s);
@@ -812,8 +816,6 @@ static void *gateway(void *argument)
                     send_answers(g, s, 0);
             }
             did |= more;
-            if (!more)
-                break;
         }
         uint64_t now = fbxi_now(&f->clock), due = UINT64_MAX;
         while (g->heap_count && g->heap[0]->op.next_ps <= now) {
@@ -857,16 +859,24 @@ static void *gateway(void *argument)
                 due = now;
         }
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
+        if (did && busy_ns && timeout == 0 && now_ns > busy_ns)
+            spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
         if (did)
             busy_ns = now_ns;
         timeout = 200;
-        if (did || (spins && now_ns - busy_ns < SPIN_NS)) {
-            timeout = 0;
+        if (did || (spins && busy_ns && now_ns - busy_ns < spin_ns)) {
+            timeout = did && !more && spin_ns <= SPIN_LEAST_NS && due == UINT64_MAX ? 200 : 0;
         } else if (due != UINT64_MAX) {
             uint64_t ps = due > now ? due - now : 0;
             /* Fabric time may be stretched: a tick is what the clock says. */
             uint64_t us = fbxi_ps_to_ticks(&f->clock, ps) / f->clock.ticks_per_us;
             timeout = us < 1000 ? 0 : us / 1000 < 200 ? (int)(us / 1000) : 200;
+        }
+        if (timeout && busy_ns) {
+            spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
+            if (++sleeps % SPIN_TRY == 0)
+                spin_ns = SPIN_NS / 2;
+            busy_ns = 0;
         }
         if (waiting && timeout)
             timeout = 1; /* its answers are not read; it is asked again now and then */

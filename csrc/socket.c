@@ -26,6 +26,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +37,10 @@
 #define ACK_BYTES (256u << 10) /* taken and not acknowledged, before we say so unasked */
 #define TOGETHER_NS 20000u /* frames that follow a sent one this soon wait for each other */
 #define TOGETHER_BYTES (32u << 10)
-#define SPIN_NS 100000u /* how long a waiter looks before it sleeps */
+#define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
+#define SPIN_LEAST_NS 500u
+#define SPIN_TRY 64u /* every so many waits it looks on for a while in any case, to learn whether it would be */
+#define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
 #define SILENCE_NS 1000000000ull /* asked and not heard for so long: the connection is broken */
@@ -68,7 +72,7 @@ struct fbxi_peer {
     pthread_mutex_t mutex; /* all that follows */
     pthread_cond_t answered;
     struct fbxi_stream stream;
-    uint32_t state, receiving, closing, resumed, probing, sleepers;
+    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits;
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
     uint8_t session[16];
@@ -330,12 +334,12 @@ static int dispatch(struct fbxi_peer *p, uint64_t *rejected)
 }
 
 /* Read and dispatch once, as the stream's only reader. Called with the mutex; it is released while reading. */
-static int receive(struct fbxi_peer *p)
+static int receive(struct fbxi_peer *p, int wait)
 {
     uint64_t rejected = 0;
     p->receiving = 1;
     pthread_mutex_unlock(&p->mutex);
-    int got = fbxi_stream_fill(&p->stream);
+    int got = fbxi_stream_fill(&p->stream, wait);
     pthread_mutex_lock(&p->mutex);
     p->receiving = 0;
     if (got > 0) {
@@ -469,7 +473,11 @@ static void hear_welcome(struct fbxi_peer *p, uint64_t now)
         return;
     }
     int fd = p->dial_fd;
+    const struct timeval slice = {0, SLEEP_MS * 1000};
     p->dial_fd = -1;
+    /* Who waits sleeps in the read itself; all others ask not to wait. */
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
     if (fbxi_stream_resume(&p->stream, fd, w.value)) {
         drop(p);
         return;
@@ -518,7 +526,7 @@ static uint64_t tend(struct fbxi_peer *p, uint64_t now)
     }
     push_locked(p);
     if (!p->receiving && p->state == UP)
-        while (p->state == UP && receive(p) > 0)
+        while (p->state == UP && receive(p, 0) > 0)
             ;
     if (p->state != UP)
         return 1000u;
@@ -648,6 +656,7 @@ static int peer_open(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxi_p
     p->node = n;
     p->machine = machine;
     p->dial_fd = -1;
+    p->spin_ns = SPIN_NS / 2;
     p->free_slot = p->direct_ticket = UINT32_MAX;
     p->shared = n ? fbxi_heap_at(f, offset, sizeof *p->shared) : NULL;
     if (p->shared)
@@ -754,21 +763,35 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
         p->sleepers--;
         return;
     }
-    if (receive(p) || p->state != UP)
+    /* Looking on is quicker than being woken, if the other side runs meanwhile; where processors are scarce it keeps that side
+     * from running. What it was worth lately decides. */
+    const uint64_t spins = now - begin;
+    if (processors > 1 && spins < p->spin_ns) {
+        int got = receive(p, 0);
+        if (got > 0 && spins)
+            p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
         return;
-    if (processors > 1 && now - begin < SPIN_NS)
+    }
+    if (spins)
+        p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
+    if (++p->waits % SPIN_TRY == 0)
+        p->spin_ns = SPIN_NS / 2;
+    if (!fbxi_stream_waiting(&p->stream) && left_ns >= SLEEP_MS * 1000000ull) {
+        receive(p, 1);
         return;
-    /* Nothing for a while: sleep in the kernel, as the reader. */
+    }
     p->receiving = 1;
     struct pollfd wait = {p->stream.fd, POLLIN, 0};
     if (fbxi_stream_waiting(&p->stream))
         wait.events |= POLLOUT;
     uint64_t ms = left_ns / 1000000u;
     pthread_mutex_unlock(&p->mutex);
-    poll(&wait, 1, ms > 20 ? 20 : ms ? (int)ms : 1);
+    poll(&wait, 1, ms > SLEEP_MS ? SLEEP_MS : ms ? (int)ms : 1);
     pthread_mutex_lock(&p->mutex);
     p->receiving = 0;
     push_locked(p);
+    if (p->state == UP && !p->receiving)
+        receive(p, 0);
 }
 
 static int peer_poll(struct fbxi_peer *p, uint32_t ticket, uint64_t max_wait_ns, struct fbxi_answer *out)
@@ -803,7 +826,7 @@ static int peer_poll(struct fbxi_peer *p, uint32_t ticket, uint64_t max_wait_ns,
             return leave(p, FBX_E_AGAIN);
         if (!max_wait_ns) {
             if (p->state == UP && !p->receiving)
-                receive(p);
+                receive(p, 0);
             continue;
         }
         linger(p, begin, max_wait_ns - (now - begin));

@@ -113,7 +113,7 @@ int fbxi_stream_push(struct fbxi_stream *s)
     return 0;
 }
 
-int fbxi_stream_fill(struct fbxi_stream *s)
+int fbxi_stream_fill(struct fbxi_stream *s, int wait)
 {
     if (s->fd < 0)
         return FBXI_BROKEN;
@@ -139,8 +139,10 @@ int fbxi_stream_fill(struct fbxi_stream *s)
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
     ssize_t got;
     do
-        got = recvmsg(s->fd, &message, MSG_DONTWAIT);
-    while (got < 0 && errno == EINTR);
+        got = recvmsg(s->fd, &message, wait ? 0 : MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR && !wait);
+    if (got < 0 && errno == EINTR)
+        return 0;
     if (got == 0)
         return FBXI_BROKEN;
     if (got < 0)

@@ -42,7 +42,7 @@ uint8_t *fbxi_stream_place(struct fbxi_stream *s, uint32_t payload);
 /* Send what waits, as far as the socket takes it: 0, 1 if something still waits, or BROKEN. */
 int fbxi_stream_push(struct fbxi_stream *s);
 /* Read what is there: the number of bytes, 0 if nothing is there now, or BROKEN. */
-int fbxi_stream_fill(struct fbxi_stream *s);
+int fbxi_stream_fill(struct fbxi_stream *s, int wait); /* wait: as long as the socket's own timeout says */
 /* The next whole frame: 1 (payload points into the buffer until fbxi_stream_took()), 0 none, or GARBAGE. Repeated frames are
  * skipped. 2: the header of one whose payload is not all here, but `available` bytes of it are: see fbxi_stream_direct(). */
 int fbxi_stream_next(struct fbxi_stream *s, struct fbxw_frame *f, const uint8_t **payload, uint32_t *available);

@@ -78,7 +78,7 @@ def test_a_program_that_fails_is_missing_with_its_reason(common: Any) -> None:
         common.said([sys.executable, "-c", "import time; time.sleep(20)"], timeout=0.3)
 
 
-@pytest.mark.parametrize("script", ["core.py", "peers/run.py"])
+@pytest.mark.parametrize("script", ["core.py", "net.py", "peers/run.py"])
 def test_the_tools_explain_themselves(script: str) -> None:
     run = tool(f"tools/bench/{script}", "--help")
     assert run.returncode == 0
