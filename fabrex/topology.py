@@ -342,7 +342,7 @@ class Topology:
         timing: whether modelled time is injected.
         seed: 64-bit seed of all random choices.
         dilation_num, dilation_den: the factor by which modelled time is stretched, in lowest terms.
-        machines: placement: name -> {"nodes": tuple of node names, "address": str}. Reserved.
+        machines: placement: name -> {"nodes": tuple of node names, "address": str}.
         status: how far to trust the constants: `claimed`, `measured` or `modelled`.
         notes: free text.
         source: where the topology came from, for messages.
