@@ -191,7 +191,7 @@ class CachingNode(Node):
                 return found
             if deadline is not None and self.fabric.now_ps >= deadline:
                 raise WaitTimeout(
-                    f"the value at {gva:#x} in the cache of {self.name} is {found}; it was to be {compare} {value} within {timeout} s",
+                    f"the cached value at {gva:#x} is {found} and was to be {compare} {value} within {timeout} s",
                     op="wait",
                     node=self.name,
                     gva=gva,
