@@ -129,7 +129,23 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "event", "fabric", "graph", "link", "listing", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = (
+    "dma",
+    "errors",
+    "event",
+    "fabric",
+    "graph",
+    "link",
+    "listing",
+    "memory",
+    "node",
+    "ntb",
+    "pcie",
+    "registered",
+    "tlp",
+    "topology",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -250,9 +250,7 @@ class Dma:
         d.flags = lib.FBX_DMA_FILL
         return self._submit(d, size, **options)
 
-    def copy_2d(
-        self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any
-    ) -> Completion:
+    def copy_2d(self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any) -> Completion:
         """Copy `height` rows of `width` bytes; rows begin `dst_stride` and `src_stride` bytes after one another.
 
         Args:

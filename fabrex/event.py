@@ -188,7 +188,9 @@ class Events:
             case "dma_failed":
                 details = {"error": _CODES.get(a, str(a)), "more": b}
         lost, self._told = self.lost - self._told, self.lost
-        return Event(int(e.number), int(e.ps), int(e.unix_ns), kind, self._name("node", e.node), self._name("link", link), details, lost)
+        return Event(
+            int(e.number), int(e.ps), int(e.unix_ns), kind, self._name("node", e.node), self._name("link", link), details, lost
+        )
 
     def close(self) -> None:
         """Look no longer. Idempotent."""

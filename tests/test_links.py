@@ -21,6 +21,7 @@ LINK = "host0:ntb0-sw0:p0"
 OTHER = "host1:ntb0-sw0:p1"
 GEN = "host0:ntb0-host1:ntb0"
 
+
 def near(ps: int) -> object:
     """As an operation takes it: to the resolution of the links' calendars, each of four times."""
     return pytest.approx(ps, abs=200)
@@ -111,7 +112,11 @@ def test_the_engine_takes_the_new_values(place: Path, kind: str) -> None:
 
         took()
         fast = took()
-        for settings in ({"gen": 1, "lanes": 1}, {"gen": 2, "lanes": 4, "mps": 128, "mrrs": 128}, {"gen": 3, "lanes": 8, "delay": "3us"}):
+        for settings in (
+            {"gen": 1, "lanes": 1},
+            {"gen": 2, "lanes": 4, "mps": 128, "mrrs": 128},
+            {"gen": 3, "lanes": 8, "delay": "3us"},
+        ):
             fabric.links[GEN].set(**settings)
             told = h0.estimate(kind, far.gva, 1 << 16)["completes_ps"]
             assert took() == pytest.approx(told, rel=0.02)

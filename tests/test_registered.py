@@ -88,7 +88,9 @@ def lab(place: Path, request: pytest.FixtureRequest) -> Iterator[tuple[fabrex.Fa
 
 
 @pytest.mark.parametrize("service", WAYS)
-def test_every_operation_from_another_process(lab: tuple[fabrex.Fabric, fabrex.Node], peer: Callable[[], Asked], service: bool) -> None:
+def test_every_operation_from_another_process(
+    lab: tuple[fabrex.Fabric, fabrex.Node], peer: Callable[[], Asked], service: bool
+) -> None:
     _, node = lab
     array = np.zeros(SIZE, dtype="u1")
     words = array.view("<u8")
@@ -173,7 +175,14 @@ def test_it_takes_as_long_as_memory_of_the_first_tier(place: Path) -> None:
         plain = h0.alloc(SIZE, align=4096)
         data = mmap.mmap(-1, SIZE)  # begins a page, as the other does
         with h0.register(data) as region:
-            for kind, size in (("load", 8), ("store", 8), ("read", 4096), ("write", 65536), ("dma_read", 65536), ("dma_write", 65536)):
+            for kind, size in (
+                ("load", 8),
+                ("store", 8),
+                ("read", 4096),
+                ("write", 65536),
+                ("dma_read", 65536),
+                ("dma_write", 65536),
+            ):
                 mine, theirs = h1.estimate(kind, region.gva, size), h1.estimate(kind, plain.gva, size)
                 assert mine["completes_ps"] == theirs["completes_ps"], kind
             h1.load(region.gva)
@@ -188,7 +197,11 @@ def test_what_can_be_registered(place: Path) -> None:
         with h0.register(b"only to be read") as region:
             assert region.read_only
             assert h1.read(region.gva, 4) == b"only"
-            for attempt in (lambda: h1.write(region.gva, b"x"), lambda: h1.store(region.gva, 1, size=1), lambda: h1.fetch_add(region.gva & ~7, 1)):
+            for attempt in (
+                lambda: h1.write(region.gva, b"x"),
+                lambda: h1.store(region.gva, 1, size=1),
+                lambda: h1.fetch_add(region.gva & ~7, 1),
+            ):
                 with pytest.raises(fabrex.CompleterAbort if attempt.__code__.co_consts else fabrex.FabricError):
                     attempt()
         data = bytearray(64)
