@@ -26,14 +26,18 @@ _measured: list[float] = []
 def copy_rate() -> float:
     """Bytes per second that one thread copies from memory to memory: the best of a few rounds, measured once a process."""
     if not _measured:
-        with mmap.mmap(-1, _BYTES) as here, mmap.mmap(-1, _BYTES) as there:
-            with memoryview(here) as source, memoryview(there) as sink:
-                source[:: mmap.PAGESIZE] = bytes([1]) * len(source[:: mmap.PAGESIZE])  # no page is the zero page
-                best = math.inf
-                for _ in range(_ROUNDS):
-                    begin = time.perf_counter()
-                    sink[:] = source
-                    best = min(best, time.perf_counter() - begin)
+        with (
+            mmap.mmap(-1, _BYTES) as here,
+            mmap.mmap(-1, _BYTES) as there,
+            memoryview(here) as source,
+            memoryview(there) as sink,
+        ):
+            source[:: mmap.PAGESIZE] = bytes([1]) * len(source[:: mmap.PAGESIZE])  # no page is the zero page
+            best = math.inf
+            for _ in range(_ROUNDS):
+                begin = time.perf_counter()
+                sink[:] = source
+                best = min(best, time.perf_counter() - begin)
         _measured.append(_BYTES / best)
     return _measured[0]
 

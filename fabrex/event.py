@@ -170,7 +170,8 @@ class Events:
 
     def _event(self, e: Any) -> Event:
         kind = _KINDS.get(e.kind, f"kind_{e.kind}")
-        a, b, details, link = int(e.a), int(e.b), {}, e.link
+        a, b, link = int(e.a), int(e.b), e.link
+        details: dict[str, Any] = {}
         match kind:
             case "fabric_up" | "fabric_down" | "node_lost":
                 details = {"pid": a}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Final
 
 __all__ = ["WHOLE", "problem", "table"]
@@ -59,7 +60,7 @@ _ALLOWED: Final[Mapping[str, tuple[str, ...]]] = {
 
 def problem(jitter: Mapping[str, Any]) -> str | None:
     """What is wrong with a distribution, in words; None if nothing is."""
-    kind = jitter.get("distribution")
+    kind = str(jitter.get("distribution"))
     if kind not in _NEEDED:
         return None  # said already
     missing = [key.removesuffix("_ps") for key in _NEEDED[kind] if not jitter.get(key) and jitter.get(key) != 0]
@@ -79,7 +80,7 @@ def problem(jitter: Mapping[str, Any]) -> str | None:
         points = _percentiles(jitter["points"])
         if len(points) > 200:
             return f"{len(points)} points are too many; allowed: 200"
-        for (share, ps), (_, after) in zip(points, points[1:], strict=False):
+        for (share, ps), (_, after) in pairwise(points):
             if after < ps:
                 return f"the delay falls after p{float(100 * share):g}; it has to rise with the percentile"
         if points[0][1] < low or (high is not None and points[-1][1] > high):

@@ -100,8 +100,8 @@ class Link:
         from node to node stays the same, whatever a link on it is set to.
 
         Args:
-            values: as in the topology file. PCIe: `delay`, `gen`, `lanes`, `mps`, `mrrs`, `rcb`, `tags`, `posted_credits_header` and
-                the other credits. Ethernet: `delay`, `rate`, `mtu`, `overhead_bytes`. Units are mandatory: `delay="500ns"`.
+            values: as in the topology file. PCIe: `delay`, `gen`, `lanes`, `mps`, `mrrs`, `rcb`, `tags`, and credits such as
+                `posted_credits_header`. Ethernet: `delay`, `rate`, `mtu`, `overhead_bytes`. Units are mandatory: `delay="500ns"`.
         Raises:
             InvalidArgument: no such value, or not in the range that a topology file may have; nothing was set.
             Busy: a process is stopped in the middle of an operation; the values are set.

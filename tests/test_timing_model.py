@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ NORMAL = {"distribution": "normal", "mean_ps": 20_000, "deviation_ps": 5_000, "m
 
 def inverse(points: list[tuple[int, int]], p: float) -> float:
     at = p * jitter.WHOLE
-    for (s0, p0), (s1, p1) in zip(points, points[1:], strict=False):
+    for (s0, p0), (s1, p1) in pairwise(points):
         if s0 <= at <= s1:
             return p0 + (p1 - p0) * (at - s0) / (s1 - s0)
     raise AssertionError
@@ -171,7 +172,7 @@ def test_every_delay_is_the_references(place: Path, seed: int) -> None:
         fabric.attach("host1")
         points = jitter.table(fabric.topology.links[LINK].jitter)
         base = node.estimate("load", gva)
-        mean = sum((p1 + p0) * (s1 - s0) for (s0, p0), (s1, p1) in zip(points, points[1:], strict=False)) / 2 / jitter.WHOLE
+        mean = sum((p1 + p0) * (s1 - s0) for (s0, p0), (s1, p1) in pairwise(points)) / 2 / jitter.WHOLE
         request, answer = round(Wire.ps(0, 1, 24)), round(Wire.ps(8, 1, 20))
         assert base["completes_ps"] == pytest.approx(request + answer + 200_000 + 2 * mean, abs=4)
         exact = 0
