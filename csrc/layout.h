@@ -109,10 +109,11 @@ struct fbxl_header {
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
-    fbx_au64 trace_rings;
-    fbx_au32 trace_on;
+    fbx_au64 trace_order; /* counts what was recorded; written by the lock's holder */
+    fbx_au32 trace_on; /* processes that record */
     uint32_t pad7;
-    uint64_t pad8[4];
+    struct fbxl_lock trace_lock; /* while somebody records, whoever records reserves one after the other */
+    uint64_t pad8[2];
     /* counters of what should never happen; anyone adds */
     _Alignas(64) fbx_au64 corrupt_resets;
     fbx_au64 takeovers;

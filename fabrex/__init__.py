@@ -130,6 +130,7 @@ _LAZY = {
     "Topology": "topology",
 }
 _MODULES = (
+    "caching",
     "dma",
     "errors",
     "event",

@@ -55,6 +55,7 @@ class Fabric:
         self.links = Links(self)
         self._names = {name: i for i, name in enumerate(self.topology.nodes)}
         self._nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+        self._scheduler: Any = None  # of fabrex.sim, under the virtual clock
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -105,21 +106,33 @@ class Fabric:
         if order == "adversarial" and not timed:
             raise InvalidArgument("the adversary delays writes, so it needs time", hint="use timing=True, or fabrex.sim.run")
         place = directory or default_directory()
-        config, keep = _config(described)
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
+        flags = (lib.FBX_PERSISTENT if persistent else 0) | (lib.FBX_TIMING if timed else 0)
+        return cls._make(described, called, place, flags, order, seed, strict_errors)
+
+    @classmethod
+    def _make(
+        cls, described: Topology, called: str, place: str, flags: int, order: str, seed: int | None, strict_errors: bool
+    ) -> Fabric:
+        config, keep = _config(described)
         keep.append(ffi.new("char[]", encoded(called)))
         config.name = keep[-1]
         keep.append(ffi.new("char[]", os.fsencode(place)))
         config.directory = keep[-1]
         config.flags = (
-            (lib.FBX_PERSISTENT if persistent else 0)
-            | (lib.FBX_TIMING if timed else 0)
-            | (lib.FBX_AUTO_WINDOWS if described.windows == "auto" else 0)
-            | (lib.FBX_STRICT if strict_errors else 0)
+            flags | (lib.FBX_AUTO_WINDOWS if described.windows == "auto" else 0) | (lib.FBX_STRICT if strict_errors else 0)
         )
         config.ordering = ORDERINGS[order]
+        config.clock = lib.FBX_VIRTUAL if flags & lib.FBX_PRIVATE else lib.FBX_REAL
         config.seed = described.seed if seed is None else seed
         return cls(FabricHandle(lambda out: lib.fbx_fabric_create(config, out)), place)
+
+    @classmethod
+    def _private(cls, described: Topology, order: str, seed: int, strict_errors: bool) -> Fabric:
+        """Make a fabric without files whose clock is virtual, for the programs of one thread of this process."""
+        if order not in ORDERINGS:
+            raise InvalidArgument(f"ordering is one of {', '.join(ORDERINGS)}, not {order!r}")
+        return cls._make(described, "sim", "/dev/shm", lib.FBX_PRIVATE | lib.FBX_TIMING, order, seed, strict_errors)
 
     @classmethod
     def open(cls, name: str, directory: str | None = None, timeout: float = 0.0) -> Fabric:
@@ -182,18 +195,24 @@ class Fabric:
 
     # -- nodes and memory ---------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, role: str = "any") -> Node:
+    def attach(self, name: str, role: str = "any", *, stale: bool = False) -> Node:
         """Become node `name`.
 
         Args:
             role: "owner" (the process that is the node), "client", or "any": the owner if there is none.
+            stale: it caches remote memory without coherence: see `fabrex.caching`.
         Raises:
             FabricNotFound: no such node. FabricExists: it has an owner. InvalidArgument: it is a switch.
         """
         if role not in _ROLES:
             raise InvalidArgument(f"role is one of {', '.join(_ROLES)}, not {role!r}")
         self._live()
-        node = Node(self, name, _ROLES[role])
+        if stale:
+            from .caching import CachingNode
+
+            node: Node = CachingNode(self, name, _ROLES[role])
+        else:
+            node = Node(self, name, _ROLES[role])
         self._nodes.add(node)
         return node
 
@@ -257,6 +276,7 @@ class Fabric:
         """Store `value` (bytes, at most 16 MiB) under `key`, replacing what was there."""
         data = ffi.from_buffer("char[]", value)
         check(lib.fbx_put(self._live(), encoded(key), data, len(data)))
+        self._point()
 
     def get(self, key: str, timeout: float | None = 0.0) -> bytes:
         """Return the value of `key`.
@@ -298,7 +318,11 @@ class Fabric:
                 check(code)
             if deadline is not None and self.now_ps >= deadline:
                 raise WaitTimeout(f"no {what} appeared in fabric {self.name!r} within {timeout} s")
-            check(lib.fbx_names_wait(self._live(), seen, SLICE_NS))
+            if self._scheduler is not None and (node := self._any_node()) is not None:
+                never = (1 << 64) - 1
+                self._scheduler.watch(node._address, 3, seen, never if deadline is None else min(deadline, never))
+            else:
+                check(lib.fbx_names_wait(self._live(), seen, SLICE_NS))
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -385,6 +409,11 @@ class Fabric:
 
     def _live(self) -> Any:
         return self._handle.live()
+
+    def _point(self) -> None:
+        """Under the virtual clock: let others run whose turn it is."""
+        if self._scheduler is not None and self._scheduler.current() >= 0:
+            self._scheduler.point()
 
     def _any_node(self) -> Node | None:
         return next((node for node in list(self._nodes) if not node.closed), None)
