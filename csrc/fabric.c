@@ -259,8 +259,10 @@ static int keep_facts(fbx_fabric *f)
     if (!f->node_facts || !f->region_facts || !f->link_facts || !f->figures || !f->tiers || !f->tier_jitter || !f->link_jitter)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     int status = 0;
-    for (uint32_t i = 0; !status && i < f->region_count; i++)
+    for (uint32_t i = 0; !status && i < f->region_count; i++) {
         status = keep_jitter(f, f->region_facts[i].jitter, f->region_facts[i].jitter_points, &f->tier_jitter[i]);
+        f->tiers_limited |= f->tier_jitter[i] || f->region_facts[i].ps_per_byte_q24;
+    }
     for (uint32_t i = 0; !status && i < f->link_count; i++)
         status = keep_jitter(f, f->link_facts[i].jitter, f->link_facts[i].jitter_points, &f->link_jitter[i]);
     return status;

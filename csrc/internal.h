@@ -152,6 +152,7 @@ struct fbx_fabric {
     struct fbxi_tier **tiers; /* by region, with a rate: made on first use */
     struct fbxi_jitter **tier_jitter, **link_jitter; /* NULL: none */
     uint64_t seed;
+    uint32_t tiers_limited; /* some tier has a rate or a jitter */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
     uint64_t heap_offset, heap_bytes, instance, events_offset;

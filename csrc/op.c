@@ -561,7 +561,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     struct fbxi_flight out, back;
     fbx_fabric *f = n->fabric;
     /* A request waits for a free tag. */
-    const uint32_t tags = fbxi_out(route)->tags, tag = fbx_peek(&n->tag_next) % tags;
+    const uint32_t following = fbx_peek(&n->tag_next), tag = following < fbxi_out(route)->tags ? following : 0;
     const uint64_t free_ps = fbx_peek(&n->tag_free_ps[tag]);
     fbx_poke(&n->tag_next, tag + 1);
     if (UNLIKELY(free_ps > at_ps && free_ps - at_ps < FBX_BACKLOG_PS))

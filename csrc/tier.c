@@ -61,7 +61,7 @@ static struct fbxi_tier {
     return t;
 }
 
-uint64_t fbxi_tier_access(fbx_fabric *f, uint32_t region, uint64_t at_ps, uint64_t bytes, int bulk, uint64_t now_ps, uint64_t *first_ps)
+uint64_t fbxi_tier_access_slow(fbx_fabric *f, uint32_t region, uint64_t at_ps, uint64_t bytes, int bulk, uint64_t now_ps, uint64_t *first_ps)
 {
     *first_ps = at_ps;
     region = tier_of(f, region);
@@ -78,7 +78,7 @@ uint64_t fbxi_tier_access(fbx_fabric *f, uint32_t region, uint64_t at_ps, uint64
     return end;
 }
 
-uint64_t fbxi_tier_write(fbx_fabric *f, uint32_t region, uint64_t arrives_ps, uint64_t wire_ps, uint64_t bytes, int bulk, uint64_t now_ps)
+uint64_t fbxi_tier_write_slow(fbx_fabric *f, uint32_t region, uint64_t arrives_ps, uint64_t wire_ps, uint64_t bytes, int bulk, uint64_t now_ps)
 {
     const uint32_t at = tier_of(f, region);
     const uint64_t rate = at == UINT32_MAX ? 0 : f->region_facts[at].ps_per_byte_q24;
@@ -86,11 +86,11 @@ uint64_t fbxi_tier_write(fbx_fabric *f, uint32_t region, uint64_t arrives_ps, ui
         return arrives_ps;
     /* Memory takes the bytes as they come: a tier that is faster than the wire adds nothing. */
     const uint64_t duration = fbx_bytes_to_ps(rate, bytes), early = duration < wire_ps ? duration : wire_ps;
-    uint64_t first, end = fbxi_tier_access(f, region, arrives_ps > early ? arrives_ps - early : 0, bytes, bulk, now_ps, &first);
+    uint64_t first, end = fbxi_tier_access_slow(f, region, arrives_ps > early ? arrives_ps - early : 0, bytes, bulk, now_ps, &first);
     return end > arrives_ps ? end : arrives_ps;
 }
 
-uint64_t fbxi_tier_latency(const fbx_fabric *f, uint32_t region, uint64_t at_ps)
+uint64_t fbxi_tier_latency_slow(const fbx_fabric *f, uint32_t region, uint64_t at_ps)
 {
     region = tier_of(f, region);
     if (region == UINT32_MAX)

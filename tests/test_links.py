@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Child, eventually, persistent, topology
+from helpers import Child, control_path, eventually, persistent, topology
 
 import fabrex
 
@@ -265,3 +265,38 @@ def test_without_injected_time_it_is_kept_and_shown(place: Path) -> None:
         node.store(fabric.gva("host1"), 1)
         assert fabric.links[GEN].info()["delay_ps"] == 9_000_000
         assert node.estimate("load", fabric.gva("host1"))["completes_ps"] > 18_000_000
+
+
+def test_scribbled_settings_are_as_described(place: Path) -> None:
+    """Whatever stands in the snapshots is checked before it is a size or a shift; what cannot be is as the topology says."""
+    import random
+    import struct
+
+    noise = random.Random(3)
+    with persistent(topology(2)) as fabric:
+        node, link, gva = fabric.attach("host0"), fabric.links[GEN], fabric.gva("host1")
+        fabric.attach("host1")
+        link.set(delay="777ns", gen=5)
+        values = [link.info()[key] for key in ("delay_ps", "gen", "lanes", "mps", "mrrs", "rcb")]
+        wanted = struct.pack("<6Q", *values)
+        with control_path().open("r+b") as file:
+            at, found = 0, -1
+            while found < 0:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                place_ = os.pread(file.fileno(), end - at, at).find(wanted)
+                found, at = (at + place_ if place_ >= 0 else -1), end
+            for _ in range(200):
+                key = noise.randrange(15)
+                value = noise.choice((0, 1, 3, 7, 128, 4096, 1 << 20, 1 << 32, (1 << 40) + 1, (1 << 63) - 1, (1 << 64) - 1))
+                before = os.pread(file.fileno(), 8, found + 8 * key)
+                os.pwrite(file.fileno(), struct.pack("<Q", value), found + 8 * key)
+                info = link.info()
+                assert info["gen"] in range(1, 7) and info["delay_ps"] <= 10**12
+                told = node.estimate("load", gva)["completes_ps"]
+                if info["delay_ps"] < 10**6:
+                    assert node.load(gva) == 0 and told > 0
+                os.pwrite(file.fileno(), before, found + 8 * key)
+        assert fabric.info()["counters"]["corrupt_resets"] > 0
+        link.reset()
+        assert link.info()["changed"] == {}
