@@ -2094,7 +2094,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             unmark(lane);
             continue;
         }
-        struct fbxi_flight flight = {0, 0};
+        struct fbxi_flight flight = {0, 0, 0};
         uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0, fence = fbx_peek(&n->fence_floor);
         if (f->flags & FBXL_TIMING && fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR,
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
