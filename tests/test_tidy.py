@@ -28,8 +28,8 @@ CSRC = ROOT / "csrc"
 # The C core from the bottom up. A file includes its own layer and those below. File names without their ending.
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
-    {"internal", "error", "clock", "copy", "prng", "trace", "choice", "ordering"},
-    {"segment", "lock", "registered", "ring", "timing", "link", "event", "fault"},
+    {"internal", "error", "clock", "copy", "prng", "trace", "jitter", "choice", "ordering"},
+    {"segment", "lock", "registered", "ring", "timing", "link", "event", "tier", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},

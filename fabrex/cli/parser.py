@@ -215,7 +215,9 @@ def build() -> Parser:
     at = placed(facts(command("events", "show what has happened to a fabric")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("--follow", "-f", action="store_true", help="go on until the fabric ends")
-    at.add_argument("--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on")
+    at.add_argument(
+        "--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on"
+    )
     at.add_argument("--kind", action="append", metavar="EVENT", help="only these; may be repeated")
 
     # Programs
@@ -287,7 +289,12 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
+    at.add_argument(
+        "--mapping",
+        choices=("managed", "wc", "uc"),
+        default="managed",
+        help="how stores through it combine (default: bulk writes only)",
+    )
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")
@@ -329,7 +336,10 @@ def build() -> Parser:
                     help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
     at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")
     receipt = group("receipt", "look at what `bench --receipt` kept")
-    for action, summary in (("show", "figure a receipt anew from its samples"), ("verify", "check a receipt: exit code 1 if it was edited")):
+    for action, summary in (
+        ("show", "figure a receipt anew from its samples"),
+        ("verify", "check a receipt: exit code 1 if it was edited"),
+    ):
         at = facts(command(action, summary, parent=receipt, full=f"receipt {action}"))
         at.add_argument("file", metavar="FILE")
         if action == "show":
