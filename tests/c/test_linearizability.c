@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Four processes change and read the same registers of one NTB device at random, two of them its own host's, two from across
- * the fabric; every operation is recorded with its interval, and the history of each register must be one that a register
+ * Four processes change and read the same registers of one NTB device at random, two of them its own host's, two from other
+ * hosts; every operation is recorded with its interval, and the history of each register must be one that a register
  * which does one thing at a time could have had (linear.h). A posted write takes effect between its issue and the end of the
  * flush, or of the round trip, that pushed it. Doorbells and masks are words of 64 bits here: a read that tears them, or that
  * mixes two changes, fits nowhere; neither does a message with another's sender.
@@ -50,7 +50,8 @@ struct worker {
     fbx_fabric *fabric;
     fbx_node *node;
     uint64_t seed, inbit;
-    uint32_t process, count, open; /* the last `open` ones are posted and not pushed yet */
+    uint32_t process, pidx; /* what the registers' host is to this one */
+    uint32_t count, open; /* the last `open` ones are posted and not pushed yet */
     int wrong;
     enum breakage broken;
 };
@@ -76,30 +77,30 @@ static void far_side(struct worker *w, struct linear_op *op, uint64_t some, uint
         op->kind = dice & 1 ? LINEAR_SET : LINEAR_CLEAR;
         op->object = dice < 2 ? DOORBELL : MASK;
         op->value = some;
-        w->wrong |= dice == 0   ? fbx_peer_db_clear(w->node, 0, some)
-                    : dice == 1 ? fbx_peer_db_set(w->node, 0, some)
-                    : dice == 2 ? fbx_peer_db_clear_mask(w->node, 0, some)
-                                : fbx_peer_db_set_mask(w->node, 0, some);
+        w->wrong |= dice == 0   ? fbx_peer_db_clear(w->node, w->pidx, some)
+                    : dice == 1 ? fbx_peer_db_set(w->node, w->pidx, some)
+                    : dice == 2 ? fbx_peer_db_clear_mask(w->node, w->pidx, some)
+                                : fbx_peer_db_set_mask(w->node, w->pidx, some);
     } else if (dice < 7) {
         op->kind = LINEAR_WRITE;
         op->object = (uint16_t)(FIRST_SPAD + k % SPADS);
         op->value = (uint32_t)some;
-        w->wrong |= fbx_peer_spad_write(w->node, 0, k % SPADS, (uint32_t)some);
+        w->wrong |= fbx_peer_spad_write(w->node, w->pidx, k % SPADS, (uint32_t)some);
     } else if (dice < 11) {
         op->kind = LINEAR_SEND;
         op->object = (uint16_t)(FIRST_MESSAGE + k % MESSAGES);
-        op->value = (uint32_t)some; /* of peer 0, which is what the other side calls this host */
-        w->wrong |= fbx_peer_msg_write(w->node, 0, k % MESSAGES, (uint32_t)some);
+        op->value = (uint64_t)w->process << 32 | (uint32_t)some; /* host1 calls its peers as this program numbers them */
+        w->wrong |= fbx_peer_msg_write(w->node, w->pidx, k % MESSAGES, (uint32_t)some);
     } else {
         op->kind = LINEAR_READ;
         posted = 0;
         if (dice < 14) {
             op->object = (uint16_t)(FIRST_SPAD + k % SPADS);
-            w->wrong |= fbx_peer_spad_read(w->node, 0, k % SPADS, &word);
+            w->wrong |= fbx_peer_spad_read(w->node, w->pidx, k % SPADS, &word);
             op->value = word;
         } else {
             op->object = dice == 14 ? DOORBELL : MASK;
-            w->wrong |= dice == 14 ? fbx_peer_db_read(w->node, 0, &op->value) : fbx_peer_db_read_mask(w->node, 0, &op->value);
+            w->wrong |= dice == 14 ? fbx_peer_db_read(w->node, w->pidx, &op->value) : fbx_peer_db_read_mask(w->node, w->pidx, &op->value);
         }
         op->end = now_ns();
         pushed(w, op->end); /* a read pushes what was posted before it */
@@ -180,7 +181,9 @@ static void work(uint32_t process, enum breakage broken, uint32_t pieces)
     struct worker w = {.process = process, .seed = 88172645463325252ull + 7919 * process, .broken = broken};
     w.wrong = fbx_fabric_open(test_dir(), "linear", &w.fabric);
     if (!w.wrong)
-        w.wrong = fbx_node_attach(w.fabric, process < 2 ? "host0" : "host1", process & 1 ? FBX_CLIENT : FBX_OWNER, &w.node);
+        w.wrong = fbx_node_attach(w.fabric, process == 0 ? "host0" : process == 1 ? "host2" : "host1",
+                                  process == 3 ? FBX_CLIENT : FBX_OWNER, &w.node);
+    w.pidx = process == 1;
     if (!w.wrong)
         w.wrong = fbx_msg_inbits(w.node, &w.inbit);
     w.inbit &= ~w.inbit + 1;
@@ -390,6 +393,7 @@ int main(void)
 {
     const char *asked = getenv("LINEARIZABILITY_OPERATIONS");
     const uint64_t wanted = asked ? strtoull(asked, NULL, 0) : 200000;
+    test_hosts = 3;
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED || !wanted)
         return 2;
