@@ -361,13 +361,18 @@ struct fbxl_ntb_state {
     uint64_t pad[3];
 };
 struct fbxl_ntb {
-    struct fbxl_lock lock; /* who changes a register */
+    /* who changes a register, mostly deliverers at the node itself */
+    struct fbxl_lock lock;
     fbx_au64 which; /* bit 0: the snapshot in force; the rest counts changes */
-    fbx_au64 link_changes; /* times a link that this node depends on came or went */
     fbx_au32 changed; /* futex word of those who wait for events */
+    uint32_t pad0;
+    uint64_t pad1[4];
+    /* what senders look at with each write: seldom changed, so it stays in their caches */
     fbx_au32 waiters;
+    uint32_t pad2;
+    fbx_au64 link_changes; /* times a link that this node depends on came or went */
     fbx_au64 rid_which; /* requester-ID table. Bit 0: the snapshot in force; bit 1: it is enforced; the rest counts changes */
-    uint64_t pad[2];
+    uint64_t pad3[5];
     struct fbxl_ntb_state state[2];
     struct {
         fbx_au32 value, source; /* filled while its status bit is clear */
@@ -396,7 +401,7 @@ _Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two 
 _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
 _Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
-_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 1984, "snapshots on lines of their own");
+_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 2048, "snapshots on lines of their own");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
