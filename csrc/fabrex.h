@@ -86,7 +86,8 @@ typedef struct fbx_node fbx_node;
 enum fbx_kind { FBX_HOST = 1, FBX_ACCELERATOR = 2, FBX_MEMORY = 3, FBX_SWITCH = 4 };
 enum fbx_ordering { FBX_POSTED = 0, FBX_IMMEDIATE = 1, FBX_ADVERSARIAL = 2 };
 enum fbx_clock { FBX_REAL = 0, FBX_VIRTUAL = 1 };
-enum fbx_flags { FBX_PERSISTENT = 1, FBX_TIMING = 2, FBX_AUTO_WINDOWS = 4, FBX_STRICT = 8, FBX_NO_SERVICE = 64 };
+enum fbx_flags { FBX_PERSISTENT = 1, FBX_TIMING = 2, FBX_AUTO_WINDOWS = 4, FBX_STRICT = 8, FBX_NO_SERVICE = 64,
+                 FBX_PRIVATE = 128 /* no files: nobody else can open it, and it ends with its handle */ };
 enum fbx_profile_id { FBX_PROFILE_FABREX, FBX_PROFILE_XEON_GEN3, FBX_PROFILE_XEON_GEN4, FBX_PROFILE_AMD,
                       FBX_PROFILE_IDT, FBX_PROFILE_SWITCHTEC, FBX_PROFILE_EPF, FBX_PROFILES };
 
@@ -94,6 +95,7 @@ struct fbx_config_node {
     const char *name;
     uint32_t kind, profile, machine, access_bytes, dma_tags;
     uint64_t delay_ps, pio_read_ps, pio_write_ps, dma_setup_write_ps, dma_setup_read_ps;
+    uint32_t wc; /* stores through its windows combine unless a window says otherwise */
 };
 struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
@@ -106,6 +108,7 @@ struct fbx_config_link {
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
+    uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -138,7 +141,7 @@ struct fbx_fabric_info {
     char name[64], directory[256];
     uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
-    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint32_t flags, ordering, clock, owner_alive, closed, links_changed; /* links that are not set as the topology says */
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
     uint64_t tick_hz, tick_cost_ps, now_ps;
 };
@@ -164,7 +167,7 @@ struct fbx_region_info {
 };
 struct fbx_link_info {
     char name[192];
-    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, changed; /* changed: not as the topology describes it */
     uint64_t rate_bps, delay_ps;
     uint64_t bytes[2], tlps[2], dropped[2];
 };
@@ -175,6 +178,52 @@ FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
 FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
 /* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
 FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* What may be set of a link that runs: a PCIe link has no RATE_BPS, MTU and OVERHEAD_BYTES, an Ethernet link DELAY_PS and
+ * those. Credits of data are units of 16 bytes; 0 is infinite. */
+enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
+                    FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
+                    FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+/* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
+ * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
+FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
+/* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
+FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
+
+/* ---- events --------------------------------------------------------------------------------------------------------- */
+
+/* What has happened to a fabric: the last 1,024 events are kept, numbered from 0. `a` and `b` are: NODE_ATTACHED, NODE_DETACHED:
+ * process and role (enum fbx_attach); NODE_LOST: process; LINK_SET, one for each value: key (enum
+ * fbx_link_key) and value; WINDOW_SET: translation and bytes, and `link`
+ * is the peer; WRITES_DROPPED, AER: how many since the last such event, and in all; DMA_FAILED: the error (negated) and how many
+ * more failed since the last such event; FABRIC_*: process. `other` is the window. */
+#define FBX_EVENT_KINDS(X)                                                                                             \
+    X(1, FABRIC_UP) X(2, FABRIC_DOWN) X(3, NODE_ATTACHED) X(4, NODE_DETACHED) X(5, NODE_LOST) X(6, LINK_DOWN) X(7, LINK_UP)   \
+    X(8, LINK_SET) X(9, LINK_RESET) X(10, WINDOW_SET) X(11, WINDOW_CLEARED) X(12, NTB_DISABLED) X(13, NTB_ENABLED)        \
+    X(14, WRITES_DROPPED) X(15, AER) X(16, DMA_FAILED)
+enum fbx_event_kind {
+#define FBX_X(number, name) FBX_EVENT_##name = number,
+    FBX_EVENT_KINDS(FBX_X)
+#undef FBX_X
+};
+struct fbx_event {
+    uint64_t number, ps, unix_ns; /* fabric time and the time of day */
+    uint32_t kind, node, other, link; /* UINT32_MAX: none */
+    uint64_t a, b;
+};
+/* "LINK_DOWN"; NULL for a number that is no kind. */
+FBX_API const char *fbx_event_name(uint32_t kind);
+/* Numbers of the oldest event that is still there, and of the next one. */
+FBX_API int fbx_events_range(fbx_fabric *fabric, uint64_t *first, uint64_t *next);
+/* Read up to `room` events from number *cursor on; returns how many. *cursor becomes the number to go on with, and *lost
+ * grows by those that were overwritten before they were read. */
+FBX_API int fbx_events_read(fbx_fabric *fabric, uint64_t *cursor, struct fbx_event *out, uint32_t room, uint64_t *lost);
+/* Sleep until there is an event `cursor`: 0, AGAIN after max_wait_ns or a signal, CLOSED when no more will come. */
+FBX_API int fbx_events_wait(fbx_fabric *fabric, uint64_t cursor, uint64_t max_wait_ns);
+/* A handle that only looks on: for fbx_fabric_topology() and fbx_events_*(), CLOSED for everything else. It does not keep
+ * anybody from taking the fabric down. */
+FBX_API int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
@@ -188,9 +237,15 @@ FBX_API int fbx_node_is_owner(const fbx_node *node);
 /* ---- windows ---------------------------------------------------------------------------------------------------- */
 
 enum fbx_perm { FBX_PERM_NONE = 0, FBX_PERM_READ = 1, FBX_PERM_WRITE = 2, FBX_PERM_RW = 3 };
-enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1 };
+/* Or-ed to a window's permission: attributes of every request that goes through it. */
+enum { FBX_WINDOW_RO = 4, FBX_WINDOW_IDO = 8 };
+/* UNCACHED: each store is a packet of its own, in order, and a bulk write is packets of the CPU's access width.
+ * WRITE_COMBINING: stores wait in buffers of 64 bytes, which leave in any order until fbx_drain(), an uncached access, a
+ * read, an atomic or a flush. MANAGED, what the manager's own windows are: bulk writes leave as full packets of 64 bytes,
+ * single stores in order, unless the node's `wc` says that they combine too. */
+enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1, FBX_MANAGED = 2 };
 struct fbx_window_info {
-    uint32_t index, peer, perm, mapping, lut, programmed;
+    uint32_t index, peer, perm, mapping, lut, programmed, attr, pad;
     uint64_t translation, bytes, bus, max_bytes, address_align, size_align, min_bytes;
 };
 FBX_API int fbx_mw_count(fbx_fabric *fabric, uint32_t node);
@@ -253,7 +308,19 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
-enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4, FBX_PLAIN = 8 /* neither, whatever the default of node or window */ };
+/* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
+ * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
+enum fbx_rule {
+    FBX_RULE_NONE = 0,
+    FBX_RULE_RO = 1, /* A2b: the later write, or D2b: the later read's completion, has relaxed ordering */
+    FBX_RULE_IDO = 2, /* A2b: the later request has ID-based ordering and another requester */
+    FBX_RULE_TC = 3, /* they are of different traffic classes */
+    FBX_RULE_PATH = 4, /* they go different ways, or to different nodes */
+    FBX_RULE_COMBINING = 5, /* both were in write-combining buffers that had not been drained */
+    FBX_RULE_TEAR = 6, /* one access of several pieces, taken in another order */
+    FBX_RULE_STALE = 7 /* a cache held what the later access should have seen */
+};
 enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
 
 /* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
@@ -290,6 +357,8 @@ FBX_API int fbx_gather(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, 
                        void *out, uint64_t *done, uint64_t max_wait_ns);
 FBX_API int fbx_scatter(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
                         const void *values, uint64_t *done, uint64_t max_wait_ns);
+/* Attributes and traffic class of this handle's operations that do not say otherwise. */
+FBX_API int fbx_set_order(fbx_node *node, uint32_t attr, uint32_t tc);
 FBX_API int fbx_drain(fbx_node *node);
 FBX_API int fbx_fence(fbx_node *node);
 /* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */
@@ -492,6 +561,8 @@ enum fbx_choice_flags {
     FBX_CHOICE_ONLY = 2 /* decisions that are not in the table are 0 */
 };
 /* From now on these decisions are as in the table, the others as the seed says or 0. Both 0: no table, no log. */
+/* One of 0 .. count-1, as the seed says; 0 for what is no fabric's. */
+FBX_API uint64_t fbx_choose(fbx_fabric *fabric, uint32_t kind, uint64_t count);
 FBX_API int fbx_choice_plan(fbx_fabric *fabric, const struct fbx_choice *fixed, uint64_t count, uint32_t flags);
 /* Copy the log; returns how many there are. */
 FBX_API uint64_t fbx_choice_log(fbx_fabric *fabric, struct fbx_choice *out, uint64_t room);
@@ -501,7 +572,9 @@ enum fbx_trace_event {
     FBX_TRACE_VISIBLE = 2, /* a posted write is delivered */
     FBX_TRACE_DROPPED = 3, /* a posted write vanished */
     FBX_TRACE_CONTROL = 4, /* a link or a node changed: kind says what, target which */
-    FBX_TRACE_NOTE = 5 /* for whoever runs programs */
+    FBX_TRACE_NOTE = 5, /* for whoever runs programs */
+    FBX_TRACE_BEGIN = 6, /* recording: an operation begins; sequence: its place among all that is recorded; passed: its requester */
+    FBX_TRACE_STEP = 7 /* recording: it was taken further, as of at_ps */
 };
 struct fbx_trace_record {
     uint64_t at_ps, id; /* id: the operation's, from 1; a write's VISIBLE has that of the write */
@@ -519,6 +592,9 @@ struct fbx_trace_record {
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
 FBX_API int fbx_trace_stop(fbx_fabric *fabric);
+/* Record, beside the rest, when operations begin and are taken further, so that the same can be done again under the virtual
+ * clock. While a process records, its operations and those of others that record reserve links one after the other. */
+FBX_API int fbx_record(fbx_fabric *fabric, int on);
 /* Records made in all; the digest of them all, those that did not stay included (two words). */
 FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
 /* Copy up to `count` records from number `first` on; returns how many. Numbers that did not stay are skipped: *first
@@ -527,14 +603,78 @@ FBX_API uint64_t fbx_trace_copy(fbx_fabric *fabric, uint64_t *first, struct fbx_
 /* The place in the program that operations begun from now on belong to. */
 FBX_API void fbx_trace_site(fbx_fabric *fabric, uint32_t site);
 
+/* ---- programs under the virtual clock -----------------------------------------------------------------------------
+
+ * One thread runs any number of programs, one at a time, on a private fabric whose clock is virtual. The running program
+ * says what it waits for; fbx_sim_next() moves time on and says which program runs then. How programs are switched (coroutines,
+ * callbacks) is the caller's matter. Everything follows from the seed: the same one gives the same run, bit for bit. */
+
+typedef struct fbx_sim fbx_sim;
+enum fbx_sim_limits { FBX_SIM_NOBODY = 0x7fffffff };
+enum fbx_sim_end {
+    FBX_SIM_DONE = -1001, /* all programs have ended, and what they wrote is visible */
+    FBX_SIM_DEADLOCK = -1002, /* nothing can happen any more, and a program waits */
+    FBX_SIM_LIMIT = -1003, /* time or the number of events has reached its limit */
+    FBX_SIM_LOOK = -1004 /* nothing special: look for signals and call again */
+};
+enum fbx_sim_state { FBX_SIM_ENDED, FBX_SIM_READY, FBX_SIM_OPERATES, FBX_SIM_POLLS, FBX_SIM_PARKED };
+enum fbx_sim_what { FBX_SIM_MEMORY = 1, FBX_SIM_EVENTS = 2, FBX_SIM_NAMES = 3, FBX_SIM_DMA = 4, FBX_SIM_CHANGE = 5, FBX_SIM_SLEEP = 6 };
+struct fbx_sim_options {
+    uint64_t step_ps; /* what an operation costs its program at least */
+    uint64_t limit_ps, limit_events; /* 0: none */
+    uint32_t stalls; /* keep programs from the processor now and then, as the seed says */
+    uint32_t pad;
+};
+struct fbx_sim_task {
+    uint32_t state, what, node, size;
+    int32_t compare, result;
+    uint64_t gva, value, last, next_ps, deadline_ps, since_ps, operations;
+    uint32_t op_kind, op_target;
+};
+/* The fabric must be private and virtual, and nobody attached. What it looks like now is what a reset brings back. */
+FBX_API int fbx_sim_open(fbx_fabric *fabric, fbx_sim **out);
+FBX_API void fbx_sim_free(fbx_sim *sim);
+/* As new: no memory written, no time passed, nobody attached (nodes must have been detached), no program. */
+FBX_API int fbx_sim_reset(fbx_sim *sim, uint64_t seed, const struct fbx_sim_options *options);
+/* A program that runs on `node`; returns its number. It is ready at once. */
+FBX_API int fbx_sim_spawn(fbx_sim *sim, fbx_node *node);
+/* The program that runs now, or FBX_SIM_NOBODY. */
+FBX_API uint32_t fbx_sim_current(const fbx_sim *sim);
+/* What the running program waits for: an operation that fbx_op_begin() answered with `status` (it stays where it is until then);
+ * a time; a value in memory, polled with loads; something else. Or that it has ended. */
+FBX_API void fbx_sim_op(fbx_sim *sim, fbx_node *node, struct fbx_op *op, int status);
+FBX_API void fbx_sim_sleep(fbx_sim *sim, uint64_t until_ps);
+FBX_API void fbx_sim_wait_until(fbx_sim *sim, fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
+                                uint64_t deadline_ps);
+FBX_API void fbx_sim_watch(fbx_sim *sim, fbx_node *node, int what, uint64_t which, uint64_t deadline_ps);
+FBX_API void fbx_sim_exit(fbx_sim *sim);
+/* All programs have ended, however that came: what is under way still arrives with fbx_sim_next(). */
+FBX_API void fbx_sim_stop(fbx_sim *sim);
+/* Move on: the program that runs now, or how it ended. */
+FBX_API int fbx_sim_next(fbx_sim *sim);
+/* Of the program that runs now: what became of its wait (AGAIN: the deadline came), and the value found. */
+FBX_API int fbx_sim_result(fbx_sim *sim, uint64_t *value);
+FBX_API int fbx_sim_look(fbx_sim *sim, uint32_t task, struct fbx_sim_task *out);
+/* An operation's record that stays where it is while other programs run, and 64 bytes for its data: one for each program. */
+FBX_API struct fbx_op *fbx_sim_record(fbx_sim *sim, void **wide);
+FBX_API fbx_sim *fbx_sim_of(fbx_fabric *fabric);
+/* How many events there were. */
+FBX_API uint64_t fbx_sim_events(const fbx_sim *sim);
+
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 
 /* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */
 FBX_API int fbx_bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes,
                       uint64_t count, uint64_t *samples_ps, uint64_t *total_ps);
+/* The same for a descriptor, with up to `depth` of it under way at once. Depth 1 times each from its submission to its
+ * completion. Of more, `samples_ps` are their submissions alone, `total_ps` is that of all until the last is complete, and a
+ * channel that is full is waited for, which counts in the total and in no sample. */
+FBX_API int fbx_bench_dma(fbx_node *node, const struct fbx_dma *descriptor, uint32_t depth, uint64_t count,
+                          uint64_t *samples_ps, uint64_t *total_ps);
 FBX_API uint64_t fbx_ticks(void);
 /* Static memory of the core: pointers to the functions that the _hot extension calls. */
 FBX_API const void *fbx_hot_table(void);
+FBX_API const void *fbx_sim_table(void);
 FBX_API uint64_t fbx_layout_hash(void);
 
 #ifndef FBX_CDEF

@@ -6,6 +6,8 @@
  */
 #include "internal.h"
 #include "choice.h"
+#include "event.h"
+#include "link.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
@@ -48,6 +50,7 @@ static void after_fork_child(void)
         fbxi_engine_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
+        pthread_mutex_init(&f->figures_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
             fbxi_node_forked(n);
     }
@@ -169,6 +172,9 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
         !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
+    uint64_t events;
+    if (!fbxi_event_ring(h, &events))
+        return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged: it has no place for events");
     return 0;
 }
 
@@ -188,12 +194,8 @@ static int check_tables(fbx_fabric *f)
     }
     for (uint32_t i = 0; i < f->link_count; i++) {
         const struct fbxl_link *l = &f->link_facts[i];
-        bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
-                    (l->kind == 0 || (l->kind == 1 && l->mtu));
-        for (uint32_t d = 2 * i; d < 2 * i + 2; d++)
-            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40 &&
-                   f->direction_facts[d].ps_per_byte_q24 && f->direction_facts[d].ps_per_byte_q24 < 1ull << 56 &&
-                   f->direction_facts[d].delay_ps < 1ull << 52;
+        const bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
+                          !fbxi_link_check(l->name, l->kind, l->value);
         if (!good)
             return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
     }
@@ -234,8 +236,8 @@ static int keep_facts(fbx_fabric *f)
     if (f->node_facts && f->region_facts)
         registered_facts(f);
     f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links, 0);
-    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions, 0);
-    return f->node_facts && f->region_facts && f->link_facts && f->direction_facts
+    f->figures = calloc(f->link_count * 2ull + 1, sizeof(*f->figures));
+    return f->node_facts && f->region_facts && f->link_facts && f->figures
                ? 0
                : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
 }
@@ -251,6 +253,7 @@ static void locate_tables(fbx_fabric *f)
     f->heap_offset = h->heap_offset;
     f->heap_bytes = h->heap_bytes;
     f->instance = h->instance;
+    fbxi_event_ring(h, &f->events_offset);
     f->uid = h->uid;
     f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
     f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
@@ -281,6 +284,7 @@ static fbx_fabric *fabric_new(const char *directory)
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
+    pthread_mutex_init(&f->figures_mutex, NULL);
     pthread_mutex_init(&f->engine_mutex, NULL);
     pthread_mutex_init(&f->registered_mutex, NULL);
     return f;
@@ -331,7 +335,7 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->node_facts);
     free(f->region_facts);
     free(f->link_facts);
-    free(f->direction_facts);
+    fbxi_figures_free(f);
     free(f->maps);
     free(f->trees);
     free(f->adjacent);
@@ -341,6 +345,7 @@ void fbx_fabric_free(fbx_fabric *f)
     fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
+    pthread_mutex_destroy(&f->figures_mutex);
     pthread_mutex_destroy(&f->engine_mutex);
     fbxi_registered_close(f);
     pthread_mutex_destroy(&f->registered_mutex);
@@ -436,7 +441,7 @@ static int start(fbx_fabric *f)
     if (status)
         return status;
     register_fabric(f);
-    return f->flags & FBX_NO_SERVICE ? 0 : fbxi_service_start(f);
+    return f->flags & FBX_NO_SERVICE || f->clock.kind != FBX_REAL ? 0 : fbxi_service_start(f);
 }
 
 int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
@@ -453,6 +458,26 @@ int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
         status = fbxi_fail(FBX_E_NOT_FOUND, "the process that owned '%s' is gone, and the fabric with it", name);
     else
         status = start(f);
+    if (status) {
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
+int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    if (earlier_boot(f) || fbx_observe(&f->header->state) & FBXL_CLOSED || ((f->flags & FBXL_OWNED) && !owner_alive(f)))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no fabric '%s' in %s", name, f->directory);
+    else
+        fbxi_clock_load(&f->clock, f->header);
+    f->observer = 1;
+    fbx_poke(&f->closed, 1); /* for whatever needs a session */
     if (status) {
         fbx_fabric_free(f);
         return status;
@@ -488,10 +513,13 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
 
 static void end_fabric(fbx_fabric *f)
 {
-    fbx_or(&f->header->state, FBXL_CLOSED);
+    if (!(fbx_or(&f->header->state, FBXL_CLOSED) & FBXL_CLOSED))
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_DOWN, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
     for (uint32_t i = 0; i < high; i++)
         fbx_add(&f->requesters[i].generation, 1);
+    if (f->flags & FBX_PRIVATE)
+        return; /* its memory goes with its last mapping */
     char path[400];
     snprintf(path, sizeof path, "%s/fabrex@%u@%s", f->directory, f->uid, f->name);
     /* Only if the name still means this fabric: another may have been made since. */
@@ -520,6 +548,7 @@ int fbx_fabric_close(fbx_fabric *f)
     if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
+    fbxi_event_look(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
     fbxi_engine_stop(f);
@@ -669,6 +698,26 @@ int fbx_fabric_prune(const char *directory)
 
 static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
 
+static void link_values(const struct fbx_config_link *l, uint64_t value[FBX_LINK_VALUES])
+{
+    memset(value, 0, FBX_LINK_VALUES * sizeof *value);
+    value[FBX_LINK_DELAY_PS] = l->delay_ps;
+    value[FBX_LINK_GEN] = l->gen;
+    value[FBX_LINK_LANES] = l->lanes;
+    value[FBX_LINK_MPS] = l->mps;
+    value[FBX_LINK_MRRS] = l->mrrs;
+    value[FBX_LINK_RCB] = l->rcb;
+    value[FBX_LINK_RATE_BPS] = l->rate_bps;
+    value[FBX_LINK_MTU] = l->mtu;
+    value[FBX_LINK_OVERHEAD_BYTES] = l->overhead_bytes;
+    value[FBX_LINK_POSTED_CREDITS_HEADER] = l->posted_credits_header;
+    value[FBX_LINK_POSTED_CREDITS_DATA] = l->posted_credits_data;
+    value[FBX_LINK_NONPOSTED_CREDITS_HEADER] = l->nonposted_credits_header;
+    value[FBX_LINK_NONPOSTED_CREDITS_DATA] = l->nonposted_credits_data;
+    value[FBX_LINK_COMPLETION_CREDITS_HEADER] = l->completion_credits_header;
+    value[FBX_LINK_COMPLETION_CREDITS_DATA] = l->completion_credits_data;
+}
+
 static int check_config(const struct fbx_config *c)
 {
     if (!c->node_count || c->node_count > 4096 || c->region_count > 65536 || c->link_count > 16384)
@@ -691,37 +740,18 @@ static int check_config(const struct fbx_config *c)
     }
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *l = &c->links[i];
-        struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
-        if (l->kind == 0 ? fbx_pcie_check(&p) : (l->kind != 1 || !l->rate_bps || l->mtu < 64))
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has parameters that no link has", l->name);
-        if (l->delay_ps > 1000000000000ull)
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has a delay above one second", l->name);
+        uint64_t value[FBX_LINK_VALUES];
+        link_values(l, value);
+        if (fbxi_link_check(l->name, l->kind, value)) {
+            char why[256];
+            snprintf(why, sizeof why, "%s", fbx_last_error()->text);
+            return fbxi_fail(FBX_E_TOPOLOGY, "%s", why);
+        }
     }
     return 0;
-}
-
-static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c, const struct fbx_config_link *l,
-                           uint32_t to)
-{
-    struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
-    d->ps_per_byte_q24 = l->kind ? fbx_ethernet_ps_per_byte(l->rate_bps) : fbx_pcie_ps_per_byte(&p);
-    d->mps = l->kind ? l->mtu : l->mps;
-    d->to_node = to;
-    d->delay_ps = l->delay_ps + (c->nodes[to].kind == FBX_SWITCH ? c->nodes[to].delay_ps : 0);
-    d->tlp_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, d->mps + 24u);
-    /* A slot holds some full packets: see timing.c. */
-    d->slot_shift = 14;
-    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 2 * d->tlp_ps)
-        d->slot_shift++;
-    /* As much as the credits of the nearest receiver hold; 0 means that it advertises infinite ones. */
-    const uint64_t infinite = 1ull << 62;
-    uint64_t headers = l->posted_credits_header ? (uint64_t)l->posted_credits_header * (d->mps + 24u) : infinite;
-    uint64_t data = l->posted_credits_data ? (uint64_t)l->posted_credits_data * 16u : infinite;
-    uint64_t bytes = headers < data ? headers : data;
-    d->credit_ps = bytes == infinite ? infinite : fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
 }
 
 static int fill(fbx_fabric *f, const struct fbx_config *c)
@@ -742,6 +772,7 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         n->pio_write_ps = from->pio_write_ps;
         n->dma_setup_read_ps = from->dma_setup_read_ps;
         n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->wc = from->wc != 0;
         n->first_region = region;
         for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
             const struct fbx_config_region *r = &c->regions[region];
@@ -762,25 +793,14 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *from = &c->links[i];
         struct fbxl_link *l = &f->links[i];
-        struct fbx_pcie_link p = {from->gen, from->lanes, from->mps, from->mrrs, from->rcb};
         snprintf(l->name, sizeof l->name, "%s", from->name);
         l->node[0] = from->node_a;
         l->node[1] = from->node_b;
         snprintf(l->port[0], FBX_PORT_BYTES, "%s", from->port_a ? from->port_a : "");
         snprintf(l->port[1], FBX_PORT_BYTES, "%s", from->port_b ? from->port_b : "");
         l->kind = from->kind;
-        l->gen = from->gen;
-        l->lanes = from->lanes;
-        l->mps = from->mps;
-        l->mrrs = from->mrrs;
-        l->rcb = from->rcb;
-        l->mtu = from->mtu;
-        l->overhead_bytes = from->overhead_bytes;
-        l->rate_bps = from->kind ? from->rate_bps : fbx_pcie_tlp_bps(&p);
-        l->delay_ps = from->delay_ps;
         l->home = from->home;
-        fill_direction(&f->directions[2 * i], c, from, from->node_b);
-        fill_direction(&f->directions[2 * i + 1], c, from, from->node_a);
+        link_values(from, l->value);
     }
     return 0;
 }
@@ -815,8 +835,11 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
         status = check_config(c);
     if (status)
         return status;
+    const int hidden = (c->flags & FBX_PRIVATE) != 0;
+    if (hidden && c->flags & FBX_PERSISTENT)
+        return fbxi_fail(FBX_E_INVALID, "a private fabric cannot outlive its creator");
     struct stat there;
-    if (!stat(path, &there) && fbx_fabric_reclaim(directory, c->name) == 0 && !stat(path, &there))
+    if (!hidden && !stat(path, &there) && fbx_fabric_reclaim(directory, c->name) == 0 && !stat(path, &there))
         return fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name);
     uint64_t instance = 0;
     while (!instance)
@@ -829,7 +852,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     f->creator = 1;
     snprintf(temporary, sizeof temporary, "%s/fabrex@%u@%s@%016llx@new", directory, (unsigned)getuid(), c->name,
              (unsigned long long)instance);
-    f->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    f->fd = hidden ? memfd_create(c->name, MFD_CLOEXEC)
+                   : open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (f->fd < 0) {
         status = fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "cannot make a file in %s", directory);
         fbx_poke(&f->closed, 1);
@@ -872,6 +896,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
             layout.topology_offset = align_up(at, 64);
             layout.topology_bytes = c->topology_bytes;
             at = layout.topology_offset + c->topology_bytes;
+            layout.extension[0] = (struct fbxl_extension){FBXL_EVENTS, 1, align_up(at, 64), sizeof(struct fbxl_events)};
+            at = layout.extension[0].offset + layout.extension[0].bytes;
             eager_end = at;
         }
         at = align_up(at, i == FBXL_NODES ? 64 : 4096);
@@ -893,7 +919,7 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     read_id("/etc/machine-id", layout.machine_id);
     layout.flags = (c->flags & FBX_PERSISTENT ? 0 : FBXL_OWNED) | (c->flags & FBX_TIMING ? FBXL_TIMING : 0) |
                    (c->flags & FBX_AUTO_WINDOWS ? FBXL_AUTO_WINDOWS : 0) | (c->flags & FBX_STRICT ? FBXL_STRICT : 0) |
-                   (c->flags & FBX_NO_SERVICE);
+                   (c->flags & (FBX_NO_SERVICE | FBX_PRIVATE));
     const char *fence = getenv("FABREX_EXPLICIT_FENCE");
     if ((fence && fence[0] == '1') || fbxi_membarrier_register())
         layout.flags |= FBXL_EXPLICIT_FENCE;
@@ -927,10 +953,19 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     if (c->topology_bytes)
         memcpy(fbxi_at(f, layout.topology_offset), c->topology, c->topology_bytes);
     locate_tables(f);
-    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
+    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) ||
+        (!hidden && (status = make_regions(f))))
         goto fail;
+    fbxi_clock_load(&f->clock, f->header);
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_UP, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
+    if (hidden) {
+        if ((status = start(f)))
+            goto fail;
+        *out = f;
+        return 0;
+    }
     if (link(temporary, path)) {
         status = errno == EEXIST ? fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name)
                                  : fbxi_fail_system(FBX_E_SYSTEM, "cannot name the fabric '%s'", c->name);
@@ -945,8 +980,10 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
 fail_named:
     unlink(path);
 fail:
-    unlink(temporary);
-    remove_segments(directory, (uint32_t)getuid(), c->name, instance);
+    if (!hidden) {
+        unlink(temporary);
+        remove_segments(directory, (uint32_t)getuid(), c->name, instance);
+    }
     fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return status;
@@ -975,6 +1012,10 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
         out->session_count += fbx_observe(&f->sessions[i].state) == FBXL_LIVE && fbx_session_alive(f, i);
     for (uint32_t i = 0; i < fbxi_high(f, FBXL_REQUESTERS); i++)
         out->requester_count += fbx_observe(&f->requesters[i].state) == FBXL_LIVE;
+    for (uint32_t i = 0; i < f->link_count; i++) {
+        uint64_t value[FBX_LINK_KEYS];
+        out->links_changed += fbxi_link_current(f, i, value) && memcmp(value, f->link_facts[i].value, sizeof value) != 0;
+    }
     for (uint32_t i = 0; i < f->node_count; i++)
         out->queue_count += fbx_peek(&f->nodes[i].queue_count);
     out->uid = h->uid;
@@ -1122,14 +1163,18 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     memcpy(out->name, l->name, sizeof out->name);
     memcpy(out->node, l->node, sizeof out->node);
     out->kind = l->kind;
-    out->gen = l->gen;
-    out->lanes = l->lanes;
-    out->mps = l->mps;
-    out->mrrs = l->mrrs;
-    out->rcb = l->rcb;
+    uint64_t value[FBX_LINK_KEYS];
+    fbxi_link_current(f, link, value);
+    out->gen = (uint32_t)value[FBX_LINK_GEN];
+    out->lanes = (uint32_t)value[FBX_LINK_LANES];
+    out->mps = (uint32_t)value[FBX_LINK_MPS];
+    out->mrrs = (uint32_t)value[FBX_LINK_MRRS];
+    out->rcb = (uint32_t)value[FBX_LINK_RCB];
     out->up = fbx_observe(&f->links[link].state) == 0;
-    out->rate_bps = l->rate_bps;
-    out->delay_ps = l->delay_ps;
+    out->changed = memcmp(value, l->value, sizeof value) != 0;
+    const struct fbx_pcie_link p = {out->gen, out->lanes, out->mps, out->mrrs, out->rcb};
+    out->rate_bps = l->kind ? value[FBX_LINK_RATE_BPS] : fbx_pcie_tlp_bps(&p);
+    out->delay_ps = value[FBX_LINK_DELAY_PS];
     for (int d = 0; d < 2; d++) {
         out->bytes[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].bytes);
         out->tlps[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].tlps);
@@ -1162,7 +1207,9 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
             fbxi_drop_undelivered(f, link);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){up ? FBX_EVENT_LINK_UP : FBX_EVENT_LINK_DOWN, UINT32_MAX, UINT32_MAX, link, 0, 0});
         fbxi_ntb_links_changed(f, link, UINT32_MAX);
+    }
     return status;
 }
