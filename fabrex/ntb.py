@@ -377,8 +377,8 @@ class Ntb:
     def rid_set(self, functions: Iterable[int] | None) -> None:
         """Say which of this node's requester functions may send requests across its NTB; None: all, as it is at first.
 
-        A function is a handle's `function()`. What comes from others is dropped: posted writes vanish and are counted, all else raises
-        UnsupportedRequest.
+        A function is a handle's `function()`. What comes from others is dropped: posted writes vanish and are counted, all
+        else raises UnsupportedRequest.
 
         Raises:
             InvalidArgument: the device has no such table, or it has fewer entries; nothing has changed.

@@ -173,7 +173,7 @@ def test_a_file_arrives_intact_through_flaps(ends: tuple[fabrex.Fabric, Any, Any
     assert fabric.node_info("host1")["posted_dropped"] and repeated  # the flaps did harm that was mended
 
 
-def test_without_repeating_it_would_fail(ends: tuple[fabrex.Fabric, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_repeating_it_would_fail(ends: tuple[fabrex.Fabric, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: a channel that agrees anew and repeats nothing stops."""
     fabric, near, far = ends
     monkeypatch.setattr(example.Channel, "resume", lambda self: None)
@@ -203,9 +203,7 @@ def test_three_hosts_do_not_meet_in_each_others_registers(place: Path) -> None:
                 out, back = transports[name].channels[peer].queues[0], transports[peer].channels[name].queues[0]
                 pair = f"{name}>{peer}"
                 threads.start(lambda out=out, pair=pair: ([out.send(f"{pair} {i}".encode(), 20) for i in range(60)], out.drain(20)))
-                threads.start(
-                    lambda back=back, pair=pair: got.update({pair: [back.receive(20).decode() for _ in range(60)]})
-                )
+                threads.start(lambda back=back, pair=pair: got.update({pair: [back.receive(20).decode() for _ in range(60)]}))
         server = Threads()
         for transport in transports.values():
             server.start(serving, next(iter(transport.channels.values())), end)
