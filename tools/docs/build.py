@@ -40,7 +40,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("memory", "Buffers", ["Buffer"]),
     ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
-    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
+    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "MsiDescriptor", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
