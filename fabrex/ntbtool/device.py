@@ -94,7 +94,6 @@ class Device:
         self._node = fabric.attach(node_name)
         self._incarnation = self._state()["incarnation"]
         self._borrowed: dict[int, tuple[Any, set[object]]] = {}
-        self._fixed_lent = False
 
     def _state(self) -> dict[str, Any]:
         return self.fabric.node_info(self.node_name)
@@ -118,8 +117,7 @@ class Device:
                 self._node = self.fabric.attach(self.node_name)
                 self._incarnation = self._state()["incarnation"]
                 self._borrowed.clear()
-                self._fixed_lent = False
-
+        
     def close(self) -> None:
         """Give back every window and detach."""
         with self._lock:
@@ -158,7 +156,7 @@ class Device:
         """Return memory for a window of a peer: as much as is wanted, rounded up to what the window takes.
 
         A window as Xeon gen3's, whose translation must be aligned to all of its aperture, can only show the beginning of the bus.
-        There each node has 64 KiB that are handed out to nobody else (`fabric.gva`); one window at a time gets them.
+        There each node has 64 KiB that `alloc` hands out to nobody (`fabric.gva`); all such windows show them.
 
         Raises:
             OSError: ENOMEM.
@@ -172,10 +170,8 @@ class Device:
             fail(errno.ENOMEM)
         size = rounded(min(wanted, widest), size_align)
         if address_align > _MOST_ALIGNED:
-            with self._lock:
-                if self._fixed_lent or size > min(_FIXED_BYTES, regions[0]["bytes"]) or regions[0]["bus"] % address_align:
-                    fail(errno.ENOMEM)
-                self._fixed_lent = True
+            if size > min(_FIXED_BYTES, regions[0]["bytes"]) or regions[0]["bus"] % address_align:
+                fail(errno.ENOMEM)
             return Inbound(regions[0]["gva"], regions[0]["bus"], size, None)
         size = rounded(rounded(size, address_align), size_align)
         buffer = self._node.alloc(size, align=max(address_align, 64))
@@ -188,10 +184,7 @@ class Device:
 
     def free(self, inbound: Inbound) -> None:
         """Take memory back."""
-        if inbound.buffer is None:
-            with self._lock:
-                self._fixed_lent = False
-        else:
+        if inbound.buffer is not None:
             with contextlib.suppress(FabricError):
                 inbound.buffer.free()
 

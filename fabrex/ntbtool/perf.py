@@ -49,8 +49,10 @@ class Parameters:
 
         return Directory(
             lambda: {
-                "chunk_order": whole("chunk_order", _MOST_CHUNK_ORDER),
-                "total_order": whole("total_order", 40),
+                "chunk_order": (chunk := whole("chunk_order", _MOST_CHUNK_ORDER)),
+                "seg_order": chunk,  # as the older driver calls it
+                "total_order": (total := whole("total_order", 40)),
+                "run_order": total,
                 "max_mw_size": whole("max_mw_size", (1 << 63) - 1),
                 "use_dma": File(0o644, lambda: "Y\n" if self.use_dma else "N\n", dma),
             }
