@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ..errors import FabricError
 from ..fabric import Fabric
+from .codes import translated
 from .device import Device, Devices
 from .msi import Msi
 from .perf import Parameters, Perf
@@ -91,15 +92,16 @@ class Debugfs:
 
     def find(self, path: str) -> Entry:
         """Return what a path leads to; ENODEV once the fabric has gone."""
-        self.devices.alive()
-        return self.root.find(path)
+        with translated():
+            self.devices.alive()
+            return self.root.find(path)
 
     def open(self, path: str) -> Entry:
         """Return a file or directory to use: its driver gets the devices."""
         entry = self.find(path)
-        if not isinstance(entry, Directory):
-            device = self.device_of(path)
-            if device is not None:
+        device = None if isinstance(entry, Directory) else self.device_of(path)
+        if device is not None:
+            with translated():
                 device.refresh()
                 driver = self.root[path.strip("/").split("/")[0]]
                 if driver.touched is not None:

@@ -20,41 +20,12 @@ from ..fabric import Fabric
 from ..memory import Buffer
 from ..node import Node
 from ..ntb import Ntb
-from .text import fail
+from .codes import fail
 
 _FIXED_BYTES = 65536
 _MOST_ALIGNED = 1 << 30
 _PERMISSIONS = ("none", "r", "w", "rw")
 _MAPPINGS = ("uc", "wc")
-
-# What a driver would have returned. The first that fits counts.
-_ERRNOS: tuple[tuple[type[FabricError], int], ...] = (
-    (errors.ClosedHandle, errno.ENODEV),
-    (errors.FabricNotFound, errno.ENODEV),
-    (errors.CorruptSegment, errno.ENODEV),
-    (errors.PeerLost, errno.ENODEV),
-    (errors.LinkDown, errno.ENOTCONN),
-    (errors.ValueRangeError, errno.ERANGE),
-    (errors.InvalidArgument, errno.EINVAL),
-    (errors.WindowError, errno.EINVAL),
-    (errors.AddressError, errno.EINVAL),
-    (errors.OutOfFabricMemory, errno.ENOMEM),
-    (errors.Busy, errno.EBUSY),
-    (errors.FabricExists, errno.EBUSY),
-    (errors.CompletionTimeout, errno.ETIMEDOUT),
-    (errors.CompleterAbort, errno.EACCES),
-    (errors.QueueFull, errno.EAGAIN),
-)
-
-
-def errno_of(error: BaseException) -> int:
-    """Return the error number that stands for an exception."""
-    if isinstance(error, OSError) and error.errno and not isinstance(error, FabricError):
-        return error.errno
-    if isinstance(error, FabricError):
-        return next((number for kind, number in _ERRNOS if isinstance(error, kind)), errno.EIO)
-    return errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
-
 
 def pci_name(position: int) -> str:
     """Return the name that the device has under debugfs: each host is a PCI domain of its own."""

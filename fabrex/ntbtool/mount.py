@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgument, SystemRefused
+from .codes import fail, translated
 from .debugfs import Debugfs
-from .device import errno_of
-from .text import fail
 from .tree import Directory, Entry, File, MemoryFile, Waiting
 
 _THREADS = 4096  # blocking writes hold a thread each
@@ -101,7 +100,7 @@ class Operations:
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         """Return a file's attributes."""
-        with self._errors():
+        with translated():
             entry = self._debugfs.find(path) if path.strip("/") else self._debugfs.root
         directory = isinstance(entry, Directory)
         return {
@@ -117,7 +116,7 @@ class Operations:
 
     def readdir(self, path: str, fh: int) -> list[str]:
         """Return the names in a directory."""
-        with self._errors():
+        with translated():
             entry = self._debugfs.find(path)
             if not isinstance(entry, Directory):
                 fail(errno.ENOTDIR)
@@ -129,23 +128,15 @@ class Operations:
 
     def truncate(self, path: str, length: int, fh: Any = None) -> int:
         """Shells truncate what they write to: that means nothing to a register."""
-        with self._errors():
+        with translated():
             self._debugfs.find(path)
         return 0
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _errors(self) -> Any:
-        try:
-            yield
-        except Exception as error:
-            code = errno_of(error)
-            raise OSError(code, os.strerror(code)) from None
-
     def open(self, path: str, fi: Any) -> int:
         """Open a file; the page cache is not for registers."""
-        with self._errors():
+        with translated():
             entry = self._debugfs.open(path)
         with self._lock:
             number = next(self._numbers)
@@ -170,7 +161,7 @@ class Operations:
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
         """Read a part of a file."""
-        with self._errors():
+        with translated():
             opened = self._of(fi)
             if isinstance(opened.entry, MemoryFile):
                 return opened.entry.read_at(offset, size)
@@ -182,7 +173,7 @@ class Operations:
 
     def write(self, path: str | None, data: bytes, offset: int, fi: Any) -> int:
         """Write: to memory, or a command. May block."""
-        with self._errors():
+        with translated():
             opened = self._of(fi)
             if isinstance(opened.entry, MemoryFile):
                 return opened.entry.write_at(offset, data)

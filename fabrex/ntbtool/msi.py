@@ -13,8 +13,9 @@ import threading
 from functools import partial
 
 from ..errors import FabricError
+from .codes import fail
 from .device import Device, Devices, Inbound, window_count
-from .text import fail, unsigned
+from .text import unsigned
 from .tree import Directory, Entry, File, Waiting
 
 _IRQS = 4

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from ..errors import FabricError
 from ..node import Node
-from .device import Device, Devices, Inbound, errno_of, window_count
-from .text import fail, switch, unsigned
+from .codes import errno_of, fail
+from .device import Device, Devices, Inbound, window_count
+from .text import switch, unsigned
 from .tree import Directory, Entry, File, Waiting
 
 _MOST_CHUNK_ORDER = 20

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 from ..errors import FabricError, InvalidArgument
+from .codes import fail
 from .device import Device, Devices
-from .text import fail
 from .tree import Directory, File, Waiting
 
 

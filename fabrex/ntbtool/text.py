@@ -7,14 +7,9 @@ What is wrong is an OSError: EINVAL for what is no number, ERANGE for one that d
 from __future__ import annotations
 
 import errno
-import os
 import re
-from typing import NoReturn
 
-
-def fail(code: int) -> NoReturn:
-    """Raise an OSError."""
-    raise OSError(code, os.strerror(code))
+from .codes import fail
 
 
 def _number(digits: str) -> int:

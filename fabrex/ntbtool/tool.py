@@ -15,8 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from .codes import fail
 from .device import Device, Devices, Inbound, window_count
-from .text import command, fail, numbers, switch, unsigned
+from .text import command, numbers, switch, unsigned
 from .tree import Directory, Entry, File, MemoryFile, Waiting
 
 _OLD_WINDOWS = 6  # the older driver's limit

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and directories as objects, and how a write that blocks comes to an end.
 
-Must not know: FUSE, fabrics.
+Whatever goes wrong is an OSError with the number that the kernel's driver would have returned. Must not know: FUSE, devices.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from .text import fail
+from .codes import fail, translated
 
 
 class Waiting:
@@ -72,13 +72,15 @@ class File(Entry):
         """Return what it says; EINVAL if it cannot be read."""
         if self._load is None:
             fail(errno.EINVAL)
-        return self._load()
+        with translated():
+            return self._load()
 
     def write(self, text: str, waiting: Waiting) -> None:
         """Take one write; EINVAL if it cannot be written."""
         if self._store is None:
             fail(errno.EINVAL)
-        self._store(text, waiting)
+        with translated():
+            self._store(text, waiting)
 
 
 class MemoryFile(Entry):
@@ -98,15 +100,19 @@ class MemoryFile(Entry):
     def read_at(self, offset: int, size: int) -> bytes:
         """Return bytes; fewer at the end, none beyond it."""
         size = min(size, self.size - offset)
-        return self._load(offset, size) if size > 0 else b""
+        if size <= 0:
+            return b""
+        with translated():
+            return self._load(offset, size)
 
     def write_at(self, offset: int, data: bytes) -> int:
         """Write what fits and return how much that was; ENOSPC if nothing does."""
         fits = data[: max(self.size - offset, 0)]
         if data and not fits:
             fail(errno.ENOSPC)
-        if fits:
-            self._store(offset, fits)
+        with translated():
+            if fits:
+                self._store(offset, fits)
         return len(fits)
 
 
