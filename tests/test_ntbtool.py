@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers import Child, persistent, topology
+from ntbtool_broken import COUNTERS, break_file, kind_of
 from ntbtool_steps import Pair, Tree, Wrong
 
 import fabrex
@@ -83,7 +84,7 @@ def test_programmed_windows_come_back(place: Path) -> None:
 
         before = windows()
         assert len(before) == 2
-        Pair(tree, names[0], names[1], windows=576).run(("ports", "windows"))
+        Pair(tree, names[0], names[1], windows=4).run(("ports", "windows"))
         assert windows() == before
         for idx in range(3):
             tree.write(f"ntb_tool/{names[0]}/peer0/mw_trans{idx}", "65536")
@@ -109,52 +110,10 @@ def kinds(debugfs: Debugfs) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path, entry in debugfs.root.walk():
         if not isinstance(entry, Directory):
-            kind = re.sub(r"\d+(?=/|$|_)", "N", re.sub(r"[0-9a-f]{4}:03:00\.0", "DEVICE", path))
-            found.setdefault(kind, []).append(path)
+            found.setdefault(kind_of(path), []).append(path)
     return found
 
 
-class Deaf:
-    """Takes what is written, and does nothing."""
-
-    def __call__(self, *arguments: Any) -> None:
-        return None
-
-
-def break_file(entry: File | MemoryFile, how: str, counter: bool = False) -> bool:
-    """Break a file; False if it cannot be broken so."""
-    if isinstance(entry, MemoryFile):
-        load, store = entry._load, entry._store
-        if how == "read":
-            entry._load = lambda offset, size: bytes(b ^ 1 for b in load(offset, size))
-        else:
-            entry._store = lambda offset, data: store(offset, bytes(len(data)))
-        return True
-    if how == "read":
-        if entry._load is None:
-            return False
-        text = entry._load
-        if counter:  # stands still
-            said: list[str] = []
-            entry._load = lambda: (said or said.append(text()) or said)[0]  # type: ignore[func-returns-value]
-            return True
-        # Another number, another letter: what is read is never what it should be.
-        entry._load = lambda: re.sub(r"\b0x([0-9a-f]+)\b|\b\d+\b|\b[YN]\b", _other, text())
-    else:
-        if entry._store is None:
-            return False
-        entry._store = Deaf()
-    return True
-
-
-def _other(match: re.Match[str]) -> str:
-    word = match[0]
-    if word in "YN":
-        return "N" if word == "Y" else "Y"
-    return f"{int(word, 16) ^ 0x1010:#x}" if word.startswith("0x") else str(int(word) + 1)
-
-
-COUNTERS = {"ntb_pingpong/DEVICE/count", "ntb_msi_test/DEVICE/irqN_occurrences"}
 # What these do is tested on its own, below.
 APART = {"module/ntb_perf/parameters/max_mw_size", "module/ntb_pingpong/parameters/delay_ms"}
 ALIASES = {

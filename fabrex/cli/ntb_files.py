@@ -19,8 +19,9 @@ def mount(arguments: Any) -> int:
     from ..ntbtool.mount import missing, serve
     from ..ntbtool.perf import Parameters
 
-    for name, low, high in (("delay_ms", 0, 3_600_000), ("total_order", 0, 40), ("chunk_order", 0, 20)):
-        if not low <= getattr(arguments, name) <= high:
+    for name, low, high in (("delay_ms", 0, 3_600_000), ("total_order", 0, 40), ("chunk_order", 0, 20), ("windows", 1, 1 << 20)):
+        value = getattr(arguments, name)
+        if value is not None and not low <= value <= high:
             usage(f"--{name.replace('_', '-')} is {low} to {high}")
     if lack := missing():
         why, _, what = lack.partition(": ")
@@ -29,7 +30,7 @@ def mount(arguments: Any) -> int:
         return _in_background()
     perf = Parameters(chunk_order=arguments.chunk_order, total_order=arguments.total_order, use_dma=arguments.use_dma)
     with open_fabric(arguments.name) as fabric:
-        debugfs = Debugfs(fabric, Settings(pingpong_delay_ms=arguments.delay_ms, perf=perf))
+        debugfs = Debugfs(fabric, Settings(pingpong_delay_ms=arguments.delay_ms, windows=arguments.windows, perf=perf))
         try:
             serve(debugfs, arguments.mountpoint, lambda: _ready(arguments, debugfs), everybody=arguments.allow_other)
         finally:

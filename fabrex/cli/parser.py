@@ -314,6 +314,7 @@ def build() -> Parser:
     at.add_argument("--fabric", required=True, metavar="NAME", dest="name")
     at.add_argument("--background", action="store_true", help="return when it is mounted; ends with `fusermount3 -u MOUNTPOINT`")
     at.add_argument("--allow-other", action="store_true", help="other users may use it, too")
+    at.add_argument("--windows", type=number, metavar="N", help="show only the first N windows of each device")
     at.add_argument("--delay-ms", type=number, default=1000, metavar="N", help="ntb_pingpong's delay (1000)")
     at.add_argument("--total-order", type=number, default=30, metavar="N", help="ntb_perf copies 2^N bytes (30)")
     at.add_argument("--chunk-order", type=number, default=19, metavar="N", help="in pieces of 2^N bytes (19)")

@@ -30,10 +30,12 @@ class Settings:
 
     Attributes:
         pingpong_delay_ms: from a doorbell to the answer.
+        windows: show so many of each device; all, if None.
         perf: of ntb_perf.
     """
 
     pingpong_delay_ms: int = 1000
+    windows: int | None = None
     perf: Parameters = field(default_factory=Parameters)
 
 
@@ -48,7 +50,7 @@ class Debugfs:
 
     def __init__(self, fabric: Fabric, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        self.devices = Devices(fabric)
+        self.devices = Devices(fabric, self.settings.windows)
         lock = threading.RLock()
         self._tools = [Tool(self.devices, device, lock) for device in self.devices]
         self._perfs = [Perf(self.devices, device, self.settings.perf) for device in self.devices]

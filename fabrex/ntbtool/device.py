@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import errors
-from .._handle import check, lib
 from ..errors import FabricError
 from ..fabric import Fabric
 from ..memory import Buffer
@@ -54,9 +53,10 @@ class Device:
         name: as under debugfs: `0000:03:00.0`.
         node_name: the node.
         number: its place among the devices.
+        window_count: how many windows the drivers see.
     """
 
-    def __init__(self, fabric: Fabric, node_name: str, number: int) -> None:
+    def __init__(self, fabric: Fabric, node_name: str, number: int, windows: int | None = None) -> None:
         self.fabric = fabric
         self.node_name = node_name
         self.number = number
@@ -64,6 +64,8 @@ class Device:
         self._lock = threading.RLock()
         self._node = fabric.attach(node_name)
         self._incarnation = self._state()["incarnation"]
+        there = len(self.ntb.windows)
+        self.window_count = there if windows is None else min(there, windows)
         self._borrowed: dict[int, tuple[Any, set[object]]] = {}
 
     def _state(self) -> dict[str, Any]:
@@ -199,7 +201,7 @@ class Device:
 class Devices:
     """The devices of a fabric, by node and by name, and which driver has them."""
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, windows: int | None = None) -> None:
         self.fabric = fabric
         self._lock = threading.RLock()
         self._driver = ""
@@ -207,7 +209,7 @@ class Devices:
         self.all: list[Device] = []
         names = [node.name for node in fabric.topology.nodes.values() if node.kind != "switch"]
         try:
-            self.all += (Device(fabric, name, number) for number, name in enumerate(names))
+            self.all += (Device(fabric, name, number, windows) for number, name in enumerate(names))
         except BaseException:
             self.close()
             raise
@@ -246,8 +248,3 @@ class Devices:
             self._driver, self._leave = "", lambda: None
         for device in self.all:
             device.close()
-
-
-def window_count(device: Device) -> int:
-    """Return how many windows a device has."""
-    return check(lib.fbx_mw_count(device.fabric._live(), device.node.index), device.node)

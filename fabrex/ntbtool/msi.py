@@ -14,7 +14,7 @@ from functools import partial
 
 from ..errors import FabricError
 from .codes import fail
-from .device import Device, Devices, Inbound, window_count
+from .device import Device, Devices, Inbound
 from .text import unsigned
 from .tree import Directory, Entry, File, Waiting
 
@@ -32,7 +32,7 @@ class Target:
 
     def start(self) -> None:
         """Make the memory behind the interrupts, such that the first window of every peer can show it."""
-        windows = [peer.ntb.windows[0] for peer in self.devices if window_count(peer)]
+        windows = [peer.ntb.windows[0] for peer in self.devices if peer.window_count]
         if not windows:
             fail(errno.ENODEV)
         align = max(window.address_align for window in windows)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ..errors import FabricError
 from ..node import Node
 from .codes import errno_of, fail
-from .device import Device, Devices, Inbound, window_count
+from .device import Device, Devices, Inbound
 from .text import switch, unsigned
 from .tree import Directory, Entry, File, Waiting
 
@@ -158,12 +158,12 @@ class Perf:
     # -- what it does -----------------------------------------------------------------------------------------------------
 
     def _window(self, device: Device) -> int:
-        return self._place(device) % window_count(device)
+        return self._place(device) % device.window_count
 
     def _run(self, text: str, waiting: Waiting) -> None:
         old = not text.strip()
         pidx = 0 if old else unsigned(text, 31)
-        if pidx >= self.device.ntb.peer_port_count() or not window_count(self.device):
+        if pidx >= self.device.ntb.peer_port_count() or not self.device.window_count:
             fail(errno.EINVAL)
 
         def linked() -> bool:

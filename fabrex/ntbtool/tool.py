@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from .codes import fail
-from .device import Device, Devices, Inbound, window_count
+from .device import Device, Devices, Inbound
 from .text import command, numbers, switch, unsigned
 from .tree import Directory, Entry, File, MemoryFile, Waiting
 
@@ -231,7 +231,7 @@ class Tool:
 
     def _files(self) -> dict[str, Entry]:
         ntb = self.device.ntb
-        self._outbound = [Outbound(self, widx) for widx in range(window_count(self.device))]
+        self._outbound = [Outbound(self, widx) for widx in range(self.device.window_count)]
         files: dict[str, Entry] = {
             "port": File(0o600, lambda: f"{self.device.port}\n"),
             "link": File(0o600, lambda: self._link_to(0), self._set_link),
@@ -265,7 +265,7 @@ class Tool:
             "link": File(0o400, lambda: self._link_to(pidx)),
             "link_event": File(0o200, None, partial(self._await_link, pidx)),
         }
-        for widx in range(window_count(self.devices.peer(self.device, pidx))):
+        for widx in range(self.devices.peer(self.device, pidx).window_count):
             window = self._window(pidx, widx)
             files[f"mw_trans{widx}"] = File(0o600, window.show, partial(window.set, 32))
         for outbound in self._outbound:
@@ -297,7 +297,7 @@ class Tool:
                 lambda: self._spads(partial(self.device.ntb.peer_spad_read, 0)),
                 lambda text, _: self._set_spads(partial(self._write_peer_spad, 0), text),
             )
-        windows = min(window_count(self.devices.peer(self.device, 0)), len(self._outbound), _OLD_WINDOWS)
+        windows = min(self.devices.peer(self.device, 0).window_count, len(self._outbound), _OLD_WINDOWS)
         for widx in range(windows):
             window = self._window(0, widx)
             files[f"mw{widx}"] = OldWindow(self, widx)
