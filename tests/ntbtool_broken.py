@@ -71,9 +71,11 @@ def break_file(entry: File | MemoryFile, how: str, counter: bool = False) -> boo
 def break_kind(debugfs: Debugfs, kind: str, how: str) -> int:
     """Break all files of a kind, also those that are made later; returns how many there are now."""
     add = Directory.add
+    folders = [(path, entry) for path, entry in debugfs.root.walk() if isinstance(entry, Directory)]
+    places = [entry for path, entry in folders if kind_of(path + "/") == kind.rpartition("/")[0] + "/"]
 
     def broken(self: Directory, name: str, entry: Any) -> None:
-        if isinstance(entry, MemoryFile) and re.sub(r"\d+", "N", name) == kind.rpartition("/")[2]:
+        if isinstance(entry, MemoryFile) and self in places and re.sub(r"\d+", "N", name) == kind.rpartition("/")[2]:
             break_file(entry, how)
         add(self, name, entry)
 

@@ -5,7 +5,8 @@ mfusepy is plain Python over ctypes, so nothing is compiled at installation; it 
 (Debian: fuse3). Its high-level interface has what the files need of FUSE and other bindings hide: a handler can ask whether the
 caller was interrupted, so that a blocking write ends with Ctrl-C as it does in the kernel.
 
-The mount ends with the process, whatever ends it: fusermount3 stays behind and unmounts when the process has gone (auto_unmount).
+The mount ends with the process, whatever ends it: a shell waits for the process to go, and unmounts what it left. libfuse's own
+auto_unmount does that too, but looks once only and too early: of twelve mounts killed at once three stayed (fuse 3.14.0).
 
 Must not know: what the files mean.
 """
@@ -19,10 +20,11 @@ import importlib
 import itertools
 import os
 import stat
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,33 @@ class Operations:
         return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": 255}
 
 
+# Waits for the end of its standard input, which the serving process holds open. $1: the mount's source, $2: the mount point.
+_WATCH = """
+trap '' HUP INT TERM
+read -r _
+tries=0
+while grep -qF " - fuse.ntbtool $1 " /proc/self/mountinfo && [ $tries -lt 100 ]; do
+    fusermount3 -u -q -z "$2" 2>/dev/null
+    tries=$((tries + 1))
+    sleep 0.05
+done
+"""
+
+
+@contextlib.contextmanager
+def _watched(source: str, place: str) -> Iterator[None]:
+    """Have the mount taken away when this process has gone."""
+    nothing = subprocess.DEVNULL
+    command = ["sh", "-c", _WATCH, "sh", source, place]
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True, cwd="/")
+    try:
+        yield
+    finally:
+        assert watch.stdin is not None
+        watch.stdin.close()
+        watch.wait()
+
+
 def serve(debugfs: Debugfs, mountpoint: str, ready: Callable[[], None], *, everybody: bool = False) -> None:
     """Mount the tree and serve it until it is unmounted, or the process gets SIGINT, SIGTERM or SIGHUP.
 
@@ -207,8 +236,9 @@ def serve(debugfs: Debugfs, mountpoint: str, ready: Callable[[], None], *, every
     if os.listdir(place):
         raise InvalidArgument(f"{mountpoint!r} is not empty", hint="choose an empty directory")
     binding = importlib.import_module("mfusepy")
-    # fusermount3 stays as long as the mount does, with the descriptors that it was born with: it gets none that anybody waits on.
-    with tempfile.TemporaryFile() as said, open(os.devnull, "r+b") as nothing:
+    # fusermount3 and libfuse say on standard error why they cannot mount.
+    source = f"fabrex:{debugfs.devices.fabric.name}@{os.getpid()}"
+    with tempfile.TemporaryFile() as said, open(os.devnull, "r+b") as nothing, _watched(source, place):
         saved = {number: os.dup(number) for number in (0, 1, 2)}
 
         def restore() -> None:
@@ -231,14 +261,15 @@ def serve(debugfs: Debugfs, mountpoint: str, ready: Callable[[], None], *, every
                 raw_fi=True,
                 foreground=True,
                 nothreads=False,
-                fsname=f"fabrex:{debugfs.devices.fabric.name}",
+                fsname=source,
                 subtype="ntbtool",
-                auto_unmount=True,
                 default_permissions=True,
                 allow_other=everybody,
                 **options,
             )
         except RuntimeError as error:
+            if not saved:  # it was mounted: a signal has ended it
+                return
             said.seek(0)
             why = said.read().decode(errors="replace").strip().replace("\n", "; ")
             raise SystemRefused(f"cannot mount at {mountpoint}: {why or error}", hint="see fusermount3(1)") from None
