@@ -311,7 +311,13 @@ class Pair:
             if idx:
                 write(f"{self._peer}/msg{idx}", text)
             else:
-                blocks(self.files, f"{there}/msg_event", f"{first:#x}\n", lambda text=text: write(f"{self._peer}/msg0", text), "msg_event")
+                blocks(
+                    self.files,
+                    f"{there}/msg_event",
+                    f"{first:#x}\n",
+                    lambda text=text: write(f"{self._peer}/msg0", text),
+                    "msg_event",
+                )
             equal(read(f"{there}/msg{idx}"), f"0x{value:08x}<-{self.back}\n", f"msg{idx}")
             equal(number(read(f"{there}/msg_sts")) & first << idx, first << idx, "msg_sts")
         write(f"{self._peer}/msg0", "1\n")
@@ -325,14 +331,20 @@ class Pair:
     # -- windows ---------------------------------------------------------------------------------------------------------
 
     def _facts(self, path: str) -> dict[str, int]:
-        lines = (re.fullmatch(r"([A-Za-z ]+?):? *\t(-?\w+)(?: \(-?\d+\)|\[p\])?", line) for line in self.files.read(path).splitlines())
+        lines = (
+            re.fullmatch(r"([A-Za-z ]+?):? *\t(-?\w+)(?: \(-?\d+\)|\[p\])?", line) for line in self.files.read(path).splitlines()
+        )
         return {line[1]: int(line[2], 0) for line in lines if line}
 
     def windows(self) -> None:
         read, write = self.files.read, self.files.write
         count = self._count(self._peer, "mw_trans")
         equal(self._count(self._self, "peer_mw_trans"), count, "windows")
-        chosen = range(count) if count <= self._windows else sorted({0, count - 1, *self._numbers.sample(range(count), self._windows - 2)})
+        chosen = (
+            range(count)
+            if count <= self._windows
+            else sorted({0, count - 1, *self._numbers.sample(range(count), self._windows - 2)})
+        )
         ports = number(read(f"{self._here}/port")), number(read(f"{self._there}/port"))
         for idx in chosen:
             write(f"{self._peer}/mw_trans{idx}", "65536\n")
@@ -357,7 +369,9 @@ class Pair:
             # A setting that is refused leaves nothing.
             refused(lambda idx=idx: write(f"{self._self}/peer_mw_trans{idx}", "1\n"), errno.EINVAL, "peer_mw_trans without a size")
             too_large = f"{bus:#x}:{facts['Size Max'] + facts['Size Alignment']}\n"
-            refused(lambda idx=idx, t=too_large: write(f"{self._self}/peer_mw_trans{idx}", t), errno.EINVAL, "peer_mw_trans too large")
+            refused(
+                lambda idx=idx, t=too_large: write(f"{self._self}/peer_mw_trans{idx}", t), errno.EINVAL, "peer_mw_trans too large"
+            )
             equal(self._count(self._self, "peer_mw"), 0, "peer_mw after a refusal")
             write(f"{self._self}/peer_mw_trans{idx}", f"{bus:#x}:0\n")
             equal(self._facts(f"{self._self}/peer_mw_trans{idx}")["Port attached"], -1, "Port attached after the end")
@@ -437,7 +451,9 @@ class Pair:
             equal(number(read(f"{place}/total_order")), self._total.bit_length() - 1, f"{place}/total_order")
             equal(number(read(f"{place}/chunk_order")), 14, f"{place}/chunk_order")
         info = read(f"{perf}/info")
-        equal((f"Local port {number(read(f'ntb_tool/{self.near}/port'))}," in info, "Test status: idle" in info), (True, True), "info")
+        equal(
+            (f"Local port {number(read(f'ntb_tool/{self.near}/port'))}," in info, "Test status: idle" in info), (True, True), "info"
+        )
         for threads, dma in ((1, "N"), (2, "Y")):
             write(f"{perf}/threads_count", f"{threads}\n")
             equal(number(read(f"{perf}/threads")), threads, "threads")
@@ -458,7 +474,18 @@ class Pair:
         refused(lambda: write(f"{perf}/threads_count", "0\n"), errno.EINVAL, "threads_count 0")
         refused(lambda: write(f"{perf}/threads_count", "33\n"), errno.EINVAL, "threads_count 33")
 
-    STEPS = ("ports", "links", "doorbells", "scratchpads", "messages", "windows", "old_windows", "interrupts", "performance", "pingpong")
+    STEPS = (
+        "ports",
+        "links",
+        "doorbells",
+        "scratchpads",
+        "messages",
+        "windows",
+        "old_windows",
+        "interrupts",
+        "performance",
+        "pingpong",
+    )
 
     def run(self, steps: tuple[str, ...] = STEPS) -> list[str]:
         """Run the steps, and return the names of those that passed: all, or Wrong is raised."""

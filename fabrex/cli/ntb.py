@@ -39,7 +39,10 @@ def _profile(fabric: Any, name: str) -> str:
 def _bits(arguments: Any, what: str = "BITS") -> int:
     value = arguments.bits if hasattr(arguments, "bits") else arguments.index
     if value is None:
-        usage(f"`{arguments.verb}` needs {what}", f"fabricctl {arguments.handler} {arguments.name} {arguments.node} {arguments.verb} 0x5")
+        usage(
+            f"`{arguments.verb}` needs {what}",
+            f"fabricctl {arguments.handler} {arguments.name} {arguments.node} {arguments.verb} 0x5",
+        )
     return int(value)
 
 
@@ -198,7 +201,7 @@ def db(arguments: Any) -> int:
                                f"fabricctl ntb db {arguments.name} {peer}", output.FAILURE)  # fmt: skip
         emit(f"doorbell of {peer}: rung")
         return output.OK
-    rows = [(name.replace("_", " "), f"{value:#x}", _listed(value)) for name, value in registers.items()]
+    rows = [(name, f"{value:#x}", _listed(value)) for name, value in registers.items() if value is not None]
     emit(table(("DOORBELL", "VALUE", "BITS"), rows, right=("VALUE",)))
     return output.OK
 
@@ -247,7 +250,9 @@ def spad(arguments: Any) -> int:
                 _posted(node, peer, "it")
         count = ntb.spad_count()
         if not count:
-            raise CommandError(f"{node.name} has no scratchpads", f"its device is {_profile(node.fabric, node.name)}", output.NOT_FOUND)
+            raise CommandError(
+                f"{node.name} has no scratchpads", f"its device is {_profile(node.fabric, node.name)}", output.NOT_FOUND
+            )
         if arguments.index is not None and not 0 <= arguments.index < count:
             raise CommandError(f"{node.name} has no scratchpad {arguments.index}", f"it has 0 to {count - 1}", output.NOT_FOUND)
         indices = range(count) if arguments.index is None else [arguments.index]
@@ -268,7 +273,9 @@ def msg(arguments: Any) -> int:
     if verb != "send":
         _surplus(arguments, "peer", "value")
     elif arguments.index is None or arguments.value is None or arguments.peer is None:
-        usage("`send` needs INDEX, VALUE and --peer", f"fabricctl ntb msg {arguments.name} {arguments.node} send 0 0x2a --peer NODE")
+        usage(
+            "`send` needs INDEX, VALUE and --peer", f"fabricctl ntb msg {arguments.name} {arguments.node} send 0 0x2a --peer NODE"
+        )
     with _device(arguments) as node:
         ntb = node.ntb
         peer = _peer(node, arguments.peer)

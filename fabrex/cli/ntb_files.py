@@ -46,8 +46,8 @@ def _ready(arguments: Any, debugfs: Any) -> None:
     if arguments.json:
         document("ntb-tool", fabric=arguments.name, mountpoint=os.path.abspath(arguments.mountpoint), devices=devices)
     else:
-        emit(table(("DEVICE", "NODE", "PORT", "PEERS"), [(d["device"], d["node"], d["port"], ", ".join(d["peers"])) for d in devices],
-                   right=("PORT",)))  # fmt: skip
+        rows = [(d["device"], d["node"], d["port"], ", ".join(d["peers"])) for d in devices]
+        emit(table(("DEVICE", "NODE", "PORT", "PEERS"), rows, right=("PORT",)))
     sys.stdout.flush()
     if arguments.ready_fd is not None:
         # Nobody who waits for the end of our output may have to wait for the end of the mount.

@@ -285,7 +285,14 @@ def build() -> Parser:
         at.add_argument("name", metavar="NAME")
         at.add_argument("node", metavar="NODE", nargs=node)
         if verbs:
-            at.add_argument("verb", choices=verbs, metavar="ACTION", nargs="?", default="show", help=f"show (the default), {', '.join(verbs[1:])}")
+            at.add_argument(
+                "verb",
+                choices=verbs,
+                metavar="ACTION",
+                nargs="?",
+                default="show",
+                help=f"show (the default), {', '.join(verbs[1:])}",
+            )
         return at
 
     def peer(parser: Parser, what: str) -> Parser:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole tree of a fabric: a directory for each driver, in it one for each device.
 
-As in the kernel, a device belongs to one driver at a time. Nothing loads modules here, so whoever opens a driver's file loads it, and
-the one before is unloaded.
+As in the kernel, a device belongs to one driver at a time. Nothing loads modules here, so whoever opens a driver's file loads it,
+and the one before is unloaded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .msi import Msi
 from .perf import Parameters, Perf
 from .pingpong import Pingpong
 from .text import unsigned
-from .tree import Directory, Entry, File, Waiting
 from .tool import Tool
+from .tree import Directory, Entry, File, Waiting
 
 
 @dataclass

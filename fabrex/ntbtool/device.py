@@ -26,6 +26,7 @@ _MOST_ALIGNED = 1 << 30
 _PERMISSIONS = ("none", "r", "w", "rw")
 _MAPPINGS = ("uc", "wc")
 
+
 def pci_name(position: int) -> str:
     """Return the name that the device has under debugfs: each host is a PCI domain of its own."""
     return f"{position:04x}:03:00.0"
@@ -90,7 +91,7 @@ class Device:
                 self._node = self.fabric.attach(self.node_name)
                 self._incarnation = self._state()["incarnation"]
                 self._borrowed.clear()
-        
+
     def close(self) -> None:
         """Give back every window and detach."""
         with self._lock:

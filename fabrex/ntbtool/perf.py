@@ -117,7 +117,11 @@ class Perf:
     def _info(self) -> str:
         ntb = self.device.ntb
         run = self._inbound
-        lines = ["    Performance measuring tool info:", "", f"Local port {self.device.port}, Global index {self._place(self.device)}"]
+        lines = [
+            "    Performance measuring tool info:",
+            "",
+            f"Local port {self.device.port}, Global index {self._place(self.device)}",
+        ]
         lines.append(f"Test status: on-fly with port {ntb.peer_port_number(run[0])} ({run[0]})" if run else "Test status: idle")
         for pidx in range(ntb.peer_port_count()):
             peer = self.devices.peer(self.device, pidx)

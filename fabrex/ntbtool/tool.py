@@ -214,8 +214,10 @@ class Tool:
     def close(self) -> None:
         """Give every window and all memory back."""
         with self.lock:
-            for window in (*self._outbound, *self._inbound.values()):
-                window.clear()
+            for outbound in self._outbound:
+                outbound.clear()
+            for inbound in self._inbound.values():
+                inbound.clear()
 
     def look(self, widx: int, offset: int, size: int) -> bytes:
         """Read through an outbound window."""
@@ -250,7 +252,9 @@ class Tool:
             files["msg_sts"] = self._bits(lambda: self.device.ntb.msg_read_sts(), None, lambda b: self.device.ntb.msg_clear_sts(b))
             files["msg_inbits"] = File(0o600, lambda: _hex(self.device.ntb.msg_inbits()))
             files["msg_outbits"] = File(0o600, lambda: _hex(self.device.ntb.msg_outbits()))
-            files["msg_mask"] = self._bits(None, lambda b: self.device.ntb.msg_set_mask(b), lambda b: self.device.ntb.msg_clear_mask(b))
+            files["msg_mask"] = self._bits(
+                None, lambda b: self.device.ntb.msg_set_mask(b), lambda b: self.device.ntb.msg_clear_mask(b)
+            )
             files["msg_event"] = File(0o200, None, self._await(lambda: self.device.ntb.msg_read_sts()))
         for pidx in range(ntb.peer_port_count()):
             files[f"peer{pidx}"] = Directory(partial(self._peer_files, pidx))
@@ -328,9 +332,7 @@ class Tool:
 
     # -- registers ----------------------------------------------------------------------------------------------------------
 
-    def _bits(
-        self, load: Callable[[], int] | None, on: Callable[[int], None] | None, off: Callable[[int], None] | None
-    ) -> File:
+    def _bits(self, load: Callable[[], int] | None, on: Callable[[int], None] | None, off: Callable[[int], None] | None) -> File:
         """A register that takes `s BITS` and `c BITS`."""
 
         def store(text: str, waiting: Waiting) -> None:
@@ -351,7 +353,9 @@ class Tool:
 
     def _mask(self) -> File:
         device = self.device
-        return self._bits(lambda: device.ntb.db_read_mask(), lambda b: device.ntb.db_set_mask(b), lambda b: device.ntb.db_clear_mask(b))
+        return self._bits(
+            lambda: device.ntb.db_read_mask(), lambda b: device.ntb.db_set_mask(b), lambda b: device.ntb.db_clear_mask(b)
+        )
 
     def _peer_mask(self) -> File:
         return self._bits(self._peers("peer_db_read_mask"), self._each("peer_db_set_mask"), self._each("peer_db_clear_mask"))

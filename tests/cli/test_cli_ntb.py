@@ -71,7 +71,10 @@ def test_doorbell(lab: Cli) -> None:
 
 
 def test_scratchpads(lab: Cli) -> None:
-    assert lab.good("ntb", "spad", "lab", "host0", "write", "3", "77", "--peer", "host1").out.splitlines()[1].split()[1] == "0x0000004d"
+    assert (
+        lab.good("ntb", "spad", "lab", "host0", "write", "3", "77", "--peer", "host1").out.splitlines()[1].split()[1]
+        == "0x0000004d"
+    )
     found = lab.good("ntb", "spad", "lab", "host1", "--json").document["scratchpads"]
     assert len(found) == 128 and found[3] == {"index": 3, "value": 77} and found[4]["value"] == 0
     assert lab.good("ntb", "spad", "lab", "host1", "show", "3", "--json").document["scratchpads"] == [{"index": 3, "value": 77}]
@@ -80,7 +83,10 @@ def test_scratchpads(lab: Cli) -> None:
 
 
 def test_messages(lab: Cli) -> None:
-    assert lab.good("ntb", "msg", "lab", "host0", "send", "1", "0x2a", "--peer", "host1").out == "message register 1 of host1: 0x2a sent\n"
+    assert (
+        lab.good("ntb", "msg", "lab", "host0", "send", "1", "0x2a", "--peer", "host1").out
+        == "message register 1 of host1: 0x2a sent\n"
+    )
     row = lab.good("ntb", "msg", "lab", "host1").out.splitlines()[2].split()
     assert row[:4] == ["1", "full", "0x0000002a", "host0"]
     assert "still holds" in lab.bad(5, "ntb", "msg", "lab", "host0", "send", "1", "7", "--peer", "host1")
