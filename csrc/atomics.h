@@ -228,6 +228,8 @@ static inline uint8_t fbx_bits_observe(const uint8_t *at) { return __atomic_load
 #if defined(__x86_64__) && !defined(FBX_TSAN)
 #include <emmintrin.h>
 #endif
+#define FBX_WIDE_BYTES 1024u
+size_t fbx_copy_wide(void *to, const void *from, size_t size); /* copy.c; how much it has copied, from the beginning */
 static inline void fbx_mem_copy(void *to, const void *from, size_t size)
 {
     uint8_t *t = to;
@@ -237,6 +239,10 @@ static inline void fbx_mem_copy(void *to, const void *from, size_t size)
         t++, f++, size--;
     }
     if (!((uintptr_t)f & 7)) {
+        if (size >= FBX_WIDE_BYTES) {
+            size_t copied = fbx_copy_wide(t, f, size);
+            t += copied, f += copied, size -= copied;
+        }
 #if defined(__x86_64__) && !defined(FBX_TSAN)
         /* 16-byte moves are two whole 8-byte pieces, and x86 keeps the order of stores. */
         for (; size >= 64; t += 64, f += 64, size -= 64) {
@@ -273,34 +279,6 @@ static inline void fbx_mem_copy(void *to, const void *from, size_t size)
 /* The same around the cache, for transfers that are larger than it: the destination is not read first. Its order is the
  * copy's; all of it is visible to whoever sees what is stored after the return. */
 #define FBX_STREAM_BYTES (16u << 20)
-static inline void fbx_mem_stream(void *to, const void *from, size_t size)
-{
-#if defined(__x86_64__) && !defined(FBX_TSAN)
-    uint8_t *t = to;
-    const uint8_t *f = from;
-    size_t head = (64 - ((uintptr_t)t & 63)) & 63;
-    if (size < head + 64 || ((uintptr_t)f & 7) != ((uintptr_t)t & 7)) {
-        fbx_mem_copy(to, from, size);
-        return;
-    }
-    fbx_mem_copy(t, f, head);
-    t += head, f += head, size -= head;
-    for (; size >= 64; t += 64, f += 64, size -= 64) {
-        _mm_prefetch((const char *)f + 4096, _MM_HINT_T0);
-        __m128i a = _mm_loadu_si128((const __m128i *)(const void *)f);
-        __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(f + 16));
-        __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(f + 32));
-        __m128i d = _mm_loadu_si128((const __m128i *)(const void *)(f + 48));
-        _mm_stream_si128((__m128i *)(void *)t, a);
-        _mm_stream_si128((__m128i *)(void *)(t + 16), b);
-        _mm_stream_si128((__m128i *)(void *)(t + 32), c);
-        _mm_stream_si128((__m128i *)(void *)(t + 48), d);
-    }
-    _mm_sfence();
-    fbx_mem_copy(t, f, size);
-#else
-    fbx_mem_copy(to, from, size);
-#endif
-}
+void fbx_mem_stream(void *to, const void *from, size_t size);
 
 #endif

@@ -4,6 +4,18 @@
  */
 #include "internal.h"
 
+/* What two looks at the clock measure with nothing between them is not the operation's. */
+static uint64_t nothing(const fbx_fabric *f)
+{
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < 200; i++) {
+        uint64_t a = fbxi_now(&f->clock), b = fbxi_now(&f->clock);
+        if (b - a < least)
+            least = b - a;
+    }
+    return least;
+}
+
 int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes, uint64_t count,
               uint64_t *samples_ps, uint64_t *total_ps)
 {
@@ -15,13 +27,7 @@ int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, u
         return fbxi_fail(FBX_E_INVALID, "at most %zu bytes", sizeof scratch);
     uint64_t value = 0, gva = gvas[0];
     const uint32_t size = (uint32_t)bytes;
-    /* What two looks at the clock measure with nothing between them is not the operation's. */
-    uint64_t empty = UINT64_MAX;
-    for (int i = 0; samples_ps && i < 200; i++) {
-        uint64_t a = fbxi_now(&f->clock), b = fbxi_now(&f->clock);
-        if (b - a < empty)
-            empty = b - a;
-    }
+    const uint64_t empty = samples_ps ? nothing(f) : 0;
     const uint64_t binding = n->binding_ps;
     n->binding_ps = n->own_ps;
     const uint64_t begin = fbxi_now(&f->clock);
@@ -49,6 +55,45 @@ int fbx_bench(fbx_node *n, int kind, const uint64_t *gvas, uint64_t gva_count, u
         }
         if (gva_count > 1 && kind != FBX_WAIT)
             gva = gvas[(i + 1) % gva_count];
+    }
+    *total_ps = fbxi_now(&f->clock) - begin;
+    n->binding_ps = binding;
+    return status;
+}
+
+int fbx_bench_dma(fbx_node *n, const struct fbx_dma *d, uint32_t depth, uint64_t count, uint64_t *samples_ps, uint64_t *total_ps)
+{
+    fbx_fabric *f = n->fabric;
+    uint64_t ids[FBX_DMA_QUEUE_LIMIT];
+    if (!count || !depth || depth > FBX_DMA_QUEUE_LIMIT)
+        return fbxi_fail(FBX_E_INVALID, "a depth of %u: 1 to %u", depth, FBX_DMA_QUEUE_LIMIT);
+    const uint64_t empty = samples_ps ? nothing(f) : 0, binding = n->binding_ps;
+    n->binding_ps = n->own_ps;
+    const uint64_t begin = fbxi_now(&f->clock);
+    uint64_t submitted = 0, ended = 0;
+    int status = 0;
+    while (!status && ended < count) {
+        while (submitted < count && submitted - ended < depth) {
+            uint64_t before = samples_ps ? fbxi_now(&f->clock) : 0;
+            if ((status = fbx_dma_submit(n, d, &ids[submitted % depth])))
+                break;
+            if (depth == 1)
+                status = fbx_dma_wait(n, ids[0], UINT64_MAX);
+            if (samples_ps) {
+                uint64_t took = fbxi_now(&f->clock) - before;
+                samples_ps[submitted] = took > empty ? took - empty : 0;
+            }
+            submitted++;
+        }
+        if (submitted == ended)
+            break;
+        int waited = fbx_dma_wait(n, ids[ended % depth], UINT64_MAX);
+        fbx_dma_release(n, ids[ended++ % depth]);
+        status = status ? status : waited;
+    }
+    for (; ended < submitted; ended++) {
+        fbx_dma_cancel(n, ids[ended % depth]);
+        fbx_dma_release(n, ids[ended % depth]);
     }
     *total_ps = fbxi_now(&f->clock) - begin;
     n->binding_ps = binding;

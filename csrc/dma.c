@@ -16,8 +16,12 @@
  * Descriptors are executed from private copies. What others may know of them is in dma_queue.c.
  */
 #include "dma_queue.h"
+#include "event.h"
 #include "journey.h"
+#include "ordering.h"
 #include "pcie.h"
+#include "registered.h"
+#include "trace.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -25,18 +29,24 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #define NEVER UINT64_MAX
 #define RING 64u /* chunks planned and not yet stored */
+#define PACKET 256u /* what the adversary sends at a time */
 #define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
 #define LONGEST_CHUNK (64u << 10)
+#define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
+#define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define POST_AHEAD_PS 500000u /* what will still travel is posted so long before the last byte departs: posting takes time */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
 #define TARGETS 16u
 #define JOBS_BLOCK 64u
 #define JOBS_BLOCKS 1024u
+#define TELL_NS 10000000u /* between two events of one handle */
 
 _Static_assert(FBX_DMA_CHANNEL_LIMIT == FBX_DMA_CHANNELS && FBX_DMA_QUEUE_LIMIT == FBX_DMA_DEPTH, "what is promised is there");
 
@@ -48,7 +58,7 @@ struct job {
     struct fbx_dma_piece *list;
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
-    uint64_t total, issued_ps;
+    uint64_t total, issued_ps, trace_id;
     fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
@@ -64,13 +74,15 @@ struct side {
 
 struct chunk {
     uint64_t dst, src, position, taken, moved; /* taken: sampled; moved: stored or posted */
-    uint64_t samples_ps, arrives_ps;
+    uint64_t samples_ps, starts_ps, arrives_ps; /* starts: about when its first byte arrives; arrives: its last */
+    uint64_t leaves_ps; /* its last byte; 0 if it does not leave this node */
     uint32_t bytes, remote;
 };
 
 /* Requests of one source: when each can leave and when its data is here. */
 struct reader {
     const struct fbxi_route *route;
+    uint64_t version; /* of its figures */
     uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
     uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
     uint64_t requests, planned;
@@ -80,13 +92,14 @@ struct reader {
     } past[RING];
 };
 
-enum { IDLE, MOVES, POSTS, SIGNALS, FLUSHES };
+enum { IDLE, MOVES, POSTS, SETTLES, SIGNALS, FLUSHES };
 
 struct channel {
     fbx_node *node;
     pthread_mutex_t mutex; /* the list and its length */
-    struct job *head, **tail;
+    struct job *head, **tail; /* only who has claimed it takes the head away */
     fbx_au32 length, claimed, lenders;
+    fbx_au32 lent; /* somebody was waiting when its last job ended: probably somebody will again */
     uint32_t number;
     struct fbxl_dma_slot *slots;
     uint64_t submitted;
@@ -114,6 +127,7 @@ struct fbxi_dma {
     struct job *block[JOBS_BLOCKS], *free;
     uint32_t blocks;
     uint64_t generation;
+    fbx_au64 told_ns, untold; /* when an event told of a failure, and how many failed since */
 };
 
 struct fbxi_engine {
@@ -121,8 +135,13 @@ struct fbxi_engine {
     struct fbxi_dma *list;
     pthread_t thread;
     uint32_t running;
-    fbx_au32 stop, wake, asleep, wanted; /* wanted: somebody else wants the mutex */
+    fbx_au32 stop, wake, wanted; /* wanted: somebody else wants the mutex */
+    fbx_au32 asleep; /* AWAKE, ASLEEP, NAPS */
 };
+
+enum { AWAKE, ASLEEP, NAPS };
+#define NAP_NS 100000u
+#define NAPS_NS 1000000u
 
 static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static uint64_t max64(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -243,7 +262,7 @@ static void lengthen(struct channel *ch, const struct fbxi_route *route, uint64_
         return;
     /* The ring must hold what the way holds. */
     while (ch->chunk_bytes * 2 <= most &&
-           fbx_bytes_to_ps(route->hop[0].out_facts->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * route->fixed_ps)
+           fbx_bytes_to_ps(fbxi_out(route)->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * fbx_peek(&route->fixed_ps))
         ch->chunk_bytes *= 2;
 }
 
@@ -251,15 +270,16 @@ static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *r
 {
     struct fbxi_flight out, back;
     r->route = route;
-    r->mrrs = route->mrrs < 64 ? 64 : route->mrrs > PIECE ? PIECE : route->mrrs;
-    r->mps = route->mps < 64 ? 64 : route->mps;
+    r->version = fbx_peek(&route->version);
+    r->mrrs = fbx_peek(&route->mrrs) < 64 ? 64 : fbx_peek(&route->mrrs) > PIECE ? PIECE : fbx_peek(&route->mrrs);
+    r->mps = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps);
     r->tags = n->facts->tags ? n->facts->tags : 1;
     fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
     fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
     r->trip_ps = back.arrives_ps;
     r->slowest = 0;
     for (uint32_t i = 0; i < route->hops; i++)
-        r->slowest = max64(r->slowest, route->hop[i].back_facts->ps_per_byte_q24);
+        r->slowest = max64(r->slowest, fbx_observe_pointer(&route->hop[i].back_figures)->ps_per_byte_q24);
 }
 
 static int begin(struct channel *ch, struct job *j, uint64_t now)
@@ -275,7 +295,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
-    ch->chunk_bytes = PIECE;
+    ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
     if ((status = fbxi_usable(n, FBX_DMA_WRITE, j->d.dst)))
@@ -292,6 +312,8 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             fbxi_use_target(n, ch->dst.x.target);
             lengthen(ch, ch->dst.x.route, LONGEST_CHUNK * 4);
         }
+        if (!ch->dst.x.base)
+            ch->chunk_bytes = max64(ch->chunk_bytes, LONGEST_CHUNK); /* each costs a call of the kernel, or a question */
         if (signal_target == UINT32_MAX)
             signal_target = ch->dst.x.target;
         else if (signal_target != ch->dst.x.target && (j->d.flags & FBX_DMA_SIGNAL))
@@ -310,6 +332,8 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
                 longest_read /= 2;
             lengthen(ch, ch->src.x.route, longest_read);
         }
+        if (!ch->src.x.base)
+            ch->chunk_bytes = max64(ch->chunk_bytes, ch->src.x.route ? longest_read : LONGEST_CHUNK);
         if (src_region == dst_region && src_offset < dst_offset + p.bytes && dst_offset < src_offset + p.bytes && j->list)
             return overlap_fault(ch, j, p.dst, p.src);
         if (i == 0 && !j->list && src_region == dst_region && rows_overlap(&j->d, dst_offset, src_offset))
@@ -342,13 +366,17 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             }
             ch->bounce_bytes = ch->chunk_bytes * RING;
         }
-        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route);
+        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
         ch->own_tail = q ? fbx_observe(&((struct fbxl_queue *)(uintptr_t)q)->tail) : 0;
     }
     /* Deadlines are absolute: from the submission, or from the end of the descriptor before it. */
     uint64_t start = max64(j->issued_ps, ch->free_ps);
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
+    }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
     ch->write_ps = ch->sink_ps = ch->completes_ps = start;
     ch->reader.issue_ps = ch->reader.return_ps = ch->reader.memory_ps = start;
@@ -399,7 +427,8 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
     r->memory_ps = sample + memory_time(f, region, bytes);
     clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
     uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
-    r->return_ps = max64(back.departs_ps, arrives > r->route->fixed_ps ? arrives - r->route->fixed_ps : 0);
+    const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
+    r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
     *last_ps = max64(arrives, last_issue + r->trip_ps);
     *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
@@ -417,7 +446,7 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
  * later than that competes with nobody, and only asks. */
 static int reserves(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
 {
-    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << route->hop[0].out_facts->slot_shift) > now;
+    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << fbxi_out(route)->slot_shift) > now;
 }
 
 static uint64_t plan_at(const struct channel *ch, const struct job *j)
@@ -455,19 +484,28 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         step = min64(step, span);
     }
     struct fbxi_route *from = fill ? NULL : ch->src.x.route, *to = ch->dst.x.route;
-    step = min64(step, from ? ch->chunk_bytes - (src_offset & mask) : ch->chunk_bytes - (dst_offset & mask));
+    /* What is left at the end travels in short pieces: only what has not arrived when the last byte departs is posted. */
+    if (j->total - ch->position <= BULK_CHUNK)
+        mask = min64(mask, (j->total - ch->position > 2 * PIECE ? 2 * PIECE : PIECE) - 1);
+    step = min64(step, mask + 1 - ((from ? src_offset : dst_offset) & mask));
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
                         .bytes = (uint32_t)step, .remote = from != NULL};
     uint64_t ready_first, ready;
     int clamped = 0;
     if (from) {
-        if (ch->reader.route != from)
+        if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
         const int reserve = reserves(from, read_issue(&ch->reader), now);
-        struct fbxl_queue *q = fbxi_own_queue(n, from);
+        struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
+        if (fbxi_adversarial(f)) {
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            c->samples_ps += late;
+            ready_first += late;
+            ready += late;
+        }
         fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
         fbxi_count_way(from, 1, step, packets(src_offset, step, ch->reader.mps), FBX_CPLD_HEADER);
     } else {
@@ -475,20 +513,20 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ready = ch->source_ps += fill ? 0 : memory_time(f, ch->src.x.region, step);
     }
     if (to) {
-        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
+        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps));
         struct fbxi_flight flight;
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
-        struct fbxl_queue *q = fbxi_own_queue(n, to);
-        c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
-        if (q)
+        struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
+        c->arrives_ps = max64(max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps)), fbx_peek(&n->fence_floor));
+        if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
-        uint64_t ahead = to->fixed_ps + to->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps;
         if (c->arrives_ps > departs + ahead)
             departs = c->arrives_ps - ahead;
-        ch->write_ps = departs;
+        ch->write_ps = c->leaves_ps = departs;
         ch->completes_ps = max64(ch->completes_ps, departs);
         if (f->ordering == FBX_IMMEDIATE)
             c->arrives_ps = max64(at, c->samples_ps);
@@ -497,6 +535,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ch->sink_ps = c->arrives_ps;
         ch->completes_ps = max64(ch->completes_ps, c->arrives_ps);
     }
+    c->starts_ps = max64(ch->last_arrives_ps, to ? ready_first + to->fixed_ps : ready_first);
     c->arrives_ps = ch->last_arrives_ps = max64(c->arrives_ps, ch->last_arrives_ps);
     if (clamped)
         fbx_count(&f->header->reservations_clamped, 1);
@@ -510,7 +549,10 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
 int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out)
 {
     const fbx_fabric *f = n->fabric;
-    const uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    /* What it pushes comes from memory of its own. */
+    if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
+        setup += f->region_facts[n->facts->first_region].latency_ps;
     const struct fbxi_route *route = x->route;
     struct fbxi_flight there;
     if (!route) {
@@ -520,9 +562,9 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     }
     out->hops = route->hops;
     if (kind == FBX_DMA_WRITE) {
-        uint64_t tlps = packets(offset, bytes, route->mps < 64 ? 64 : route->mps);
+        uint64_t tlps = packets(offset, bytes, fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps));
         fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
-        uint64_t ahead = route->fixed_ps + route->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = out->departs_ps;
@@ -586,6 +628,49 @@ static void copy_from(fbx_fabric *f, uint8_t *to, const uint8_t *from, uint32_t 
     }
 }
 
+/* The same as transfer() does, marked, where one side at least is memory that only one process has. */
+static int transfer_registered(struct channel *ch, uint8_t *to, uint64_t dst_offset, const uint8_t *from, uint64_t src_offset, uint64_t bytes,
+                               int stream, uint64_t *done)
+{
+    fbx_fabric *f = ch->node->fabric;
+    const struct fbxi_xl *dst = &ch->dst.x, *src = &ch->src.x;
+    int status = 0;
+    if (!to)
+        to = dst->base ? dst->base + dst_offset : fbxi_registered_pointer(f, dst->region, dst_offset, bytes, 1);
+    if (!from)
+        from = !src->base                                            ? fbxi_registered_pointer(f, src->region, src_offset, bytes, 0)
+               : fbxi_committed(f, src->region, src_offset, bytes) ? src->base + src_offset
+                                                                     : NULL;
+    if (to && from) {
+        if (stream)
+            fbx_mem_stream(to, from, bytes);
+        else
+            fbx_mem_copy(to, from, bytes);
+        *done = bytes;
+    } else if (to && !src->base) {
+        status = fbxi_registered_read(f, src->region, src_offset, to, bytes, done);
+    } else if (to) {
+        copy_from(f, to, src->base + src_offset, src->region, src_offset, bytes, stream);
+        *done = bytes;
+    } else if (from) {
+        status = fbxi_registered_write(f, dst->region, dst_offset, from, bytes, 1, done);
+    } else {
+        uint8_t piece[PIECE];
+        while (!status && *done < bytes) {
+            uint64_t step = min64(bytes - *done, PIECE), taken = 0, given = 0;
+            if (src->base)
+                copy_from(f, piece, src->base + src_offset + *done, src->region, src_offset + *done, step, 0);
+            else
+                status = fbxi_registered_read(f, src->region, src_offset + *done, piece, step, &taken);
+            if (!status)
+                status = fbxi_registered_write(f, dst->region, dst_offset + *done, piece, step, 1, &given);
+            *done += given;
+        }
+    }
+    fbx_fence_store();
+    return status;
+}
+
 /* Move up to `bytes`, of which `*moved` have moved: from address `src`, or from private bytes `from`; to address `dst`, or to
  * private bytes `to`. AGAIN: the delivery there is in a stopped process's hands. */
 static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *to, uint64_t src, const uint8_t *from,
@@ -608,7 +693,7 @@ static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *t
                 return status;
             step = min64(step, span);
         }
-        if (!to && dst_offset + step > fbx_observe(&f->regions[ch->dst.x.region].prefix) &&
+        if (!to && fbxi_uncommitted(f, ch->dst.x.region, dst_offset + step) &&
             (status = fbxi_commit(f, ch->dst.x.region, dst_offset, step)))
             return status;
         fbxi_mark(n, lane);
@@ -627,8 +712,19 @@ static int transfer(struct channel *ch, fbx_au32 *lane, uint64_t dst, uint8_t *t
         }
         if (!from)
             deliver_due(n, ch->src.x.target, now);
+        if ((!to && !ch->dst.x.base) || (!from && !ch->src.x.base)) {
+            uint64_t done = 0;
+            status = transfer_registered(ch, to ? to + *moved : NULL, dst_offset, from ? from + *moved : NULL, src_offset, step, stream, &done);
+            fbxi_unmark(lane);
+            *moved += done;
+            if (status)
+                return status;
+            continue;
+        }
         uint8_t *at = to ? to + *moved : ch->dst.x.base + dst_offset;
-        if (from)
+        if (from && stream)
+            fbx_mem_stream(at, from + *moved, step);
+        else if (from)
             fbx_mem_copy(at, from + *moved, step);
         else
             copy_from(f, at, ch->src.x.base + src_offset, ch->src.x.region, src_offset, step, stream);
@@ -651,9 +747,13 @@ static int scratch(struct channel *ch, const struct job *j)
         ch->scratch = NULL;
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     }
-    if (j->d.flags & FBX_DMA_FILL)
-        for (uint32_t i = 0; i < PIECE + 64; i++)
-            ch->scratch[i] = (uint8_t)(j->d.fill >> i % j->d.fill_bytes * 8);
+    if (j->d.flags & FBX_DMA_FILL) {
+        uint64_t word = j->d.fill;
+        for (uint32_t bytes = j->d.fill_bytes; bytes < 8; bytes *= 2)
+            word = (word & ((1ull << bytes * 8) - 1)) | word << bytes * 8;
+        for (uint32_t i = 0; i < PIECE + 64; i += 8)
+            memcpy(ch->scratch + i, &word, 8);
+    }
     return 0;
 }
 
@@ -664,19 +764,37 @@ static void note(struct job *j, uint64_t moved)
         fbx_poke(&j->slot->done, moved);
 }
 
-/* Store what of a chunk has not been stored. */
-static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+/* How much of a chunk has arrived: it does so piece by piece, which is also how the work of storing it is spread. */
+static uint64_t arrived(const struct chunk *c, uint64_t now)
+{
+    if (now >= c->arrives_ps)
+        return c->bytes;
+    if (c->bytes <= PIECE || now <= c->starts_ps)
+        return c->moved;
+    return max64(c->moved, (uint64_t)((unsigned __int128)c->bytes * (now - c->starts_ps) / (c->arrives_ps - c->starts_ps)) & ~(uint64_t)(PIECE - 1));
+}
+
+/* When more of it will have arrived. */
+static uint64_t arrives_next(const struct chunk *c)
+{
+    if (c->bytes - c->moved <= PIECE || c->starts_ps >= c->arrives_ps)
+        return c->arrives_ps;
+    return c->starts_ps + (uint64_t)((unsigned __int128)(c->arrives_ps - c->starts_ps) * ((c->moved & ~(uint64_t)(PIECE - 1)) + PIECE) / c->bytes) + 1;
+}
+
+/* Store what of the first `limit` bytes of a chunk has not been stored. */
+static int store(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t limit, uint64_t now)
 {
     int status = 0;
     if (j->d.flags & FBX_DMA_FILL) {
-        while (!status && c->moved < c->bytes) {
-            uint64_t end = min64(c->bytes, (c->moved / PIECE + 1) * PIECE), step = end - c->moved, done = 0;
+        while (!status && c->moved < limit) {
+            uint64_t end = min64(limit, (c->moved / PIECE + 1) * PIECE), step = end - c->moved, done = 0;
             status = transfer(ch, lane, c->dst + c->moved, NULL, 0, pattern(ch, j, c->position + c->moved), step, now, 0, &done);
             c->moved += done;
         }
     } else {
         const uint8_t *from = c->remote ? ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes : NULL;
-        status = transfer(ch, lane, c->dst, NULL, c->src, from, c->bytes, now, 0, &c->moved);
+        status = transfer(ch, lane, c->dst, NULL, c->src, from, limit, now, j->total >= FBX_STREAM_BYTES, &c->moved);
     }
     note(j, c->position + c->moved);
     return status;
@@ -730,6 +848,67 @@ static int move_untimed(struct channel *ch, struct job *j, fbx_au32 *lane)
     return 0;
 }
 
+/* Let what of a chunk has not been stored travel on its own. */
+static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    int status, attempts = 0;
+    while (c->moved < c->bytes) {
+        uint64_t offset, span, gva = c->dst + c->moved;
+        struct fbxl_queue *q;
+        if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
+            (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
+            return status;
+        if (!ch->dst.x.route) { /* a window that leads home by now */
+            status = store(ch, j, lane, c, c->bytes, now);
+            return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+        }
+        uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
+        if (fbxi_adversarial(f)) /* packets, each of which may be late by itself */
+            step = min64(step, PACKET - (offset & (PACKET - 1)));
+        const uint8_t *payload;
+        if (j->d.flags & FBX_DMA_FILL)
+            payload = pattern(ch, j, c->position + c->moved);
+        else if (c->remote)
+            payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
+        else {
+            payload = ch->scratch;
+            if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
+                return status;
+        }
+        if ((status = fbxi_posted_queue(n, ch->dst.x.route, j->d.tc, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
+            return status;
+        const uint32_t attr = ch->dst.x.attr | (j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0);
+        struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .flags = attr,
+                                 .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps,
+                                 .trace_id = fbxi_tracing(f) ? j->trace_id : 0, .payload = payload};
+        fbxi_mark(n, lane);
+        bool current = fbx_observe(n->generation) == ch->dst.x.generation;
+        if (current)
+            status = fbxi_post(f, q, &post);
+        fbxi_unmark(lane);
+        if (!current) {
+            if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
+                return status;
+            if (++attempts > 1000)
+                return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+            continue;
+        }
+        if (status == FBX_E_AGAIN) {
+            if (post.arrives_ps <= now)
+                return stalled(ch, now);
+            ch->next_ps = post.arrives_ps;
+            return FBX_E_AGAIN;
+        }
+        if (status)
+            return status;
+        c->moved += step;
+        note(j, c->position + c->moved);
+    }
+    return 0;
+}
+
 static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
     fbx_node *n = ch->node;
@@ -746,11 +925,17 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 uint64_t offset, span;
                 struct fbxl_queue *q = NULL;
                 if (ch->own_tail && !(status = look(n, &ch->src, c->src, &offset, &span)))
-                    q = fbxi_own_queue(n, ch->src.x.route);
+                    q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
                 if (q && fbx_observe(&q->head) < ch->own_tail && q->source == n->index) {
                     fbxi_deliver(f, ch->src.x.target, now);
                     if (fbx_observe(&q->head) < ch->own_tail)
                         return stalled(ch, now);
+                }
+                /* Due already, and nothing before it: no way for the bytes to spend in between. */
+                if (c->arrives_ps <= now && ch->ring_head == ch->ring_sampled && !c->taken) {
+                    c->remote = 0;
+                    ch->ring_sampled++;
+                    break;
                 }
                 status = transfer(ch, lane, 0, ch->bounce + (uint64_t)(ch->ring_sampled % RING) * ch->chunk_bytes, c->src, NULL,
                                   c->bytes, now, 0, &c->taken);
@@ -761,14 +946,27 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         }
         while (ch->ring_head != ch->ring_sampled) {
             struct chunk *c = &ch->ring[ch->ring_head % RING];
-            if (c->arrives_ps > now)
+            if (fbxi_adversarial(f) && c->leaves_ps) {
+                /* It travels in the queue, where the adversary is. */
+                if (c->leaves_ps > now)
+                    break;
+                if ((status = post_chunk(ch, j, lane, c, now)))
+                    return status;
+                ch->stalled_ns = 0;
+                ch->ring_head++;
+                continue;
+            }
+            const uint64_t before = c->moved, limit = arrived(c, now);
+            if (limit == before && limit < c->bytes)
                 break;
-            status = store(ch, j, lane, c, now);
+            status = store(ch, j, lane, c, limit, now);
             if (status)
                 return status == FBX_E_AGAIN ? stalled(ch, now) : status;
             ch->stalled_ns = 0;
+            budget -= min64(budget, c->moved - before);
+            if (c->moved < c->bytes)
+                break;
             ch->ring_head++;
-            budget -= min64(budget, c->bytes);
         }
         if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
             if ((status = plan(ch, j, now)))
@@ -780,15 +978,18 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         ch->final_ps = 0;
         if (ch->position >= j->total) {
             if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
-                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, ch->completes_ps);
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
-            if (now >= ch->completes_ps && ch->ring_sampled == ch->ring_tail) {
+            uint64_t end = ch->completes_ps;
+            if (f->clock.kind == FBX_REAL && ch->ring_head != ch->ring_tail && ch->ring[ch->ring_head % RING].arrives_ps > end)
+                end = end > POST_AHEAD_PS ? end - POST_AHEAD_PS : 0;
+            if (now >= end && ch->ring_sampled == ch->ring_tail) {
                 if (ch->remote_source)
                     deliver_due(n, n->index, now);
                 return 0;
             }
-            next = ch->completes_ps;
+            next = end;
         } else if (ch->ring_tail - ch->ring_head < RING) {
             uint64_t at = plan_at(ch, j);
             next = at > AHEAD_PS ? at - AHEAD_PS : 0;
@@ -796,7 +997,8 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
         if (ch->ring_head != ch->ring_sampled)
-            next = min64(next, ch->ring[ch->ring_head % RING].arrives_ps);
+            next = min64(next, fbxi_adversarial(f) && ch->ring[ch->ring_head % RING].leaves_ps ? ch->ring[ch->ring_head % RING].leaves_ps
+                                                                                               : arrives_next(&ch->ring[ch->ring_head % RING]));
         if (next <= now && budget) {
             now = max64(now, fbxi_now(&f->clock));
             if (next <= now)
@@ -812,62 +1014,10 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
 /* The last byte has departed. The rest travels on its own. */
 static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
-    fbx_node *n = ch->node;
-    fbx_fabric *f = n->fabric;
-    int status, attempts = 0;
-    while (ch->ring_head != ch->ring_tail) {
-        struct chunk *c = &ch->ring[ch->ring_head % RING];
-        while (c->moved < c->bytes) {
-            uint64_t offset, span, gva = c->dst + c->moved;
-            struct fbxl_queue *q;
-            if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
-                (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
-                return status;
-            if (!ch->dst.x.route) { /* a window that leads home by now */
-                if ((status = store(ch, j, lane, c, now)))
-                    return status == FBX_E_AGAIN ? stalled(ch, now) : status;
-                break;
-            }
-            uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
-            const uint8_t *payload;
-            if (j->d.flags & FBX_DMA_FILL)
-                payload = pattern(ch, j, c->position + c->moved);
-            else if (c->remote)
-                payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
-            else {
-                payload = ch->scratch;
-                if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
-                    return status;
-            }
-            if ((status = fbxi_posted_queue(n, ch->dst.x.route, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
-                return status;
-            struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                     .flags = (j->d.flags & FBX_DMA_RO ? FBXL_ENTRY_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBXL_ENTRY_IDO : 0),
-                                     .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps, .payload = payload};
-            fbxi_mark(n, lane);
-            bool current = fbx_observe(n->generation) == ch->dst.x.generation;
-            if (current)
-                status = fbxi_post(f, q, &post);
-            fbxi_unmark(lane);
-            if (!current) {
-                if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
-                    return status;
-                if (++attempts > 1000)
-                    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
-                continue;
-            }
-            if (status == FBX_E_AGAIN) {
-                if (post.arrives_ps <= now)
-                    return stalled(ch, now);
-                ch->next_ps = post.arrives_ps;
-                return FBX_E_AGAIN;
-            }
-            if (status)
-                return status;
-            c->moved += step;
-        }
-        ch->ring_head++;
-    }
+    int status;
+    for (; ch->ring_head != ch->ring_tail; ch->ring_head++)
+        if ((status = post_chunk(ch, j, lane, &ch->ring[ch->ring_head % RING], now)))
+            return status;
     return 0;
 }
 
@@ -913,6 +1063,15 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     if (ch->phase == POSTS) {
         if ((status = post_rest(ch, j, lane, now)))
             return status;
+        ch->phase = SETTLES;
+    }
+    if (ch->phase == SETTLES) {
+        if (timed(n) && j->total && now < ch->completes_ps && (now = fbxi_now(&n->fabric->clock)) < ch->completes_ps) {
+            ch->next_ps = ch->completes_ps;
+            if (!(j->d.flags & (FBX_DMA_SIGNAL | FBX_DMA_VISIBLE)))
+                ch->final_ps = ch->next_ps;
+            return FBX_E_AGAIN;
+        }
         ch->phase = SIGNALS;
         prepare(ch, FBX_STORE, j->d.signal, 8);
     }
@@ -924,6 +1083,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
                     (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
                     return status;
                 ch->op.operand[0] = j->d.signal_value;
+                ch->op.tc = (uint8_t)j->d.tc; /* the data's stream, and in its order whatever the default */
+                ch->op.attr = FBX_PLAIN;
             }
             if ((status = run_op(ch)))
                 return status;
@@ -951,13 +1112,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     return 0;
 }
 
-static struct job *head_of(struct channel *ch)
-{
-    pthread_mutex_lock(&ch->mutex);
-    struct job *j = ch->head;
-    pthread_mutex_unlock(&ch->mutex);
-    return j;
-}
+/* Claimed, so it stays the head; pairs with the publication in enqueue(). */
+static struct job *head_of(struct channel *ch) { return fbx_observe_pointer(&ch->head); }
 
 static void give_back(struct fbxi_dma *dma, struct job *j)
 {
@@ -971,6 +1127,18 @@ static void give_back(struct fbxi_dma *dma, struct job *j)
     j->id = 0;
     j->next = dma->free;
     dma->free = j;
+}
+
+/* An event, or one more that the next event counts: a program that goes on submitting what fails must not fill the ring. */
+static void tell_failure(fbx_node *n, int status)
+{
+    struct fbxi_dma *dma = n->dma;
+    const uint64_t now = fbxi_monotonic_ns();
+    uint64_t told = fbx_peek(&dma->told_ns);
+    if ((told && now - told < TELL_NS) || !fbx_claim(&dma->told_ns, told, now))
+        fbx_count(&dma->untold, 1);
+    else
+        fbxi_event(n->fabric, &(struct fbxi_event){FBX_EVENT_DMA_FAILED, n->index, UINT32_MAX, UINT32_MAX, (uint64_t)-status, fbx_swap(&dma->untold, 0)});
 }
 
 /* Claimed. It is complete, however it went. */
@@ -989,6 +1157,8 @@ static void finish(struct channel *ch, struct job *j, int status)
         }
         error->op = (int)fbx_peek(&j->kind);
     }
+    if (status && status != FBX_E_CANCELLED && status != FBX_E_CLOSED)
+        tell_failure(n, status);
     if (first && timed(n)) {
         if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
             fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);
@@ -998,14 +1168,15 @@ static void finish(struct channel *ch, struct job *j, int status)
         fbx_poke(&j->completes_ps, ch->free_ps);
     }
     if (first) {
+        fbx_poke(&ch->lent, fbx_peek(&ch->lenders) != 0);
         ch->phase = IDLE;
         ch->final_ps = 0;
     }
     pthread_mutex_lock(&ch->mutex);
     for (struct job **at = &ch->head; *at; at = &(*at)->next)
         if (*at == j) {
-            *at = j->next;
-            if (!*at)
+            fbx_publish_pointer(at, j->next);
+            if (!j->next)
                 ch->tail = at;
             break;
         }
@@ -1024,11 +1195,12 @@ static void finish(struct channel *ch, struct job *j, int status)
         if (write(j->fd, &one, sizeof one) < 0)
             errno = 0; /* it is readable already */
     }
-    int waiters = fbx_peek(&j->waiters) != 0;
     if (j->forgotten && !j->holders)
         give_back(dma, j);
     pthread_mutex_unlock(&dma->mutex);
-    if (waiters)
+    /* Who waits says so, then looks at `done`. (It may be another's job by now: then a wake too many.) */
+    fbx_fence_sleep();
+    if (fbx_peek(&j->waiters))
         fbxi_futex_wake(&j->done);
 }
 
@@ -1069,7 +1241,8 @@ static void claim_surely(struct channel *ch)
 /* ---- the engine -------------------------------------------------------------------------------------------------------- */
 
 /* Until fabric time `until`, for `max_ns` at most, or until `word` is no longer `seen`. */
-static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns, fbx_au32 *word, uint32_t seen, uint32_t *jumped)
+static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns, fbx_au32 *word, uint32_t seen, uint32_t wait_spin_ns,
+                        uint32_t *jumped)
 {
     const uint64_t spin_ns = 100000u;
     const struct fbxi_clock *clock = &f->clock;
@@ -1081,13 +1254,18 @@ static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns,
     if (ns > spin_ns)
         fbxi_futex_wait(word, seen, min64(ns - spin_ns, min64(max_ns, 20000000u)));
     else
-        fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), FBX_SPIN_NS, jumped, &ticks);
+        fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), wait_spin_ns, jumped, &ticks);
 }
 
+/* To wake a thread that sleeps costs its waker microseconds, and most who submit soon wait, which moves the data as well. So for
+ * a while after the last submission the engine sleeps in naps: what is in no hurry is found at the end of one. */
 static void *engine(void *argument)
 {
     fbx_fabric *f = argument;
     struct fbxi_engine *e = f->engine;
+    uint32_t wakes = 0;
+    uint64_t since_ns = 0;
+    prctl(PR_SET_TIMERSLACK, 1000ul);
     while (!fbx_observe(&e->stop)) {
         uint32_t seen = fbx_observe(&e->wake), jumped = 0;
         uint64_t next = NEVER;
@@ -1109,30 +1287,37 @@ static void *engine(void *argument)
         while (fbx_observe(&e->wanted) && !fbx_observe(&e->stop))
             sched_yield();
         if (next == NEVER) {
-            fbx_poke(&e->asleep, 1);
+            const uint64_t now_ns = fbxi_monotonic_ns();
+            if (seen != wakes) {
+                wakes = seen;
+                since_ns = now_ns;
+            }
+            const int naps = now_ns - since_ns < NAPS_NS;
+            fbx_poke(&e->asleep, naps ? NAPS : ASLEEP);
             /* Pairs with: the addition in kick(). Breaks: a submission that nobody wakes us for. */
             fbx_fence_sleep();
             if (fbx_observe(&e->wake) == seen)
-                fbxi_futex_wait(&e->wake, seen, 1000000000u);
-            fbx_poke(&e->asleep, 0);
+                fbxi_futex_wait(&e->wake, seen, naps ? NAP_NS : 1000000000u);
+            fbx_poke(&e->asleep, AWAKE);
         } else if (next) {
-            fbx_poke(&e->asleep, 1);
+            fbx_poke(&e->asleep, ASLEEP);
             fbx_fence_sleep();
-            pause_until(f, next, NEVER, &e->wake, seen, &jumped);
-            fbx_poke(&e->asleep, 0);
+            pause_until(f, next, NEVER, &e->wake, seen, FBX_SPIN_NS, &jumped);
+            fbx_poke(&e->asleep, AWAKE);
         }
     }
     return NULL;
 }
 
-/* There is something to do that its issuer does not do itself. */
-static void kick(const fbx_fabric *f)
+/* There is something to do that its issuer does not do itself; at once, or as soon as the engine looks. */
+static void kick(const fbx_fabric *f, int at_once)
 {
     struct fbxi_engine *e = fbx_observe_pointer(&f->engine);
     if (!e)
         return;
     fbx_add(&e->wake, 1);
-    if (fbx_observe(&e->asleep))
+    uint32_t asleep = fbx_observe(&e->asleep);
+    if (asleep == ASLEEP || (asleep == NAPS && at_once))
         fbxi_futex_wake(&e->wake);
 }
 
@@ -1259,7 +1444,7 @@ static struct job *job_new(struct fbxi_dma *dma)
         j->next = NULL;
         j->id = ++dma->generation << 16 | j->index;
         j->status = FBX_E_AGAIN;
-        j->holders = 1; /* the submitter, until it has looked */
+        j->holders = 0;
         j->forgotten = 0;
         j->slot = NULL;
         fbx_poke(&j->done, 0);
@@ -1353,7 +1538,8 @@ static void cover(struct fbxi_range *ranges, uint32_t *count, uint64_t first, ui
         ranges[0] = (struct fbxi_range){0, NEVER};
 }
 
-static int enqueue(struct channel *ch, struct job *j)
+/* *first: nothing was before it, so nobody is about to take it on. */
+static int enqueue(struct channel *ch, struct job *j, int *first)
 {
     fbx_node *n = ch->node;
     struct fbxi_range ranges[FBX_DMA_RANGES];
@@ -1383,7 +1569,8 @@ static int enqueue(struct channel *ch, struct job *j)
         ch->submitted++;
         if (j->slot)
             fbxi_dma_show(n->fabric, n->requester, j->slot, ch->submitted, ch->number, j->total, ranges, count);
-        *ch->tail = j;
+        *first = !length;
+        fbx_publish_pointer(ch->tail, j);
         ch->tail = &j->next;
         fbx_publish(&ch->length, length + 1);
     }
@@ -1401,6 +1588,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     struct channel *ch;
     struct job *j;
     uint64_t total = 0;
+    int first = 0;
     if (id)
         *id = 0;
     int status = fbxi_usable(n, FBX_DMA_WRITE, d->dst);
@@ -1418,9 +1606,10 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->d.rows = d->rows ? d->rows : 1;
     j->d.list = NULL;
     j->channel = ch;
-    j->forgotten = !id;
+    j->forgotten = j->holders = !id; /* held while we look; nobody can release an id that is not known yet */
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
+    j->trace_id = fbxi_trace_id(f);
     if (d->list) {
         j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
         if (j->list)
@@ -1429,7 +1618,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
             status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     }
     if (!status)
-        status = enqueue(ch, j);
+        status = enqueue(ch, j, &first);
     if (status) {
         pthread_mutex_lock(&dma->mutex);
         give_back(dma, j);
@@ -1437,15 +1626,17 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
         return status;
     }
     /* With time the links are reserved as of now; without it a small one is complete on return. */
-    if ((timed(n) || total <= INLINE_BYTES || !has_engine(f)) && fbx_observe(&ch->length) == 1 && claim(ch)) {
+    if (first && (timed(n) || total <= INLINE_BYTES || !has_engine(f)) && claim(ch)) {
         step(ch, j->issued_ps);
         unclaim(ch);
     }
-    if (fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
-        kick(f);
+    /* Whoever executes what was before it executes this next. */
+    if (first && fbx_observe(&ch->length) && !fbx_observe(&ch->lenders))
+        kick(f, timed(n) && !fbx_peek(&ch->lent));
     if (id)
         *id = j->id;
-    let_go(n, j);
+    else
+        let_go(n, j);
     return 0;
 }
 
@@ -1496,7 +1687,6 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
     for (uint32_t round = 0; !fbx_observe(&j->done); round++) {
         if (!lends++) {
             fbx_add(&ch->lenders, 1);
-            fbx_add(&j->waiters, 1);
             begin_ns = max_wait_ns == NEVER ? 0 : fbxi_monotonic_ns();
         }
         next = final = 0;
@@ -1524,16 +1714,17 @@ int fbx_dma_wait(fbx_node *n, uint64_t id, uint64_t max_wait_ns)
         if (next && next != NEVER) {
             /* The last wait ends early by what it takes to get back to the caller. */
             uint64_t until = final && final > n->binding_ps ? final - n->binding_ps : next;
-            pause_until(f, until, left, &j->done, 0, &ch->jumped);
+            fbx_add(&j->waiters, 1);
+            pause_until(f, until, left, &j->done, 0, FBX_SPIN_LAST_NS, &ch->jumped);
+            fbx_add(&j->waiters, UINT32_MAX);
             if (final && fbxi_now(&f->clock) >= until)
                 at_ps = final;
         }
     }
     if (lends) {
-        fbx_add(&j->waiters, UINT32_MAX);
         fbx_add(&ch->lenders, UINT32_MAX);
         if (fbx_observe(&ch->length))
-            kick(f);
+            kick(f, timed(n) && !fbx_peek(&ch->lent));
     }
     status = fbx_observe(&j->done) ? outcome(n, j) : FBX_E_AGAIN;
     let_go(n, j);
@@ -1546,9 +1737,11 @@ int fbx_dma_cancel(fbx_node *n, uint64_t id)
     if (!j)
         return no_such(n, id);
     int ended = 0;
-    if (!fbx_observe(&j->done)) {
+    while (!fbx_observe(&j->done) && !ended) {
         claim_surely(j->channel);
-        if (!fbx_observe(&j->done)) {
+        if (head_of(j->channel) == j && j->channel->phase == SETTLES) {
+            step(j->channel, 0); /* all of it is on its way already: it is too late */
+        } else if (!fbx_observe(&j->done)) {
             fbxi_fail_at(FBX_E_CANCELLED, (int)fbx_peek(&j->kind), (int)n->index, j->d.dst, "cancelled after %llu of %llu bytes",
                          (unsigned long long)fbx_peek(&j->moved), (unsigned long long)j->total);
             finish(j->channel, j, FBX_E_CANCELLED);
@@ -1556,7 +1749,7 @@ int fbx_dma_cancel(fbx_node *n, uint64_t id)
         }
         unclaim(j->channel);
         if (fbx_observe(&j->channel->length))
-            kick(n->fabric);
+            kick(n->fabric, 1);
     }
     let_go(n, j);
     return ended;
@@ -1572,6 +1765,8 @@ int fbx_dma_fd(fbx_node *n, uint64_t id)
         j->fd = eventfd(fbx_peek(&j->done) ? 1 : 0, EFD_CLOEXEC | EFD_NONBLOCK);
     int fd = j->fd;
     pthread_mutex_unlock(&n->dma->mutex);
+    if (!fbx_observe(&j->done))
+        kick(n->fabric, 1); /* whoever asks for it will sleep on it */
     if (fd < 0)
         fd = fbxi_fail_system(FBX_E_SYSTEM, "no eventfd");
     let_go(n, j);

@@ -94,6 +94,7 @@ struct fbx_config_node {
     const char *name;
     uint32_t kind, profile, machine, access_bytes, dma_tags;
     uint64_t delay_ps, pio_read_ps, pio_write_ps, dma_setup_write_ps, dma_setup_read_ps;
+    uint32_t wc; /* stores through its windows combine unless a window says otherwise */
 };
 struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
@@ -106,6 +107,7 @@ struct fbx_config_link {
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
+    uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -138,7 +140,7 @@ struct fbx_fabric_info {
     char name[64], directory[256];
     uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
-    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint32_t flags, ordering, clock, owner_alive, closed, links_changed; /* links that are not set as the topology says */
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
     uint64_t tick_hz, tick_cost_ps, now_ps;
 };
@@ -164,7 +166,7 @@ struct fbx_region_info {
 };
 struct fbx_link_info {
     char name[192];
-    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, changed; /* changed: not as the topology describes it */
     uint64_t rate_bps, delay_ps;
     uint64_t bytes[2], tlps[2], dropped[2];
 };
@@ -175,6 +177,52 @@ FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
 FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
 /* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
 FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* What may be set of a link that runs: a PCIe link has no RATE_BPS, MTU and OVERHEAD_BYTES, an Ethernet link DELAY_PS and
+ * those. Credits of data are units of 16 bytes; 0 is infinite. */
+enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
+                    FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
+                    FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+/* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
+ * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
+FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
+/* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
+FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
+
+/* ---- events --------------------------------------------------------------------------------------------------------- */
+
+/* What has happened to a fabric: the last 1,024 events are kept, numbered from 0. `a` and `b` are: NODE_ATTACHED, NODE_DETACHED:
+ * process and role (enum fbx_attach); NODE_LOST: process; LINK_SET, one for each value: key (enum
+ * fbx_link_key) and value; WINDOW_SET: translation and bytes, and `link`
+ * is the peer; WRITES_DROPPED, AER: how many since the last such event, and in all; DMA_FAILED: the error (negated) and how many
+ * more failed since the last such event; FABRIC_*: process. `other` is the window. */
+#define FBX_EVENT_KINDS(X)                                                                                             \
+    X(1, FABRIC_UP) X(2, FABRIC_DOWN) X(3, NODE_ATTACHED) X(4, NODE_DETACHED) X(5, NODE_LOST) X(6, LINK_DOWN) X(7, LINK_UP)   \
+    X(8, LINK_SET) X(9, LINK_RESET) X(10, WINDOW_SET) X(11, WINDOW_CLEARED) X(12, NTB_DISABLED) X(13, NTB_ENABLED)        \
+    X(14, WRITES_DROPPED) X(15, AER) X(16, DMA_FAILED)
+enum fbx_event_kind {
+#define FBX_X(number, name) FBX_EVENT_##name = number,
+    FBX_EVENT_KINDS(FBX_X)
+#undef FBX_X
+};
+struct fbx_event {
+    uint64_t number, ps, unix_ns; /* fabric time and the time of day */
+    uint32_t kind, node, other, link; /* UINT32_MAX: none */
+    uint64_t a, b;
+};
+/* "LINK_DOWN"; NULL for a number that is no kind. */
+FBX_API const char *fbx_event_name(uint32_t kind);
+/* Numbers of the oldest event that is still there, and of the next one. */
+FBX_API int fbx_events_range(fbx_fabric *fabric, uint64_t *first, uint64_t *next);
+/* Read up to `room` events from number *cursor on; returns how many. *cursor becomes the number to go on with, and *lost
+ * grows by those that were overwritten before they were read. */
+FBX_API int fbx_events_read(fbx_fabric *fabric, uint64_t *cursor, struct fbx_event *out, uint32_t room, uint64_t *lost);
+/* Sleep until there is an event `cursor`: 0, AGAIN after max_wait_ns or a signal, CLOSED when no more will come. */
+FBX_API int fbx_events_wait(fbx_fabric *fabric, uint64_t cursor, uint64_t max_wait_ns);
+/* A handle that only looks on: for fbx_fabric_topology() and fbx_events_*(), CLOSED for everything else. It does not keep
+ * anybody from taking the fabric down. */
+FBX_API int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
@@ -188,9 +236,15 @@ FBX_API int fbx_node_is_owner(const fbx_node *node);
 /* ---- windows ---------------------------------------------------------------------------------------------------- */
 
 enum fbx_perm { FBX_PERM_NONE = 0, FBX_PERM_READ = 1, FBX_PERM_WRITE = 2, FBX_PERM_RW = 3 };
-enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1 };
+/* Or-ed to a window's permission: attributes of every request that goes through it. */
+enum { FBX_WINDOW_RO = 4, FBX_WINDOW_IDO = 8 };
+/* UNCACHED: each store is a packet of its own, in order, and a bulk write is packets of the CPU's access width.
+ * WRITE_COMBINING: stores wait in buffers of 64 bytes, which leave in any order until fbx_drain(), an uncached access, a
+ * read, an atomic or a flush. MANAGED, what the manager's own windows are: bulk writes leave as full packets of 64 bytes,
+ * single stores in order, unless the node's `wc` says that they combine too. */
+enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1, FBX_MANAGED = 2 };
 struct fbx_window_info {
-    uint32_t index, peer, perm, mapping, lut, programmed;
+    uint32_t index, peer, perm, mapping, lut, programmed, attr, pad;
     uint64_t translation, bytes, bus, max_bytes, address_align, size_align, min_bytes;
 };
 FBX_API int fbx_mw_count(fbx_fabric *fabric, uint32_t node);
@@ -220,6 +274,20 @@ FBX_API int fbx_map(fbx_node *node, uint64_t gva, uint64_t bytes, void **out, in
 FBX_API void fbx_unmap(fbx_node *node, uint64_t gva);
 FBX_API int fbx_commit(fbx_fabric *fabric, uint64_t gva, uint64_t bytes);
 
+/* Memory that a program already has (a tensor's storage) gets an address like any other: peers load, store and copy there as
+ * they do in regions, at the cost of the node's first tier. Nobody can map it: bytes move by this process, by the kernel
+ * (process_vm_readv) where it copies between processes, or by this process's service thread. PINNED: the memory stays
+ * where it is until fbx_deregister() has returned, so that it may be touched directly; without it, memory that was freed
+ * meanwhile makes operations fail (UNSUPPORTED) and nothing worse. SERVICE: never by the kernel. */
+enum fbx_register_flags { FBX_REGISTER_PINNED = 1, FBX_REGISTER_READ_ONLY = 2, FBX_REGISTER_SERVICE = 4 };
+struct fbx_registration {
+    uint64_t gva, bytes;
+    uint32_t index, generation, node, pad;
+};
+FBX_API int fbx_register(fbx_node *node, void *address, uint64_t bytes, uint32_t flags, struct fbx_registration *out);
+/* After it has returned nobody touches the memory any more; BUSY if a stopped process may still, and it must stay. */
+FBX_API int fbx_deregister(fbx_fabric *fabric, const struct fbx_registration *registration);
+
 /* ---- names ------------------------------------------------------------------------------------------------------ */
 
 FBX_API int fbx_put(fbx_fabric *fabric, const char *key, const void *value, uint64_t bytes);
@@ -236,7 +304,19 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
-enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4, FBX_PLAIN = 8 /* neither, whatever the default of node or window */ };
+/* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
+ * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
+enum fbx_rule {
+    FBX_RULE_NONE = 0,
+    FBX_RULE_RO = 1, /* A2b: the later write, or D2b: the later read's completion, has relaxed ordering */
+    FBX_RULE_IDO = 2, /* A2b: the later request has ID-based ordering and another requester */
+    FBX_RULE_TC = 3, /* they are of different traffic classes */
+    FBX_RULE_PATH = 4, /* they go different ways, or to different nodes */
+    FBX_RULE_COMBINING = 5, /* both were in write-combining buffers that had not been drained */
+    FBX_RULE_TEAR = 6, /* one access of several pieces, taken in another order */
+    FBX_RULE_STALE = 7 /* a cache held what the later access should have seen */
+};
 enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
 
 /* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
@@ -273,6 +353,8 @@ FBX_API int fbx_gather(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, 
                        void *out, uint64_t *done, uint64_t max_wait_ns);
 FBX_API int fbx_scatter(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
                         const void *values, uint64_t *done, uint64_t max_wait_ns);
+/* Attributes and traffic class of this handle's operations that do not say otherwise. */
+FBX_API int fbx_set_order(fbx_node *node, uint32_t attr, uint32_t tc);
 FBX_API int fbx_drain(fbx_node *node);
 FBX_API int fbx_fence(fbx_node *node);
 /* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */
@@ -421,11 +503,65 @@ FBX_API int fbx_ntb_wait_event(fbx_node *node, struct fbx_ntb_event *out, uint32
  * the node's handle. */
 FBX_API int fbx_ntb_event_fd(fbx_node *node);
 
+/* ---- decisions and the trace -------------------------------------------------------------------------------------
+
+ * What a seed decided, and what happened. Decisions are logged and overridden under the virtual clock only; a trace can be
+ * taken of any fabric, and has what this process did. */
+
+struct fbx_choice {
+    uint64_t key, value, n, at_ps; /* value: one of 0 .. n-1; 0 is the harmless one */
+    uint32_t kind, pad;
+};
+enum fbx_choice_flags {
+    FBX_CHOICE_LOG = 1, /* remember decisions that are not 0 */
+    FBX_CHOICE_ONLY = 2 /* decisions that are not in the table are 0 */
+};
+/* From now on these decisions are as in the table, the others as the seed says or 0. Both 0: no table, no log. */
+FBX_API int fbx_choice_plan(fbx_fabric *fabric, const struct fbx_choice *fixed, uint64_t count, uint32_t flags);
+/* Copy the log; returns how many there are. */
+FBX_API uint64_t fbx_choice_log(fbx_fabric *fabric, struct fbx_choice *out, uint64_t room);
+
+enum fbx_trace_event {
+    FBX_TRACE_OP = 1, /* an operation is complete for its issuer; its times and status are known */
+    FBX_TRACE_VISIBLE = 2, /* a posted write is delivered */
+    FBX_TRACE_DROPPED = 3, /* a posted write vanished */
+    FBX_TRACE_CONTROL = 4, /* a link or a node changed: kind says what, target which */
+    FBX_TRACE_NOTE = 5 /* for whoever runs programs */
+};
+struct fbx_trace_record {
+    uint64_t at_ps, id; /* id: the operation's, from 1; a write's VISIBLE has that of the write */
+    uint64_t gva, bytes;
+    uint64_t digest; /* the value of up to 8 bytes; a digest of more */
+    uint64_t issued_ps, departs_ps, arrives_ps, completes_ps;
+    uint64_t sequence; /* of a posted write in its queue */
+    uint64_t passed; /* VISIBLE: id of the earlier write that this one passed, 0 for none */
+    uint32_t site; /* where in the program: a number that the binding gave; no part of the digest of the trace */
+    int16_t status;
+    uint16_t node, target;
+    uint16_t rule; /* VISIBLE: by which rule it passed; the core's number */
+    uint8_t event, kind, tc, attr;
+};
+/* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
+FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
+FBX_API int fbx_trace_stop(fbx_fabric *fabric);
+/* Records made in all; the digest of them all, those that did not stay included (two words). */
+FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
+/* Copy up to `count` records from number `first` on; returns how many. Numbers that did not stay are skipped: *first
+ * becomes the number of the first one copied. */
+FBX_API uint64_t fbx_trace_copy(fbx_fabric *fabric, uint64_t *first, struct fbx_trace_record *out, uint64_t count);
+/* The place in the program that operations begun from now on belong to. */
+FBX_API void fbx_trace_site(fbx_fabric *fabric, uint32_t site);
+
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 
 /* Time `count` operations inside C; samples_ps (count entries, may be NULL) receives each one's duration. */
 FBX_API int fbx_bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva_count, uint64_t bytes,
                       uint64_t count, uint64_t *samples_ps, uint64_t *total_ps);
+/* The same for a descriptor, with up to `depth` of it under way at once. Depth 1 times each from its submission to its
+ * completion. Of more, `samples_ps` are their submissions alone, `total_ps` is that of all until the last is complete, and a
+ * channel that is full is waited for, which counts in the total and in no sample. */
+FBX_API int fbx_bench_dma(fbx_node *node, const struct fbx_dma *descriptor, uint32_t depth, uint64_t count,
+                          uint64_t *samples_ps, uint64_t *total_ps);
 FBX_API uint64_t fbx_ticks(void);
 /* Static memory of the core: pointers to the functions that the _hot extension calls. */
 FBX_API const void *fbx_hot_table(void);

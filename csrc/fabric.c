@@ -5,8 +5,13 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "choice.h"
+#include "event.h"
+#include "link.h"
 #include "ntb.h"
 #include "pcie.h"
+#include "registered.h"
+#include "trace.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -45,6 +50,7 @@ static void after_fork_child(void)
         fbxi_engine_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
+        pthread_mutex_init(&f->figures_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
             fbxi_node_forked(n);
     }
@@ -166,6 +172,9 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
         !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
+    uint64_t events;
+    if (!fbxi_event_ring(h, &events))
+        return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged: it has no place for events");
     return 0;
 }
 
@@ -185,35 +194,50 @@ static int check_tables(fbx_fabric *f)
     }
     for (uint32_t i = 0; i < f->link_count; i++) {
         const struct fbxl_link *l = &f->link_facts[i];
-        bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
-                    (l->kind == 0 || (l->kind == 1 && l->mtu));
-        for (uint32_t d = 2 * i; d < 2 * i + 2; d++)
-            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40 &&
-                   f->direction_facts[d].ps_per_byte_q24 && f->direction_facts[d].ps_per_byte_q24 < 1ull << 56 &&
-                   f->direction_facts[d].delay_ps < 1ull << 52;
+        const bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
+                          !fbxi_link_check(l->name, l->kind, l->value);
         if (!good)
             return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
     }
     return 0;
 }
 
-/* A private copy of `count` entries; at least one byte, so that NULL means no memory. */
-static void *copy_of(const void *from, uint64_t count, uint64_t stride)
+/* A private copy of `count` entries, and room for `more`; at least one byte, so that NULL means no memory. */
+static void *copy_of(const void *from, uint64_t count, uint64_t stride, uint64_t more)
 {
     void *to = NULL;
-    if (posix_memalign(&to, 64, count * stride + 64))
+    if (posix_memalign(&to, 64, (count + more) * stride + 64))
         return NULL;
     memcpy(to, from, count * stride);
+    memset((uint8_t *)to + count * stride, 0, more * stride);
     return to;
+}
+
+/* The slot of each node's registered memory, behind the regions': as slow as the node's first tier. */
+static void registered_facts(fbx_fabric *f)
+{
+    for (uint32_t i = 0; i < f->node_count; i++) {
+        struct fbxl_region *r = &f->region_facts[f->region_count + i];
+        const struct fbxl_node *n = &f->node_facts[i];
+        if (n->region_count && n->first_region < f->region_count)
+            *r = f->region_facts[n->first_region];
+        snprintf(r->tier, sizeof r->tier, "registered");
+        r->node = i;
+        r->index = n->region_count;
+        r->bytes = 1ull << FBX_SLOT_SHIFT;
+        r->bus = (uint64_t)n->region_count << FBX_SLOT_SHIFT;
+    }
 }
 
 static int keep_facts(fbx_fabric *f)
 {
-    f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes);
-    f->region_facts = copy_of(f->regions, f->region_count, sizeof *f->regions);
-    f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links);
-    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions);
-    return f->node_facts && f->region_facts && f->link_facts && f->direction_facts
+    f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes, 0);
+    f->region_facts = copy_of(f->regions, f->region_count, sizeof *f->regions, f->node_count);
+    if (f->node_facts && f->region_facts)
+        registered_facts(f);
+    f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links, 0);
+    f->figures = calloc(f->link_count * 2ull + 1, sizeof(*f->figures));
+    return f->node_facts && f->region_facts && f->link_facts && f->figures
                ? 0
                : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
 }
@@ -229,6 +253,7 @@ static void locate_tables(fbx_fabric *f)
     f->heap_offset = h->heap_offset;
     f->heap_bytes = h->heap_bytes;
     f->instance = h->instance;
+    fbxi_event_ring(h, &f->events_offset);
     f->uid = h->uid;
     f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
     f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
@@ -245,6 +270,7 @@ static void locate_tables(fbx_fabric *f)
     f->link_count = h->table[FBXL_LINKS].capacity;
     f->flags = h->flags;
     f->ordering = h->ordering;
+    f->choice_seed = h->seed;
     memcpy(f->name, h->name, sizeof f->name);
 }
 
@@ -258,7 +284,9 @@ static fbx_fabric *fabric_new(const char *directory)
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
+    pthread_mutex_init(&f->figures_mutex, NULL);
     pthread_mutex_init(&f->engine_mutex, NULL);
+    pthread_mutex_init(&f->registered_mutex, NULL);
     return f;
 }
 
@@ -307,15 +335,20 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->node_facts);
     free(f->region_facts);
     free(f->link_facts);
-    free(f->direction_facts);
+    fbxi_figures_free(f);
     free(f->maps);
     free(f->trees);
     free(f->adjacent);
     free(f->adjacent_first);
     fbxi_engine_free(f);
+    fbxi_trace_free(f);
+    fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
+    pthread_mutex_destroy(&f->figures_mutex);
     pthread_mutex_destroy(&f->engine_mutex);
+    fbxi_registered_close(f);
+    pthread_mutex_destroy(&f->registered_mutex);
     free(f);
 }
 
@@ -433,6 +466,26 @@ int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
     return 0;
 }
 
+int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    if (earlier_boot(f) || fbx_observe(&f->header->state) & FBXL_CLOSED || ((f->flags & FBXL_OWNED) && !owner_alive(f)))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no fabric '%s' in %s", name, f->directory);
+    else
+        fbxi_clock_load(&f->clock, f->header);
+    f->observer = 1;
+    fbx_poke(&f->closed, 1); /* for whatever needs a session */
+    if (status) {
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
 int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, fbx_fabric **out)
 {
     fbx_fabric *f = fabric_new("(descriptors)");
@@ -460,7 +513,8 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
 
 static void end_fabric(fbx_fabric *f)
 {
-    fbx_or(&f->header->state, FBXL_CLOSED);
+    if (!(fbx_or(&f->header->state, FBXL_CLOSED) & FBXL_CLOSED))
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_DOWN, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
     for (uint32_t i = 0; i < high; i++)
         fbx_add(&f->requesters[i].generation, 1);
@@ -492,11 +546,13 @@ int fbx_fabric_close(fbx_fabric *f)
     if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
+    fbxi_event_look(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
     fbxi_engine_stop(f);
     if (f->creator && (f->flags & FBXL_OWNED))
         end_fabric(f);
+    fbxi_registered_end(f);
     fbxi_session_close(f);
     unregister_fabric(f);
     /* The descriptor goes now, so that a closed fabric costs none; the mappings stay for views. */
@@ -640,6 +696,26 @@ int fbx_fabric_prune(const char *directory)
 
 static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
 
+static void link_values(const struct fbx_config_link *l, uint64_t value[FBXL_LINK_VALUES])
+{
+    memset(value, 0, FBXL_LINK_VALUES * sizeof *value);
+    value[FBX_LINK_DELAY_PS] = l->delay_ps;
+    value[FBX_LINK_GEN] = l->gen;
+    value[FBX_LINK_LANES] = l->lanes;
+    value[FBX_LINK_MPS] = l->mps;
+    value[FBX_LINK_MRRS] = l->mrrs;
+    value[FBX_LINK_RCB] = l->rcb;
+    value[FBX_LINK_RATE_BPS] = l->rate_bps;
+    value[FBX_LINK_MTU] = l->mtu;
+    value[FBX_LINK_OVERHEAD_BYTES] = l->overhead_bytes;
+    value[FBX_LINK_POSTED_CREDITS_HEADER] = l->posted_credits_header;
+    value[FBX_LINK_POSTED_CREDITS_DATA] = l->posted_credits_data;
+    value[FBX_LINK_NONPOSTED_CREDITS_HEADER] = l->nonposted_credits_header;
+    value[FBX_LINK_NONPOSTED_CREDITS_DATA] = l->nonposted_credits_data;
+    value[FBX_LINK_COMPLETION_CREDITS_HEADER] = l->completion_credits_header;
+    value[FBX_LINK_COMPLETION_CREDITS_DATA] = l->completion_credits_data;
+}
+
 static int check_config(const struct fbx_config *c)
 {
     if (!c->node_count || c->node_count > 4096 || c->region_count > 65536 || c->link_count > 16384)
@@ -662,37 +738,18 @@ static int check_config(const struct fbx_config *c)
     }
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *l = &c->links[i];
-        struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
-        if (l->kind == 0 ? fbx_pcie_check(&p) : (l->kind != 1 || !l->rate_bps || l->mtu < 64))
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has parameters that no link has", l->name);
-        if (l->delay_ps > 1000000000000ull)
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has a delay above one second", l->name);
+        uint64_t value[FBXL_LINK_VALUES];
+        link_values(l, value);
+        if (fbxi_link_check(l->name, l->kind, value)) {
+            char why[256];
+            snprintf(why, sizeof why, "%s", fbx_last_error()->text);
+            return fbxi_fail(FBX_E_TOPOLOGY, "%s", why);
+        }
     }
     return 0;
-}
-
-static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c, const struct fbx_config_link *l,
-                           uint32_t to)
-{
-    struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
-    d->ps_per_byte_q24 = l->kind ? fbx_ethernet_ps_per_byte(l->rate_bps) : fbx_pcie_ps_per_byte(&p);
-    d->mps = l->kind ? l->mtu : l->mps;
-    d->to_node = to;
-    d->delay_ps = l->delay_ps + (c->nodes[to].kind == FBX_SWITCH ? c->nodes[to].delay_ps : 0);
-    d->tlp_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, d->mps + 24u);
-    /* A slot holds some full packets: see timing.c. */
-    d->slot_shift = 14;
-    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 2 * d->tlp_ps)
-        d->slot_shift++;
-    /* As much as the credits of the nearest receiver hold; 0 means that it advertises infinite ones. */
-    const uint64_t infinite = 1ull << 62;
-    uint64_t headers = l->posted_credits_header ? (uint64_t)l->posted_credits_header * (d->mps + 24u) : infinite;
-    uint64_t data = l->posted_credits_data ? (uint64_t)l->posted_credits_data * 16u : infinite;
-    uint64_t bytes = headers < data ? headers : data;
-    d->credit_ps = bytes == infinite ? infinite : fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
 }
 
 static int fill(fbx_fabric *f, const struct fbx_config *c)
@@ -713,6 +770,7 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         n->pio_write_ps = from->pio_write_ps;
         n->dma_setup_read_ps = from->dma_setup_read_ps;
         n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->wc = from->wc != 0;
         n->first_region = region;
         for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
             const struct fbx_config_region *r = &c->regions[region];
@@ -733,25 +791,14 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *from = &c->links[i];
         struct fbxl_link *l = &f->links[i];
-        struct fbx_pcie_link p = {from->gen, from->lanes, from->mps, from->mrrs, from->rcb};
         snprintf(l->name, sizeof l->name, "%s", from->name);
         l->node[0] = from->node_a;
         l->node[1] = from->node_b;
         snprintf(l->port[0], FBX_PORT_BYTES, "%s", from->port_a ? from->port_a : "");
         snprintf(l->port[1], FBX_PORT_BYTES, "%s", from->port_b ? from->port_b : "");
         l->kind = from->kind;
-        l->gen = from->gen;
-        l->lanes = from->lanes;
-        l->mps = from->mps;
-        l->mrrs = from->mrrs;
-        l->rcb = from->rcb;
-        l->mtu = from->mtu;
-        l->overhead_bytes = from->overhead_bytes;
-        l->rate_bps = from->kind ? from->rate_bps : fbx_pcie_tlp_bps(&p);
-        l->delay_ps = from->delay_ps;
         l->home = from->home;
-        fill_direction(&f->directions[2 * i], c, from, from->node_b);
-        fill_direction(&f->directions[2 * i + 1], c, from, from->node_a);
+        link_values(from, l->value);
     }
     return 0;
 }
@@ -843,6 +890,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
             layout.topology_offset = align_up(at, 64);
             layout.topology_bytes = c->topology_bytes;
             at = layout.topology_offset + c->topology_bytes;
+            layout.extension[0] = (struct fbxl_extension){FBXL_EVENTS, 1, align_up(at, 64), sizeof(struct fbxl_events)};
+            at = layout.extension[0].offset + layout.extension[0].bytes;
             eager_end = at;
         }
         at = align_up(at, i == FBXL_NODES ? 64 : 4096);
@@ -900,6 +949,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     locate_tables(f);
     if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
         goto fail;
+    fbxi_clock_load(&f->clock, f->header);
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_UP, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
     if (link(temporary, path)) {
@@ -946,6 +997,10 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
         out->session_count += fbx_observe(&f->sessions[i].state) == FBXL_LIVE && fbx_session_alive(f, i);
     for (uint32_t i = 0; i < fbxi_high(f, FBXL_REQUESTERS); i++)
         out->requester_count += fbx_observe(&f->requesters[i].state) == FBXL_LIVE;
+    for (uint32_t i = 0; i < f->link_count; i++) {
+        uint64_t value[FBX_LINK_KEYS];
+        out->links_changed += fbxi_link_current(f, i, value) && memcmp(value, f->link_facts[i].value, sizeof value) != 0;
+    }
     for (uint32_t i = 0; i < f->node_count; i++)
         out->queue_count += fbx_peek(&f->nodes[i].queue_count);
     out->uid = h->uid;
@@ -1093,14 +1148,18 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     memcpy(out->name, l->name, sizeof out->name);
     memcpy(out->node, l->node, sizeof out->node);
     out->kind = l->kind;
-    out->gen = l->gen;
-    out->lanes = l->lanes;
-    out->mps = l->mps;
-    out->mrrs = l->mrrs;
-    out->rcb = l->rcb;
+    uint64_t value[FBX_LINK_KEYS];
+    fbxi_link_current(f, link, value);
+    out->gen = (uint32_t)value[FBX_LINK_GEN];
+    out->lanes = (uint32_t)value[FBX_LINK_LANES];
+    out->mps = (uint32_t)value[FBX_LINK_MPS];
+    out->mrrs = (uint32_t)value[FBX_LINK_MRRS];
+    out->rcb = (uint32_t)value[FBX_LINK_RCB];
     out->up = fbx_observe(&f->links[link].state) == 0;
-    out->rate_bps = l->rate_bps;
-    out->delay_ps = l->delay_ps;
+    out->changed = memcmp(value, l->value, sizeof value) != 0;
+    const struct fbx_pcie_link p = {out->gen, out->lanes, out->mps, out->mrrs, out->rcb};
+    out->rate_bps = l->kind ? value[FBX_LINK_RATE_BPS] : fbx_pcie_tlp_bps(&p);
+    out->delay_ps = value[FBX_LINK_DELAY_PS];
     for (int d = 0; d < 2; d++) {
         out->bytes[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].bytes);
         out->tlps[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].tlps);
@@ -1133,7 +1192,9 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
             fbxi_drop_undelivered(f, link);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){up ? FBX_EVENT_LINK_UP : FBX_EVENT_LINK_DOWN, UINT32_MAX, UINT32_MAX, link, 0, 0});
         fbxi_ntb_links_changed(f, link, UINT32_MAX);
+    }
     return status;
 }

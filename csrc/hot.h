@@ -6,7 +6,7 @@
 #define FBX_HOT_H
 #include "fabrex.h"
 
-#define FBX_HOT_VERSION 2u
+#define FBX_HOT_VERSION 3u
 struct fbx_hot {
     uint32_t version, op_bytes;
     /* The short way only: 0, or AGAIN where the long way must be taken (nothing has happened then). */
@@ -18,5 +18,7 @@ struct fbx_hot {
     /* An operation that asks for nothing but `ps`: what it takes longer is the way in and out. */
     int (*nothing)(fbx_node *node, struct fbx_op *op, uint64_t ps);
     int (*node_virtual)(fbx_node *node);
+    int (*dma_submit)(fbx_node *node, const struct fbx_dma *descriptor, uint64_t *id);
+    int (*dma_release)(fbx_node *node, uint64_t id);
 };
 #endif

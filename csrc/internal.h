@@ -14,6 +14,8 @@
 #include <stddef.h>
 
 #define FBX_MAX_HOPS 24u
+#define FBX_CLASSES 8u /* traffic classes */
+#define FBX_PATHS 4u /* ways between two nodes that operations can choose from */
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
 /* No write waits longer than this behind its link's delays: a word that says so was scribbled over. */
 #define FBX_BACKLOG_PS 4000000000000ull
@@ -25,10 +27,17 @@ struct fbxi_region_map { /* mapped on first use; both views of the same pages */
     int fd; /* -1, or passed by another process */
 };
 
+struct fbxi_figures;
 struct fbxi_route {
-    uint32_t target, hops, mps, mrrs, rcb;
-    uint64_t fixed_ps; /* delays of the way, one direction */
-    struct fbxl_queue *queue; /* towards the target; NULL until the first posted write */
+    uint32_t target, hops;
+    /* What follows from its links' figures, as last looked at (fbxi_route_refresh). */
+    fbx_au32 mps, mrrs;
+    fbx_au64 fixed_ps; /* delays of the way, one direction */
+    fbx_au64 version; /* counts refreshes */
+    uint32_t path;
+    struct fbxl_queue *queue[FBX_CLASSES]; /* towards the target, by traffic class; NULL until the first posted write */
+    fbx_au32 looked[FBX_CLASSES]; /* how many queues the target had when none was found */
+    fbx_au64 drained[FBX_CLASSES]; /* sequence of the last write there when this handle drained its write-combining buffers */
     /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
      * somebody looks (fbxi_publish_counts); eight locked additions would cost a load more than its reservations. */
     struct fbxi_trips {
@@ -36,12 +45,16 @@ struct fbxi_route {
     } made[2], published[2];
     struct fbxi_hop {
         struct fbxl_direction *out, *back;
-        const struct fbxl_direction *out_facts, *back_facts;
-        fbx_au64 *out_calendar, *back_calendar;
-        uint32_t ethernet, mtu, overhead, direction;
-        uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
+        const struct fbxi_figures *out_figures, *back_figures; /* replaced when the link is set: use fbxi_out() */
+        fbx_au64 which; /* change of the link that they are of */
+        uint32_t direction;
     } hop[FBX_MAX_HOPS];
 };
+/* The first link of a way, in its direction. */
+static inline const struct fbxi_figures *fbxi_out(const struct fbxi_route *route)
+{
+    return fbx_observe_pointer(&route->hop[0].out_figures);
+}
 
 /* What a requester may do with one region, resolved. Only the handle's home thread keeps these; other threads resolve
  * each time, so that nobody reads a half-filled one. */
@@ -50,7 +63,7 @@ struct fbxi_xl {
     uint64_t lo, hi; /* offsets of the region that the window reaches */
     uint32_t perm, mapping, target, region;
     int32_t status; /* 0, or why nothing passes: LINK_DOWN, PEER_LOST */
-    uint32_t pad;
+    uint32_t attr; /* of every request through its window: FBX_RO, FBX_IDO */
     uint64_t shortened; /* how far the short way reaches */
     uint8_t *base; /* the region's first byte */
     struct fbxi_route *route; /* NULL: local */
@@ -86,9 +99,11 @@ struct fbx_node {
     struct fbxl_requester *slot;
     struct fbxl_stats *stats;
     struct fbxi_xl *xl;
-    struct fbxi_route **routes; /* by target node */
+    struct fbxi_route **routes; /* by target node and path */
     fbx_au64 *dependencies;
     uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
+    uint32_t attr, tc; /* of operations that do not say otherwise */
+    fbx_au64 requests; /* names for what the adversary decides about */
     fbx_au64 fence_floor;
     fbx_au64 dropped_checked; /* of slot->dropped: what flush(check) has told */
     fbx_au32 used_targets_count;
@@ -130,12 +145,13 @@ struct fbx_fabric {
     struct fbxl_node *node_facts;
     struct fbxl_region *region_facts;
     struct fbxl_link *link_facts;
-    struct fbxl_direction *direction_facts;
+    struct fbxi_figures **figures; /* by direction: what its link was set to so far */
+    pthread_mutex_t figures_mutex; /* their lists; taken last */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
-    uint64_t heap_offset, heap_bytes, instance;
+    uint64_t heap_offset, heap_bytes, instance, events_offset;
     uint32_t uid;
-    uint32_t flags, ordering, creator;
+    uint32_t flags, ordering, creator, observer;
     fbx_au32 closed, forked;
     struct fbxi_clock clock;
     struct fbxi_region_map *maps;
@@ -146,12 +162,18 @@ struct fbx_fabric {
     pthread_mutex_t map_mutex; /* maps; taken last, also inside a delivery */
     pthread_t service;
     uint32_t service_running;
-    fbx_au32 service_stop, service_wake;
+    fbx_au32 service_stop;
     pthread_mutex_t engine_mutex; /* making the engine; taken before `mutex` */
     struct fbxi_engine *engine; /* dma.c: the thread that executes DMA; NULL before the first submission */
     fbx_au64 watched; /* bit (node & 63): the service thread delivers there what we have posted, for its event FIFO */
+    pthread_mutex_t registered_mutex;
+    struct fbxi_registered *registered; /* registered.c; NULL until somebody registers or uses registered memory */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
+    struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
+    uint32_t trace_site;
+    struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
+    uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
 };
 
@@ -176,6 +198,11 @@ int fbxi_heap(fbx_fabric *f, uint64_t bytes, uint64_t *offset); /* control lock 
 void fbxi_heap_free(fbx_fabric *f, uint64_t offset, uint64_t bytes);
 int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out);
 int fbxi_commit(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
+/* Whether a write up to `end` needs fbxi_commit() first. Registered memory is there or it is not. */
+static inline int fbxi_uncommitted(const fbx_fabric *f, uint32_t region, uint64_t end)
+{
+    return region < f->region_count && end > fbx_observe(&f->regions[region].prefix);
+}
 /* First uncommitted or committed boundary: true if [offset, offset+bytes) is committed whole. */
 int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes);
 int fbxi_table_take(fbx_fabric *f, int table, uint32_t index); /* commit an entry before its first use */
@@ -212,6 +239,7 @@ int fbxi_membarrier_register(void);
 void fbxi_membarrier(const fbx_fabric *f);
 void fbxi_futex_wait(fbx_au32 *word, uint32_t seen, uint64_t ns);
 void fbxi_futex_wake(fbx_au32 *word);
+void fbxi_service_wake(fbx_fabric *f); /* our own service thread looks at once */
 
 /* ---- generations (lock.c): who changes something that routes were cached from ---------------------------------- */
 /* Bump the requesters whose cached routes depend on it, wait until older marks have cleared. BUSY: one is stopped. */
@@ -220,7 +248,7 @@ int fbxi_invalidate_dependents(fbx_fabric *f, uint32_t bit); /* requesters with 
 
 /* ---- window.c ---------------------------------------------------------------------------------------------------- */
 struct fbxi_target {
-    uint32_t region, target, perm, mapping, window;
+    uint32_t region, target, perm, attr, mapping, window;
     uint64_t offset, lo, hi;
 };
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out);
@@ -228,21 +256,31 @@ int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_
                          uint32_t *lut, uint64_t *max_bytes);
 
 /* ---- route.c ------------------------------------------------------------------------------------------------------ */
-int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
+int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, struct fbxi_route *route);
+/* Has a link of the way been set since the route was looked at? */
+int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route);
+/* Take over what its links are set to now. One thread at a time. */
+int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route);
 int fbxi_routes_init(fbx_fabric *f);
-/* The directions of the way, last hop first; room for FBX_MAX_HOPS. */
-int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *count);
+/* The directions of the way, last hop first; room for FBX_MAX_HOPS. Path 0 is the shortest way, each further one the
+ * shortest that shares no link with those before it; INVALID if there is none. */
+int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, uint32_t *directions, uint32_t *count);
 
 /* ---- posted.c ----------------------------------------------------------------------------------------------------- */
+/* A stream is a traffic class on a path: class | path << 3. */
+#define FBX_STREAMS (FBX_CLASSES * FBX_PATHS)
 int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc, struct fbxl_queue **out);
 struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc);
 struct fbxi_post {
     uint32_t region, bytes, kind, flags, requester;
-    uint64_t offset, arrives_ps, sequence;
+    uint64_t offset, arrives_ps, sequence, trace_id;
+    uint64_t drained; /* of what combines: sequence of the last write before its buffers were drained */
     const void *payload;
 };
 /* AGAIN: the queue is full; post->arrives_ps says when its head is due. */
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
+/* Whether one of the queue's first `tail` cells holds a write (of `requester`; ~0: of any) that is not visible yet. */
+int fbxi_holds(fbx_fabric *f, struct fbxl_queue *q, uint64_t tail, uint32_t requester);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
 int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for who knows that something is due */

@@ -15,7 +15,7 @@
 #include "atomics.h"
 
 #define FBX_MAGIC 0x3142465845524246ull /* "FBREXFB1" */
-#define FBX_LAYOUT_VERSION 1u
+#define FBX_LAYOUT_VERSION 2u
 #define FBX_LINE 64u
 #define FBX_NAME_BYTES 64u /* with the terminating NUL */
 #define FBX_TIER_BYTES 32u
@@ -55,6 +55,8 @@ struct fbxl_extension { /* what later versions add without moving anything */
     uint32_t id, version;
     uint64_t offset, bytes;
 };
+
+enum { FBXL_EVENTS = 1 }; /* ids of extensions */
 
 enum { FBXL_OWNED = 1, FBXL_TIMING = 2, FBXL_AUTO_WINDOWS = 4, FBXL_STRICT = 8, FBXL_EXPLICIT_FENCE = 16,
        FBXL_CLOSED = 32 /* in state: the fabric was taken down */ };
@@ -101,7 +103,9 @@ struct fbxl_header {
     _Alignas(64) fbx_au32 names_changed;
     fbx_au32 names_waiters;
     fbx_au32 state; /* FBXL_CLOSED */
-    uint32_t pad6[13];
+    uint32_t pad6;
+    fbx_au64 registrations; /* counts changes of what is registered */
+    uint32_t pad10[10];
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
@@ -131,6 +135,7 @@ struct fbxl_node {
     uint64_t pio_read_ps, pio_write_ps;
     uint64_t dma_setup_write_ps, dma_setup_read_ps;
     uint32_t mw_count, lut_count; /* direct windows first, then LUT windows */
+    uint32_t wc, pad0; /* stores through its windows combine unless a window says otherwise */
     uint64_t mw_max_bytes;
     /* state line: written under the control lock or by a reaper */
     _Alignas(64) fbx_au32 state;
@@ -148,7 +153,8 @@ struct fbxl_node {
     fbx_au64 queues; /* heap offset of the first queue that ends here */
     fbx_au32 queue_count;
     fbx_au32 raw_views; /* somebody looks at memory here without the API: its owner's thread delivers */
-    uint64_t pad1[5];
+    fbx_au64 registered_next; /* where the next range of registered memory is looked for */
+    uint64_t pad1[4];
     _Alignas(64) struct fbxl_lock delivery;
     fbx_au64 delivering_queue, delivering_seq; /* what the holder is at, for the curious */
     uint64_t pad2[4];
@@ -156,8 +162,8 @@ struct fbxl_node {
     _Alignas(64) fbx_au64 posted_dropped; /* posted writes that vanished: link, node, window */
     fbx_au64 delivered;
     fbx_au64 aer_correctable, aer_nonfatal, aer_fatal;
-    fbx_au64 events;
-    uint64_t pad3[2];
+    fbx_au64 events; /* of its NTB, taken */
+    fbx_au64 dropped_told, aer_told; /* what the fabric's events have told of the counters */
 };
 
 struct fbxl_window { /* 64 bytes, two snapshots and a switch */
@@ -165,7 +171,7 @@ struct fbxl_window { /* 64 bytes, two snapshots and a switch */
     struct fbxl_window_snapshot {
         fbx_au64 translation; /* bus address at the peer */
         fbx_au64 bytes; /* 0: nothing is programmed */
-        fbx_au32 peer_perm; /* peer node | permission << 24 | type << 28 | state << 30 */
+        fbx_au32 peer_perm; /* peer node | permission << 24 | attributes << 26 | mapping << 28 | state << 30 */
         uint32_t pad;
     } snapshot[2];
     uint64_t pad;
@@ -188,32 +194,31 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
+#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
-    uint32_t gen, lanes, mps, mrrs, rcb;
-    uint32_t mtu, overhead_bytes;
-    uint64_t rate_bps; /* of TLPs or of Ethernet payload and framing */
-    uint64_t delay_ps;
     uint32_t home; /* machine on which it is reserved */
-    uint32_t posted_credits_header, posted_credits_data, pad0;
+    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
-    uint64_t pad1[6];
+    /* What it is set to now: 0 as described; else bit 0 is the snapshot in force and the rest counts changes. The snapshots
+     * are at heap offset `setting`. Written under the control lock. */
+    fbx_au64 which, setting;
+    uint64_t pad1[4];
+};
+#define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
+struct fbxl_link_setting {
+    struct {
+        fbx_au64 value[FBXL_LINK_VALUES];
+    } snapshot[2];
+    fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
 
 struct fbxl_direction { /* index 2*link + (0: from node[0] to node[1], 1: back) */
-    /* written once */
-    uint64_t ps_per_byte_q24;
-    uint64_t delay_ps; /* propagation and, where it ends on a switch, that switch's delay */
-    uint32_t slot_shift; /* a slot of the calendar lasts 2^slot_shift ps */
-    uint32_t mps, to_node, credits_ps_pad;
-    uint64_t credit_ps; /* how far a posted write may be ahead of its departure before its issuer stalls */
-    uint64_t tlp_ps; /* one full TLP */
-    uint64_t pad0[2];
     /* reservations: all requesters */
     _Alignas(64) fbx_au64 calendar; /* heap offset, 0 until first used */
     fbx_au64 debt; /* units of bulk that small traffic displaced and later bulk must pay */
@@ -232,7 +237,10 @@ struct fbxl_session { /* one opened fabric of one process; alive while it holds 
     uint64_t start;
     fbx_au64 heartbeat_ps; /* its service thread was here */
     fbx_au32 leader; /* it watches the others */
-    uint32_t pad1[7];
+    fbx_au32 wake; /* futex word of its service thread */
+    fbx_au64 asks; /* bit (session & 63): that one asks something about memory registered here */
+    fbx_au64 mailbox; /* heap offset of what it asks others, 0 until first used */
+    uint64_t pad1;
 };
 
 struct fbxl_requester {
@@ -264,9 +272,13 @@ struct fbxl_buffer {
     uint32_t region, session, session_incarnation;
     fbx_au32 next; /* index + 1 of the next higher buffer of the region */
     uint64_t offset, bytes;
-    uint64_t kind; /* 0 region memory; 1 registered memory */
-    uint64_t reserved[10];
+    uint64_t kind; /* FBXL_BUFFER_MEMORY or FBXL_BUFFER_REGISTERED */
+    /* of registered memory, as its process knows it; `nonce_at` is where that process keeps `nonce` */
+    uint64_t address, start, nonce_at, nonce;
+    uint32_t pid, flags;
+    uint64_t reserved[5];
 };
+enum { FBXL_BUFFER_MEMORY = 0, FBXL_BUFFER_REGISTERED = 1 };
 
 struct fbxl_name { /* put/get values, barriers, names of buffers: chained in hash buckets, all under the control lock */
     char name[FBX_NAME_BYTES];
@@ -285,7 +297,7 @@ enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER 
 /* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
  * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
 struct fbxl_queue {
-    uint32_t source, target, traffic_class, ordinal;
+    uint32_t source, target, traffic_class, ordinal; /* traffic_class: class | path << 3 */
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
     fbx_au64 ntb_applied; /* last entry that changed the target's registers, as far as they themselves do not say it */
@@ -300,7 +312,9 @@ struct fbxl_queue {
     uint64_t pad3[7];
 };
 enum { FBXL_ENTRY_SKIP = 0, FBXL_ENTRY_WRITE = 1, FBXL_ENTRY_DOORBELL, FBXL_ENTRY_SPAD, FBXL_ENTRY_MESSAGE, FBXL_ENTRY_MSI };
-enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16 };
+enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16,
+       FBXL_ENTRY_COMBINING = 32, /* was in a write-combining buffer */
+       FBXL_ENTRY_APPLIED = 64 /* visible, though entries before it are not */ };
 struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header's own cell */
     fbx_au64 arrives_ps; /* looked at without the lock, to learn whether anything is due */
     uint64_t sequence;
@@ -361,6 +375,22 @@ struct fbxl_ntb {
     fbx_au32 spad[FBX_NTB_SPADS];
 };
 
+/* What has happened, for those who look on (event.c). An extension; anyone writes. */
+#define FBX_EVENTS 1024u
+#define FBXL_EVENT_WORDS 6u
+struct fbxl_event {
+    fbx_au64 number; /* of the event, plus 1; 0 while it is written */
+    fbx_au64 word[FBXL_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
+    fbx_au64 sum; /* over number and words: two writers a turn of the ring apart may meet */
+};
+struct fbxl_events {
+    fbx_au64 next; /* number of the next event */
+    fbx_au32 changed; /* futex word of those who wait for one */
+    fbx_au32 sleepers;
+    uint64_t pad[6];
+    struct fbxl_event event[FBX_EVENTS];
+};
+
 #define FBX_OP_KINDS 12u
 #define FBX_HIST_BINS 40u
 struct fbxl_stats { /* of one requester; its own threads add */
@@ -380,7 +410,8 @@ _Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) =
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
-_Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
+_Static_assert(sizeof(struct fbxl_direction) == 64, "reservations of two directions must not share a line");
+_Static_assert(sizeof(struct fbxl_event) == 64, "an event is one line");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
 
 /* Identifies the layout: version, sizes of everything above, constants. Checked at attach. */
@@ -392,7 +423,8 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
-        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb), sizeof(struct fbxl_link_setting),
+        sizeof(struct fbxl_events),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

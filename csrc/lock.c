@@ -9,7 +9,9 @@
  * A lock word names its holder's session and incarnation. A dead holder's lock is taken over by a compare-and-swap from
  * exactly that word, and the taker repairs what the lock protects; a living holder's lock is never stolen.
  */
+#include "event.h"
 #include "internal.h"
+#include "registered.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -96,6 +98,9 @@ static void bury(fbx_fabric *f, uint32_t session)
             fbx_publish(&f->nodes[node].state, FBXL_LOST);
             fbx_publish(&f->nodes[node].owner, 0);
             fbxi_invalidate_dependents(f, f->link_count + node);
+            fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_LOST, node, UINT32_MAX, UINT32_MAX, s->pid, 0});
+        } else if (node < f->node_count) {
+            fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_DETACHED, node, UINT32_MAX, UINT32_MAX, s->pid, r->kind});
         }
         uint32_t lanes = fbxi_high(f, FBXL_LANES);
         for (uint32_t l = 0; l < lanes; l++)
@@ -105,6 +110,10 @@ static void bury(fbx_fabric *f, uint32_t session)
             }
         fbx_publish(&r->state, FBXL_FREE);
     }
+    fbxi_registered_bury(f, session, incarnation);
+    /* It may have died after it changed a window or a link and before it told anybody. */
+    for (uint32_t i = 0; i < high; i++)
+        fbx_add(&f->requesters[i].generation, 1);
     /* Unnamed buffers of the dead have no other friend; named ones may be waited for by others and stay. */
     uint32_t buffers = fbxi_high(f, FBXL_BUFFERS);
     for (uint32_t i = 0; i < buffers; i++) {
@@ -157,6 +166,8 @@ int fbxi_session_open(fbx_fabric *f)
         f->session_incarnation = fbx_peek(&s->incarnation) + 1;
         s->pid = (uint32_t)getpid();
         s->start = fbxi_process_start(s->pid);
+        fbx_poke(&s->asks, 0);
+        fbx_poke(&s->mailbox, 0);
         fbx_publish(&s->incarnation, f->session_incarnation);
         fbx_publish(&s->state, FBXL_LIVE);
         f->identity = identity(i, f->session_incarnation);
@@ -208,6 +219,12 @@ void fbxi_futex_wait(fbx_au32 *word, uint32_t seen, uint64_t ns)
 {
     struct timespec limit = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
     syscall(SYS_futex, word, FUTEX_WAIT, seen, &limit, NULL, 0);
+}
+
+void fbxi_service_wake(fbx_fabric *f)
+{
+    fbx_publish(&f->sessions[f->session].wake, 1);
+    fbxi_futex_wake(&f->sessions[f->session].wake);
 }
 
 void fbxi_futex_wake(fbx_au32 *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0); }

@@ -10,6 +10,7 @@
  * one that is delivered again after its deliverer died does not ring twice.
  */
 #include "ntb.h"
+#include "link.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -215,8 +216,7 @@ void fbxi_ntb_posted(fbx_fabric *f, uint32_t target)
     }
     if (fbx_observe(&f->nodes[target].event_fds)) {
         fbx_or(&f->watched, 1ull << (target & 63));
-        fbx_publish(&f->service_wake, 1);
-        fbxi_futex_wake(&f->service_wake);
+        fbxi_service_wake(f);
     }
 }
 
@@ -644,7 +644,7 @@ int fbxi_ntb_linked(fbx_fabric *f, uint32_t a, uint32_t b)
     uint32_t directions[FBX_MAX_HOPS], hops;
     if (fbx_observe(&f->nodes[a].ntb_down) || fbx_observe(&f->nodes[b].ntb_down) ||
         fbx_observe(&f->nodes[a].state) == FBXL_LOST || fbx_observe(&f->nodes[b].state) == FBXL_LOST ||
-        fbxi_way(f, a, b, directions, &hops))
+        fbxi_way(f, a, b, 0, directions, &hops))
         return 0;
     for (uint32_t i = 0; i < hops; i++)
         if (fbx_observe(&f->links[directions[i] / 2].state))
@@ -668,14 +668,17 @@ int fbx_ntb_link_is_up(fbx_node *n, uint64_t *peers, uint32_t *speed, uint32_t *
     int status = fbxi_ntb_usable(n);
     uint64_t up = status ? 0 : peers_up(f, n->index);
     uint32_t peer, directions[FBX_MAX_HOPS], hops = 0;
-    if (up && (fbxi_ntb_peer(n, (uint32_t)__builtin_ctzll(up), &peer) || fbxi_way(f, n->index, peer, directions, &hops)))
+    if (up && (fbxi_ntb_peer(n, (uint32_t)__builtin_ctzll(up), &peer) || fbxi_way(f, n->index, peer, 0, directions, &hops)))
         hops = 0;
     if (peers)
         *peers = up;
+    uint64_t value[FBX_LINK_KEYS] = {0};
+    if (hops)
+        fbxi_link_current(f, directions[hops - 1] / 2, value);
     if (speed)
-        *speed = hops ? f->link_facts[directions[hops - 1] / 2].gen : 0;
+        *speed = (uint32_t)value[FBX_LINK_GEN];
     if (width)
-        *width = hops ? f->link_facts[directions[hops - 1] / 2].lanes : 0;
+        *width = (uint32_t)value[FBX_LINK_LANES];
     return status;
 }
 
@@ -688,7 +691,7 @@ int fbx_ntb_peer_is_up(fbx_node *n, uint32_t pidx)
 static int crosses(fbx_fabric *f, uint32_t a, uint32_t b, uint32_t link)
 {
     uint32_t directions[FBX_MAX_HOPS], hops;
-    if (fbxi_way(f, a, b, directions, &hops))
+    if (fbxi_way(f, a, b, 0, directions, &hops))
         return 0;
     for (uint32_t i = 0; i < hops; i++)
         if (directions[i] / 2 == link)

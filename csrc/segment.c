@@ -269,6 +269,8 @@ int fbxi_map_region(fbx_fabric *f, uint32_t region, struct fbxi_region_map **out
 
 int fbxi_committed(fbx_fabric *f, uint32_t region, uint64_t offset, uint64_t bytes)
 {
+    if (region >= f->region_count)
+        return 1; /* registered memory */
     struct fbxl_region *r = &f->regions[region];
     if (offset + bytes <= fbx_observe(&r->prefix))
         return 1;

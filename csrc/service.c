@@ -4,8 +4,10 @@
  * without the API, and one of all the fabric's processes (whoever holds the leader's byte of the control file, which the
  * kernel releases at death) looks for sessions that died. No operation depends on it.
  */
+#include "event.h"
 #include "internal.h"
 #include "ntb.h"
+#include "registered.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,15 +17,20 @@ int fbxi_end_if_orphan(fbx_fabric *f);
 
 #define LEADER_BYTE ((1ll << 50) - 1)
 #define LOOK_NS 25000000u
+#define ASKS_NS 60000u /* about what waking up costs */
 
 static void *service(void *argument)
 {
     fbx_fabric *f = argument;
     int leader = 0;
+    fbx_au32 *wake = &f->sessions[f->session].wake;
+    uint64_t served_ns = 0;
     uint64_t look_at = fbxi_monotonic_ns() + LOOK_NS;
     while (!fbx_observe(&f->service_stop)) {
         uint64_t nap = LOOK_NS, watched = fbx_swap(&f->watched, 0);
-        (void)fbx_swap(&f->service_wake, 0);
+        (void)fbx_swap(wake, 0);
+        if (fbxi_registered_serve(f))
+            served_ns = fbxi_monotonic_ns();
         /* What we have posted to registers of nodes whose events somebody polls must fire there when it arrives. */
         for (uint32_t i = 0; watched && i < f->node_count; i++) {
             if (!(watched >> (i & 63) & 1) || !fbx_observe(&f->nodes[i].event_fds))
@@ -41,7 +48,7 @@ static void *service(void *argument)
         for (fbx_node *n = f->node_list; n; n = n->next) {
             if (!fbx_peek(&n->closed) && fbx_observe(&n->event_fd))
                 fbxi_ntb_look(n);
-            if (fbx_peek(&n->closed) || n->kind != FBX_OWNER || !fbx_observe(&n->shared->raw_views))
+            if (fbx_peek(&n->closed) || !((n->kind == FBX_OWNER && fbx_observe(&n->shared->raw_views)) || fbxi_registers(f, n->index)))
                 continue;
             uint64_t now = fbxi_now(&f->clock);
             fbxi_deliver(f, n->index, now);
@@ -67,6 +74,7 @@ static void *service(void *argument)
             }
             if (leader) {
                 fbxi_reap(f);
+                fbxi_event_look(f);
                 fbxi_end_if_orphan(f);
                 /* Memory boxes and nodes that nobody is have no thread of their own to keep views of them current. */
                 for (uint32_t i = 0; i < f->node_count; i++)
@@ -75,8 +83,14 @@ static void *service(void *argument)
             }
             look_at = now_ns + (leader ? LOOK_NS : 4 * LOOK_NS);
         }
+        /* Whoever asked once asks for the next piece at once: stay awake for it. */
+        if (served_ns && now_ns - served_ns < ASKS_NS && !fbx_observe(&f->service_stop)) {
+            for (int i = 0; i < 500 && !fbx_observe(wake); i++)
+                fbx_relax();
+            continue;
+        }
         if (nap > 0 && !fbx_observe(&f->service_stop))
-            fbxi_futex_wait(&f->service_wake, 0, nap);
+            fbxi_futex_wait(wake, 0, nap);
     }
     return NULL;
 }
@@ -112,8 +126,7 @@ void fbxi_service_stop(fbx_fabric *f)
     if (!f->service_running)
         return;
     fbx_publish(&f->service_stop, 1);
-    fbx_publish(&f->service_wake, 1);
-    fbxi_futex_wake(&f->service_wake);
+    fbxi_service_wake(f);
     pthread_join(f->service, NULL);
     f->service_running = 0;
 }

@@ -102,18 +102,23 @@ if TYPE_CHECKING:
     from .errors import (
         WindowError as WindowError,
     )
+    from .event import Event as Event
+    from .event import Events as Events
     from .fabric import Fabric as Fabric
     from .fabric import attach as attach
     from .fabric import fabrics as fabrics
     from .memory import Buffer as Buffer
     from .node import Node as Node
     from .node import Operation as Operation
+    from .registered import Registered as Registered
     from .topology import Topology as Topology
 
 __version__ = "0.1.0"
 
 # Names and the modules that they come from: loaded when first used, so that `fabricctl list` and test collection stay quick.
 _LAZY = {
+    "Event": "event",
+    "Events": "event",
     "Fabric": "fabric",
     "attach": "fabric",
     "fabrics": "fabric",
@@ -121,9 +126,10 @@ _LAZY = {
     "Completion": "dma",
     "Node": "node",
     "Operation": "node",
+    "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "tlp", "topology", "units")
+_MODULES = ("dma", "errors", "event", "fabric", "graph", "link", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
 
 
 def __getattr__(name: str) -> Any:

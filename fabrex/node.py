@@ -7,6 +7,7 @@ import math
 import operator
 import os
 import time
+import weakref
 from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from .dma import Dma
 from .errors import ClosedHandle, InvalidArgument, WaitTimeout
 from .memory import Buffer, map_view
 from .ntb import Ntb
+from .registered import Registered, register, register_address
 
 if TYPE_CHECKING:
     from .fabric import Fabric
@@ -155,6 +157,7 @@ class Node(Requester):
         self.rank, self.size = self._place()
         self.ntb = Ntb(self)
         self.dma = Dma(self)
+        self._registered: weakref.WeakSet[Registered] = weakref.WeakSet()
 
     def _call_cost_ps(self) -> int:
         """Measure what a timed call from Python takes longer than it was asked to: that counts toward modelled time."""
@@ -196,7 +199,9 @@ class Node(Requester):
         return self._handle.pointer
 
     def close(self) -> None:
-        """Detach. Buffers stay; posted writes that have departed still land. Idempotent."""
+        """Detach. Buffers stay, registered memory goes; posted writes that have departed still land. Idempotent."""
+        for registered in list(self._registered):
+            registered.close()
         self._handle.close()
 
     def __enter__(self) -> Node:
@@ -231,6 +236,40 @@ class Node(Requester):
         check(lib.fbx_alloc(self._pointer(), region, size, align, encoded(name or ""), record), self)
         return Buffer(self.fabric, self, record[0])
 
+    def register(self, data: Any, *, read_only: bool | None = None, service: bool = False) -> Registered:
+        """Give memory that this process already has a global address.
+
+        Args:
+            data: a contiguous NumPy array, CPU tensor, bytearray, or anything with the buffer protocol. It is held, and its
+                buffer exported, until `close()`.
+            read_only: peers may only read; the default is what the memory itself permits.
+            service: have this process's service thread move the bytes even where the kernel would.
+        Returns:
+            Registered: `gva`, `size`, `close()`.
+        Raises:
+            InvalidArgument: no memory of this process, or not contiguous.
+        See: fbx_register().
+        """
+        registered = register(self, data, read_only=read_only, service=service)
+        self._registered.add(registered)
+        return registered
+
+    def register_address(
+        self, pointer: int, nbytes: int, *, keepalive: Any = None, read_only: bool = False, service: bool = False
+    ) -> Registered:
+        """Give `nbytes` from address `pointer` of this process a global address.
+
+        Memory that was freed meanwhile makes operations fail and nothing worse, so far as the system can tell.
+
+        Args:
+            keepalive: an object that is held until `close()`, such as the tensor whose storage it is.
+        Raises:
+            AddressError: nothing is mapped there.
+        """
+        registered = register_address(self, pointer, nbytes, keepalive=keepalive, read_only=read_only, service=service)
+        self._registered.add(registered)
+        return registered
+
     def view(self, gva: int, size: int) -> memoryview:
         """Return the raw bytes, functional and untimed. See `Buffer.memory`."""
         return map_view(self, gva, size)
@@ -251,6 +290,10 @@ class Node(Requester):
                 if not 0 <= value <= 7:
                     raise InvalidArgument(f"traffic class {value}: they are 0 to 7")
                 record.tc = value
+            elif name == "path":
+                if not 0 <= value <= 3:
+                    raise InvalidArgument(f"path {value}: they are 0 to 3")
+                record.path = value
             elif value:
                 record.attr |= _ATTRIBUTES[name]
         return record
@@ -262,23 +305,23 @@ class Node(Requester):
             status = lib.fbx_op_wait(pointer, record, SLICE_NS)
         check(status, self)
 
-    def read(self, gva: int, size: int) -> bytes:
+    def read(self, gva: int, size: int, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> bytes:
         """Read `size` bytes (bulk PIO: one request of the CPU's access width at a time, so slow over a real fabric)."""
         out = bytearray(operator.index(size))
-        self.readinto(gva, out)
+        self.readinto(gva, out, ro=ro, ido=ido, tc=tc, path=path)
         return bytes(out)
 
-    def readinto(self, gva: int, array: Any) -> int:
+    def readinto(self, gva: int, array: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
         pointer = ffi.from_buffer("char[]", array, require_writable=True)
         size = len(pointer)
         if self.fabric.timing:
-            self._run(self._record("read", gva, size, pointer))
+            self._run(self._record("read", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_read(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size
 
-    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0) -> int:
+    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Write all of `data` (any C-contiguous buffer), posted; returns the bytes written.
 
         Returns when the last byte has left this node; it is visible at the peer at its arrival. Faults of the fabric do not
@@ -286,8 +329,8 @@ class Node(Requester):
         """
         pointer = ffi.from_buffer("char[]", data)
         size = len(pointer)
-        if self.fabric.timing or ro or ido or tc:
-            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc))
+        if self.fabric.timing or ro or ido or tc or path:
+            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_write(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size
@@ -324,8 +367,22 @@ class Node(Requester):
 
     # -- order and waiting --------------------------------------------------------------------------------------------
 
+    def order(self, *, ro: bool = False, ido: bool = False, tc: int = 0) -> None:
+        """Set what this handle's operations have that do not say otherwise.
+
+        Args:
+            ro: relaxed ordering. ido: ID-based ordering. tc: traffic class, 0 to 7.
+        See: fbx_set_order().
+        """
+        if not 0 <= operator.index(tc) <= 7:
+            raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
+        check(lib.fbx_set_order(self._pointer(), (1 if ro else 0) | (2 if ido else 0), tc), self)
+
     def drain(self) -> None:
-        """Let write-combining buffers leave for the link: local and cheap."""
+        """Let write-combining buffers leave for the link: local and cheap.
+
+        What is stored after it does not pass what was stored before it through write-combining windows.
+        """
         check(lib.fbx_drain(self._pointer()), self)
 
     def fence(self) -> None:

@@ -28,8 +28,8 @@ CSRC = ROOT / "csrc"
 # The C core from the bottom up. A file includes its own layer and those below. File names without their ending.
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
-    {"internal", "error", "clock", "prng", "trace"},
-    {"segment", "lock", "ring", "timing", "link", "fault"},
+    {"internal", "error", "clock", "copy", "prng", "trace", "choice", "ordering"},
+    {"segment", "lock", "registered", "ring", "timing", "link", "event", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
@@ -43,7 +43,7 @@ C_TRANSPORTS = {"loop", "shm", "socket", "engine"}
 C_RAW_ATOMICS = {"atomics.h"}
 
 # What depends on the processor: its counter, its instructions, its name.
-C_PER_PROCESSOR = {"atomics.h", "clock.h", "clock.c"}
+C_PER_PROCESSOR = {"atomics.h", "copy.c", "clock.h", "clock.c"}
 
 # The only Python modules that may touch the compiled core. Everything else goes through them.
 PY_CORE_IMPORTERS = {

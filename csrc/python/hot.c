@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The scalar operations of a node for Python: load, store, fetch_add, swap, compare_swap. Calls that take some tens of
+ * The scalar operations of a node for Python: load, store, fetch_add, swap, compare_swap; and handing a plain copy to its DMA
+ * engine. Calls that take some tens of
  * nanoseconds hold the GIL, because giving it up beside a busy thread costs milliseconds; waits of more than 20
  * microseconds release it and come back every 20 ms to look for signals. Limited API only (3.10); no copy of the core.
  */
@@ -19,7 +20,7 @@ typedef struct {
 
 static const struct fbx_hot *hot;
 static PyObject *raise_error; /* callable(code, requester): raises */
-static PyObject *name_size, *name_ro, *name_ido, *name_tc, *eight;
+static PyObject *name_size, *name_ro, *name_ido, *name_tc, *name_path, *eight;
 
 static int as_u64(PyObject *value, uint64_t *out)
 {
@@ -69,7 +70,7 @@ static PyObject *fail(Requester *self, int code)
 
 struct options {
     uint32_t size;
-    uint8_t attr, tc;
+    uint8_t attr, tc, path;
 };
 
 static int keyword(struct options *o, PyObject *name, PyObject *value)
@@ -87,6 +88,12 @@ static int keyword(struct options *o, PyObject *name, PyObject *value)
             return -1;
         if (yes)
             o->attr |= PyUnicode_Compare(name, name_ro) == 0 ? FBX_RO : FBX_IDO;
+        return 0;
+    }
+    if (PyUnicode_Compare(name, name_path) == 0) {
+        if (as_u64(value, &number))
+            return -1;
+        o->path = number > 255 ? 255 : (uint8_t)number; /* the core says which there are */
         return 0;
     }
     if (PyUnicode_Compare(name, name_tc) == 0) {
@@ -108,7 +115,7 @@ static int parse(const char *call, PyObject *const *args, Py_ssize_t count, PyOb
                  struct options *o)
 {
     o->size = 8;
-    o->attr = o->tc = 0;
+    o->attr = o->tc = o->path = 0;
     if (count < wanted || count > wanted + 1) {
         PyErr_Format(PyExc_TypeError, "%s() takes %zd to %zd positional arguments, not %zd", call, wanted, wanted + 1, count);
         return -1;
@@ -136,7 +143,7 @@ static void prepare(struct fbx_op *op, int kind, uint64_t gva, const struct opti
     op->buffer = NULL;
     op->tc = o->tc;
     op->attr = o->attr;
-    op->path = 0;
+    op->path = o->path;
     op->trace_id = 0;
 }
 
@@ -196,16 +203,16 @@ static PyObject *requester_load(Requester *self, PyObject *const *args, Py_ssize
     uint64_t gva, value;
     if (count == 1 && !names) {
         o.size = 8;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
     } else if (count == 1 && args[1] == eight && only_size(names)) {
         o.size = 8;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
     } else if (count == 1 && only_size(names) && PyLong_CheckExact(args[1])) {
         long size = PyLong_AsLong(args[1]);
         if (size == -1)
             PyErr_Clear(); /* parse() says what is wrong with it */
         o.size = (uint32_t)size;
-        o.attr = o.tc = 0;
+        o.attr = o.tc = o.path = 0;
         if ((size < 1 || size > 8) && parse("load", args, count, names, 1, &o))
             return NULL;
     } else if (parse("load", args, count, names, 1, &o)) {
@@ -251,7 +258,7 @@ static PyObject *requester_store(Requester *self, PyObject *const *args, Py_ssiz
             PyErr_Format(PyExc_OverflowError, "%llu does not fit %u bytes", (unsigned long long)value, o.size);
             return NULL;
         }
-        if (!o.attr && !o.tc && hot->try_store(self->node, gva, o.size, value) == 0)
+        if (!o.attr && !o.tc && !o.path && hot->try_store(self->node, gva, o.size, value) == 0)
             Py_RETURN_NONE;
         prepare(&op, FBX_STORE, gva, &o);
         op.operand[0] = value;
@@ -273,7 +280,7 @@ static PyObject *atomic(Requester *self, int kind, const char *call, PyObject *c
         PyErr_Format(PyExc_OverflowError, "%llu does not fit 4 bytes", (unsigned long long)value);
         return NULL;
     }
-    if (kind == FBX_FETCH_ADD && !o.attr && !o.tc && hot->try_fetch_add(self->node, gva, o.size, value, &old) == 0)
+    if (kind == FBX_FETCH_ADD && !o.attr && !o.tc && !o.path && hot->try_fetch_add(self->node, gva, o.size, value, &old) == 0)
         return PyLong_FromUnsignedLongLong(old);
     struct fbx_op op;
     prepare(&op, kind, gva, &o);
@@ -328,6 +335,41 @@ static PyObject *requester_nothing(Requester *self, PyObject *const *args, Py_ss
     return PyLong_FromUnsignedLongLong(op.completes_ps);
 }
 
+#define SHORT_DMA (64u << 10)
+
+/* The number of a DMA, or None for what may take long here: the binding, which gives up the GIL, submits that. */
+static PyObject *requester_dma_copy(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    struct fbx_dma d;
+    uint64_t id;
+    memset(&d, 0, sizeof d);
+    if (count != 3 || names) {
+        PyErr_SetString(PyExc_TypeError, "_dma_copy() takes 3 positional arguments");
+        return NULL;
+    }
+    if (as_u64(args[0], &d.dst) || as_u64(args[1], &d.src) || as_u64(args[2], &d.bytes))
+        return NULL;
+    NEED_NODE(self);
+    if (d.bytes > SHORT_DMA && hot->node_virtual(self->node))
+        Py_RETURN_NONE;
+    int status = hot->dma_submit(self->node, &d, &id);
+    return status ? fail(self, status) : PyLong_FromUnsignedLongLong(id);
+}
+
+static PyObject *requester_dma_release(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    uint64_t id;
+    if (count != 1 || names) {
+        PyErr_SetString(PyExc_TypeError, "_dma_release() takes 1 positional argument");
+        return NULL;
+    }
+    if (as_u64(args[0], &id))
+        return NULL;
+    if (self->node)
+        hot->dma_release(self->node, id);
+    Py_RETURN_NONE;
+}
+
 /* Takes arguments as the others do and does nothing: what a call costs here, for benchmarks to compare with. */
 static PyObject *requester_empty(Requester *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
@@ -378,6 +420,8 @@ static PyMethodDef requester_methods[] = {
     FAST(swap, "swap($self, gva, value, /, size=8)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
     FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
     FAST(empty, "empty($self, *args, **kwargs)\n--\n\nDo nothing: the cost of a call, for benchmarks."),
+    {"_dma_copy", (PyCFunction)(void (*)(void))requester_dma_copy, METH_FASTCALL | METH_KEYWORDS, "_dma_copy($self, dst, src, size, /)\n--\n\n"},
+    {"_dma_release", (PyCFunction)(void (*)(void))requester_dma_release, METH_FASTCALL | METH_KEYWORDS, "_dma_release($self, number, /)\n--\n\n"},
     {"_nothing", (PyCFunction)(void (*)(void))requester_nothing, METH_FASTCALL | METH_KEYWORDS, "_nothing($self, ps, /, size=8)\n--\n\n"},
     {"_bind", (PyCFunction)(void (*)(void))requester_bind, METH_VARARGS, "_bind($self, address, owner, /)\n--\n\n"},
     {NULL, NULL, 0, NULL},
@@ -427,7 +471,8 @@ PyMODINIT_FUNC PyInit__hot(void)
     name_ro = PyUnicode_InternFromString("ro");
     name_ido = PyUnicode_InternFromString("ido");
     name_tc = PyUnicode_InternFromString("tc");
-    if (!type || !eight || !name_size || !name_ro || !name_ido || !name_tc || PyModule_AddObject(m, "Requester", type)) {
+    name_path = PyUnicode_InternFromString("path");
+    if (!type || !eight || !name_size || !name_ro || !name_ido || !name_tc || !name_path || PyModule_AddObject(m, "Requester", type)) {
         Py_XDECREF(m);
         return NULL;
     }

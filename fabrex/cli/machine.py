@@ -6,11 +6,15 @@ Owns: facts and floors. Must not know: verdicts on them (doctor), tables.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +73,62 @@ def facts(fabric: Any) -> dict[str, Any]:
         "clocksource": text_of("/sys/devices/system/clocksource/clocksource0/current_clocksource") or None,
         "tick_hz": info["tick_hz"],
         "tick_cost_ns": info["tick_cost_ps"] / 1e3,
+        "clock_step_ns": round(clock_step_ns(info["tick_hz"]), 3),
         "load_average": round(os.getloadavg()[0], 2),
         "directory": info["directory"],
         "measured_unix": int(time.time()),
     }
+
+
+def clock_step_ns(tick_hz: int) -> float:
+    """By how much the processor's counter moves at once: more than one tick on many virtual machines."""
+    from .._handle import lib
+
+    looks = [int(lib.fbx_ticks()) for _ in range(2000)]
+    return math.gcd(*(b - a for a, b in itertools.pairwise(looks))) / tick_hz * 1e9
+
+
+@dataclass
+class Disturbance:
+    """What kept the processor from this process while it was measured; a context.
+
+    Attributes:
+        stolen_fraction: processor time that the hypervisor gave to others.
+        descheduled: how often the kernel took the processor from this process.
+        load_average: at the end.
+        seconds: it lasted.
+    """
+
+    stolen_fraction: float = 0.0
+    descheduled: int = 0
+    load_average: float = 0.0
+    seconds: float = 0.0
+
+    def __enter__(self) -> Disturbance:
+        self._before = self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        total, stolen, switches, now = (b - a for a, b in zip(self._before, self._look(), strict=True))
+        self.stolen_fraction = round(stolen / total, 6) if total else 0.0
+        self.descheduled = int(switches)
+        self.load_average = round(os.getloadavg()[0], 2)
+        self.seconds = round(now, 1)
+
+    @staticmethod
+    def _look() -> tuple[float, float, float, float]:
+        words = [int(word) for word in text_of("/proc/stat").partition("\n")[0].split()[1:9] if word.isdigit()]
+        stolen = words[7] if len(words) > 7 else 0
+        return sum(words), stolen, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.monotonic()
+
+    def facts(self) -> dict[str, float]:
+        """For JSON."""
+        return {
+            "stolen_fraction": self.stolen_fraction,
+            "descheduled": self.descheduled,
+            "load_average": self.load_average,
+            "seconds": self.seconds,
+        }
 
 
 def line(machine: dict[str, Any]) -> str:

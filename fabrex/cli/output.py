@@ -107,6 +107,21 @@ def width() -> int | None:
     return None
 
 
+def writable(path: str) -> None:
+    """Refuse a file that cannot be written before the work that it is for.
+
+    Raises:
+        CommandError: its directory is not there or may not be written to, or it is a directory itself.
+    """
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        usage(f"{path} is a directory; name a file in it")
+    if not os.path.isdir(folder):
+        raise CommandError(f"no directory {folder!r}", "make it first", NOT_FOUND)
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise CommandError(f"{path} cannot be written", "", FAILURE)
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 

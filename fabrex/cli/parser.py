@@ -78,6 +78,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def since(text: str) -> int | float:
+    """A duration with its unit (a float, in seconds), or the number of an event (an int)."""
+    if re.fullmatch(r"[0-9]+", text):
+        return int(text)
+    if text[-1:].isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write 10s, or the number of an event")
+    return seconds(text)
+
+
 def number(text: str) -> int:
     """A whole number, decimal or with 0x."""
     try:
@@ -203,6 +212,12 @@ def build() -> Parser:
     at = placed(facts(command("prune", "remove what dead processes left: owned fabrics without an owner, half-made ones")))
     at.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
+    at = placed(facts(command("events", "show what has happened to a fabric")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("--follow", "-f", action="store_true", help="go on until the fabric ends")
+    at.add_argument("--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on")
+    at.add_argument("--kind", action="append", metavar="EVENT", help="only these; may be repeated")
+
     # Programs
 
     at = placed(facts(described(command(
@@ -236,11 +251,14 @@ def build() -> Parser:
         ("show", "show links, their state and their counters"),
         ("down", "take a link down; when it returns nothing crosses it any more"),
         ("up", "bring a link up"),
-        ("reset", "take a link down and up again"),
+        ("set", "change what a link is, while traffic crosses it"),
+        ("reset", "set a link back to what the topology says"),
     ):
         at = placed(facts(command(action, summary, parent=link, full=f"link {action}")))
         at.add_argument("name", metavar="NAME")
         at.add_argument("link", metavar="LINK", nargs="?" if action == "show" else None)
+        if action == "set":
+            at.add_argument("values", metavar="KEY=VALUE", nargs="+", help="as in the topology file: delay=500ns gen=3 lanes=8")
     window = group("window", "show and program translation windows")
     at = placed(facts(command("list", "list windows", parent=window, full="window list")))
     at.add_argument("name", metavar="NAME")
@@ -253,7 +271,7 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("wc", "uc"), default="wc", help="write-combining (default) or uncached")
+    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")
@@ -343,6 +361,20 @@ def build() -> Parser:
     at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
     at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
     at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    at.add_argument("--card", nargs="?", const="", metavar="FILE",
+                    help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
+    at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")
+    receipt = group("receipt", "look at what `bench --receipt` kept")
+    for action, summary in (("show", "figure a receipt anew from its samples"), ("verify", "check a receipt: exit code 1 if it was edited")):
+        at = facts(command(action, summary, parent=receipt, full=f"receipt {action}"))
+        at.add_argument("file", metavar="FILE")
+        if action == "show":
+            at.add_argument("--plot", metavar="FILE", help="draw it: the accuracy card as .svg or .png")
+    at = facts(command("compare", "compare two receipts, row by row", parent=receipt, full="receipt compare"))
+    at.add_argument("first", metavar="FIRST")
+    at.add_argument("second", metavar="SECOND")
+    at.add_argument("--all", action="store_true", help="also rows that did not change")
+    at.add_argument("--plot", metavar="FILE", help="draw the ratios as .svg or .png")
     placed(facts(command("doctor", "look at this machine: what it can do for a fabric, and how to mend what is weak")))
     at = command("completion", "print a completion script: `source <(fabricctl completion bash)`")
     at.add_argument("shell", choices=("bash", "zsh"))
