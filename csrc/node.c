@@ -83,9 +83,15 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS), i = 0, function = 0;
     while (i < high && fbx_observe(&f->requesters[i].state) != FBXL_FREE)
         i++;
-    for (uint32_t k = 0; k < high; k++)
-        if (fbx_observe(&f->requesters[k].state) != FBXL_FREE && f->requesters[k].node == node)
+    /* The owner is function 0; a client takes the lowest other number that no handle of the node has. */
+    function = kind != FBX_OWNER;
+    for (uint32_t k = 0; kind != FBX_OWNER && k < high;) {
+        const struct fbxl_requester *other = &f->requesters[k++];
+        if (fbx_observe(&other->state) != FBXL_FREE && other->node == node && other->function == function) {
             function++;
+            k = 0;
+        }
+    }
     int status = fbxi_table_take(f, FBXL_REQUESTERS, i);
     if (status)
         return status;

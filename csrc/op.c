@@ -124,6 +124,8 @@ static int way_status(fbx_node *n, uint32_t target, struct fbxi_route *route)
             return FBX_E_LINK_DOWN;
     if (route && (fbx_observe(&f->nodes[target].ntb_down) || fbx_observe(&n->shared->ntb_down)))
         return FBX_E_LINK_DOWN;
+    if (route && !fbxi_ntb_permits(f, n->index, n->slot->function))
+        return FBX_E_UNSUPPORTED;
     return 0;
 }
 
@@ -548,6 +550,9 @@ static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         trace_op(n, op, now);
     if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT)
         refuse(n, op, status, op->target);
+    else if (status == FBX_E_UNSUPPORTED && !fbxi_ntb_permits(n->fabric, n->index, n->slot->function))
+        fbxi_fail_at(status, op->kind, (int)n->index, op->gva, "function %u of %s is not in its NTB's requester-ID table",
+                     n->slot->function, n->facts->name);
     return status;
 }
 
@@ -636,7 +641,7 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
         }
         if (status) {
             op->target = x ? x->target : n->index;
-            if (x && is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) &&
+            if (x && is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == x->status) &&
                 !(n->fabric->flags & FBXL_STRICT)) {
                 vanish(n, x->target, x->route);
                 return 0;
@@ -1181,6 +1186,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         return finish(n, op, 0, 0);
 
     op->issued_ps = now;
+    if (UNLIKELY(op->kind == FBX_STORE && op->gva >> FBXI_MSI_SHIFT == FBXI_MSI_SPACE))
+        return finish(n, op, fbxi_ntb_store_msi(n, op->gva, op->bytes, op->buffer ? 0 : op->operand[0]), 0);
     if (op->kind == FBX_FLUSH) {
         if (op->operand[0] >= f->node_count)
             return finish(n, op, fbxi_fail(FBX_E_NOT_FOUND, "no node %llu", (unsigned long long)op->operand[0]), now);
@@ -2045,6 +2052,10 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             const struct fbxi_ntb_write w = {kind, n->index, reg, value, NULL, 0};
             deliver_due(n, target, now);
             status = fbxi_ntb_apply(f, target, &w);
+            if (status == FBX_E_INVALID) { /* an interrupt message for nobody */
+                vanish(n, target, route);
+                status = 0;
+            }
             if (f->flags & FBXL_TIMING)
                 fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
         }

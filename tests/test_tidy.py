@@ -32,7 +32,7 @@ C_LAYERS: list[set[str]] = [
     {"segment", "lock", "registered", "ring", "timing", "link", "event", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
-    {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
+    {"node", "op", "journey", "dma", "ntb_peer", "ntb_msi", "ntb_requester", "service", "fabric", "export"},
     {"bench"},  # over everything
 ]
 
