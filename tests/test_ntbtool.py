@@ -18,6 +18,7 @@ from ntbtool_broken import COUNTERS, break_file, kind_of
 from ntbtool_steps import Pair, Tree, Wrong
 
 import fabrex
+from fabrex._handle import check, lib
 from fabrex.ntbtool import Debugfs, Directory, File, MemoryFile, Settings, Waiting
 from fabrex.ntbtool.perf import Parameters
 from fabrex.ntbtool.text import command, numbers, switch, unsigned
@@ -347,6 +348,41 @@ def test_memory_that_is_not_there(place: Path) -> None:
         with pytest.raises(OSError) as caught:
             Tree(debugfs).write("ntb_tool/0000:03:00.0/peer0/mw_trans0", "65537")
         assert caught.value.errno == errno.ENOMEM
+        debugfs.close()
+
+
+def test_two_different_devices(place: Path) -> None:
+    """What an inbound window takes is what the peer's device says; doorbells are those that both have."""
+    described = topology(windows="manual").override(["nodes.host0.ntb=switchtec", "nodes.host1.ntb=amd"])
+    with fabrex.Fabric.create(described, "lab", timing=False) as fabric:
+        debugfs = Debugfs(fabric, quick())
+        tree = Tree(debugfs)
+
+        def windows(device: str) -> int:
+            return sum(name.startswith("mw_trans") for name in tree.names(f"ntb_tool/{device}/peer0"))
+
+        far = fabric.attach("host1", "client")
+        assert (windows("0000:03:00.0"), windows("0001:03:00.0")) == (len(far.ntb.windows), 66)
+        tree.write("ntb_tool/0000:03:00.0/peer_db", f"s {(1 << 28) - 1:#x}")
+        assert int(tree.read("ntb_tool/0001:03:00.0/db"), 0) == 0xFFFF
+        steps = ("ports", "links", "windows", "interrupts", "performance", "pingpong")
+        for near, far_name in itertools.permutations(["0000:03:00.0", "0001:03:00.0"]):
+            pair = Pair(tree, near, far_name)
+            pair.ports()
+            assert pair.run(steps[:2] + steps[3:])
+        tree.write("ntb_tool/0001:03:00.0/peer0/mw_trans65", "1")  # an entry of host0's look-up table: 64 KiB
+        assert "Window Size    \t0x0000000000010000[p]" in tree.read("ntb_tool/0001:03:00.0/peer0/mw_trans65")
+        debugfs.close()
+
+
+def test_a_register_that_reads_back_otherwise(place: Path) -> None:
+    """EIO, and nothing stays."""
+    fabric, debugfs = open_tree(2, "fabrex")
+    with fabric:
+        check(lib.fbx_mw_inject_stuck(fabric._live(), 1, 3, 0x10000))
+        with pytest.raises(OSError) as caught:
+            Tree(debugfs).write("ntb_tool/0000:03:00.0/peer0/mw_trans3", "65536")
+        assert caught.value.errno == errno.EIO and not fabric.buffers()
         debugfs.close()
 
 

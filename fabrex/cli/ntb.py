@@ -89,6 +89,8 @@ def _facts(node: Any) -> dict[str, Any]:
         "vectors": ntb.db_vector_count(),
         "scratchpads": ntb.spad_count(),
         "messages": ntb.msg_count(),
+        "interrupts": ntb.msi_count(),
+        "requesters": ntb.rid_count(),
         "windows": {"direct": sum(not w.lut for w in windows), "lut": sum(w.lut for w in windows)},
     }
 
@@ -129,12 +131,13 @@ def show(arguments: Any) -> int:
             d["doorbells"],
             d["scratchpads"],
             d["messages"],
+            d["interrupts"],
             f"{d['windows']['direct']} + {d['windows']['lut']}" if d["windows"]["lut"] else d["windows"]["direct"],
         )
         for d in devices
     ]
-    header = ("NODE", "PROFILE", "PORT", "PEERS UP", "LINK", "DOORBELLS", "SPADS", "MESSAGES", "WINDOWS")
-    emit(table(header, rows, right=("PORT", "PEERS UP", "DOORBELLS", "SPADS", "MESSAGES", "WINDOWS")))
+    header = ("NODE", "PROFILE", "PORT", "PEERS UP", "LINK", "DOORBELLS", "SPADS", "MESSAGES", "MSI", "WINDOWS")
+    emit(table(header, rows, right=("PORT", "PEERS UP", "DOORBELLS", "SPADS", "MESSAGES", "MSI", "WINDOWS")))
     return output.OK
 
 

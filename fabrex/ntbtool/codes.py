@@ -39,7 +39,11 @@ def fail(code: int) -> NoReturn:
 
 def errno_of(error: BaseException) -> int:
     """Return the error number that stands for an exception."""
-    if isinstance(error, OSError) and error.errno and not isinstance(error, FabricError):
+    if (
+        isinstance(error, OSError)
+        and error.errno
+        and (isinstance(error, errors.SystemRefused) or not isinstance(error, FabricError))
+    ):
         return error.errno
     if isinstance(error, FabricError):
         return next((number for kind, number in _ERRNOS if isinstance(error, kind)), errno.EIO)

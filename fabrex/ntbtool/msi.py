@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ntb_msi_test: interrupts at a peer, raised by a write through a window, and how often each has come.
+"""ntb_msi_test: interrupts at a peer, and how often each has come.
 
-A message-signalled interrupt is a posted write to an address that the interrupt controller of the target listens to. Here the
-controller is memory of the target: one word for each interrupt, which the window of its peers shows and a trigger adds to.
+A message-signalled interrupt is a posted write to an address that the target's interrupt controller listens to. A device that has
+vectors for that is interrupted so, and its events are counted here as a handler would. For others the controller is memory of the
+target: one word for each interrupt, which a peer's first window shows and a trigger adds to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from functools import partial
 
 from ..errors import FabricError
+from ..ntb import MsiDescriptor
 from .codes import fail
 from .device import Device, Devices, Inbound
 from .text import unsigned
@@ -28,10 +30,19 @@ class Target:
     def __init__(self, devices: Devices, device: Device, targets: list[Target], lock: threading.Lock) -> None:
         self.devices, self.device, self.targets, self.lock = devices, device, targets, lock
         self.memory: Inbound | None = None
+        self.vectors: list[MsiDescriptor] = []
+        self._counted = [0] * _IRQS
+        self._counting = threading.Lock()
         self.directory = Directory(self._files)
 
     def start(self) -> None:
-        """Make the memory behind the interrupts, such that the first window of every peer can show it."""
+        """Take vectors; or make the memory behind the interrupts, such that the first window of every peer can show it."""
+        ntb = self.device.ntb
+        self._counted = [0] * _IRQS
+        if ntb.msi_count() >= _IRQS:
+            while len(self.vectors) < _IRQS:
+                self.vectors.append(ntb.msi_request())
+            return
         windows = [peer.ntb.windows[0] for peer in self.devices if peer.window_count]
         if not windows:
             fail(errno.ENODEV)
@@ -40,7 +51,9 @@ class Target:
         self.device.node.write(self.memory.gva, bytes(8 * _IRQS))
 
     def stop(self) -> None:
-        """Give it back."""
+        """Give them back."""
+        while self.vectors:
+            self.device.ntb.msi_free(self.vectors.pop().vector)
         if self.memory is not None:
             self.device.free(self.memory)
             self.memory = None
@@ -68,7 +81,18 @@ class Target:
     def _await(self, pidx: int, text: str, waiting: Waiting) -> None:
         waiting.until(lambda: self._ready(pidx))
 
+    def count(self) -> None:
+        """Handle the interrupts that have come."""
+        with self._counting:
+            numbers = {descriptor.vector: irq for irq, descriptor in enumerate(self.vectors)}
+            for event in self.device.ntb.poll():
+                if event.kind == "msi" and event.vector in numbers:
+                    self._counted[numbers[event.vector]] += 1
+
     def _occurrences(self, irq: int) -> str:
+        if self.vectors:
+            self.count()
+            return f"{self._counted[irq]}\n"
         if self.memory is None:
             fail(errno.ENODEV)
         return f"{int.from_bytes(self.device.node.read(self.memory.gva + 8 * irq, 8), 'little')}\n"
@@ -79,9 +103,14 @@ class Target:
         target = self.targets[peer.number]
         if irq >= _IRQS or not self._ready(pidx):
             fail(errno.EINVAL)
+        device = self.device
+        if target.vectors:
+            device.ntb.msi_peer_trigger(peer.node_name, target.vectors[irq])
+            device.arrived(peer.node_name)
+            target.count()
+            return
         if target.memory is None:
             fail(errno.ENODEV)
-        device = self.device
         with self.lock:
             device.program(0, peer.node_name, target.memory.bus, target.memory.size, self)
             try:

@@ -187,7 +187,7 @@ class Perf:
         parameters, device = self.parameters, self.device
         peer = self.devices.peer(device, pidx)
         widx = self._window(device)
-        address_align, size_align, widest = device.ntb.mw_get_align(pidx, widx)
+        address_align, size_align, widest = peer.ntb.mw_get_align(device.node_name, widx)
         wanted = min(parameters.max_mw_size or 1 << _MOST_CHUNK_ORDER, 1 << _MOST_CHUNK_ORDER)
         self._results = [Result() for _ in range(self._threads)]
         if address_align > 1 << 30:

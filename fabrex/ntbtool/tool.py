@@ -40,7 +40,7 @@ class Window:
 
     def align(self) -> tuple[int, int, int]:
         """Alignments and largest size; ENOTCONN while the link is down."""
-        return self._peer.ntb.mw_get_align(self.tool.device.node_name, self.widx)
+        return self.tool.device.ntb.mw_get_align(self.pidx, self.widx)
 
     def show(self) -> str:
         """What mw_trans* says."""

@@ -34,10 +34,16 @@ def lab(cli: Cli) -> Iterator[Cli]:
 
 def test_show(lab: Cli) -> None:
     header, first, second = lab.good("ntb", "show", "lab").out.splitlines()
-    assert header.split() == ["NODE", "PROFILE", "PORT", "PEERS", "UP", "LINK", "DOORBELLS", "SPADS", "MESSAGES", "WINDOWS"]
+    assert header.split() == ["NODE", "PROFILE", "PORT", "PEERS", "UP", "LINK", "DOORBELLS", "SPADS", "MESSAGES", "MSI", "WINDOWS"]
     assert first.split()[:6] == ["host0", "fabrex", "0", "1", "of", "1"] and second.split()[0] == "host1"
     [device] = lab.good("ntb", "show", "lab", "host1", "--json").document["devices"]
-    assert device["link"]["up"] and device["link"]["speed"] > 0 and device["doorbells"] == 64 and device["scratchpads"] == 128
+    assert (
+        device["link"]["up"]
+        and device["link"]["speed"] > 0
+        and device["doorbells"] == 64
+        and device["scratchpads"] == 128
+        and device["interrupts"] == 64
+    )
     assert device["peers"] == [{"node": "host0", "index": 0, "port": 0, "up": True}]
 
 
