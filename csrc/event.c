@@ -30,10 +30,10 @@ int fbxi_event_ring(const struct fbxl_header *h, uint64_t *offset)
 
 static struct fbxl_events *ring(const fbx_fabric *f) { return fbxi_at(f, f->events_offset); }
 
-static uint64_t sum(uint64_t number, const uint64_t word[FBXL_EVENT_WORDS])
+static uint64_t sum(uint64_t number, const uint64_t word[FBX_EVENT_WORDS])
 {
     uint64_t h = number * 0x9E3779B97F4A7C15ull + 1;
-    for (int i = 0; i < (int)FBXL_EVENT_WORDS; i++)
+    for (int i = 0; i < (int)FBX_EVENT_WORDS; i++)
         h = (h ^ word[i]) * 0x9E3779B97F4A7C15ull + (h >> 29);
     return h;
 }
@@ -44,14 +44,14 @@ void fbxi_event(fbx_fabric *f, const struct fbxi_event *e)
     clock_gettime(CLOCK_REALTIME, &wall);
     if (!f->clock.ps_per_tick_q32)
         fbxi_clock_load(&f->clock, f->header);
-    const uint64_t word[FBXL_EVENT_WORDS] = {fbxi_now(&f->clock), (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec,
+    const uint64_t word[FBX_EVENT_WORDS] = {fbxi_now(&f->clock), (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec,
                                              (uint64_t)e->other << 32 | e->kind, (uint64_t)e->link << 32 | e->node, e->a, e->b};
     struct fbxl_events *r = ring(f);
     const uint64_t number = fbx_add(&r->next, 1);
     struct fbxl_event *at = &r->event[number % FBX_EVENTS];
     fbx_publish(&at->number, 0);
     fbx_fence_store();
-    for (int i = 0; i < (int)FBXL_EVENT_WORDS; i++)
+    for (int i = 0; i < (int)FBX_EVENT_WORDS; i++)
         fbx_poke(&at->word[i], word[i]);
     fbx_poke(&at->sum, sum(number, word));
     /* Pairs with: fbx_observe(&event->number) in read_one(). Breaks: half of an event. */
@@ -110,10 +110,10 @@ int fbx_events_range(fbx_fabric *f, uint64_t *first, uint64_t *next)
 static int read_one(struct fbxl_events *r, uint64_t number, struct fbx_event *out)
 {
     struct fbxl_event *at = &r->event[number % FBX_EVENTS];
-    uint64_t word[FBXL_EVENT_WORDS], seen = fbx_observe(&at->number);
+    uint64_t word[FBX_EVENT_WORDS], seen = fbx_observe(&at->number);
     if (seen != number + 1)
         return seen > number + 1 ? -1 : 0;
-    for (int i = 0; i < (int)FBXL_EVENT_WORDS; i++)
+    for (int i = 0; i < (int)FBX_EVENT_WORDS; i++)
         word[i] = fbx_peek(&at->word[i]);
     uint64_t found = fbx_peek(&at->sum);
     fbx_fence_load();

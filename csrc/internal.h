@@ -170,8 +170,9 @@ struct fbx_fabric {
     struct fbxi_registered *registered; /* registered.c; NULL until somebody registers or uses registered memory */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
+    struct fbx_sim *sim; /* sim.c; NULL: the clock is real, or moved by hand */
     struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
-    uint32_t trace_site;
+    uint32_t trace_site, recording; /* recording: operations tell the trace whenever they are looked at */
     struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
     uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
@@ -305,6 +306,9 @@ uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs be
 /* ---- dma.c ----------------------------------------------------------------------------------------------------------- */
 void fbxi_dma_detach(fbx_node *n); /* what is under way ends with CLOSED */
 void fbxi_dma_free(fbx_node *n);
+/* Where nothing runs by itself: when the handle's DMA wants to be stepped (UINT64_MAX: there is none), and doing so. */
+uint64_t fbxi_dma_next(const fbx_node *n);
+void fbxi_dma_step(fbx_node *n);
 void fbxi_engine_stop(fbx_fabric *f);
 void fbxi_engine_free(fbx_fabric *f);
 void fbxi_engine_forked(fbx_fabric *f);

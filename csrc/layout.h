@@ -109,10 +109,11 @@ struct fbxl_header {
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
-    fbx_au64 trace_rings;
-    fbx_au32 trace_on;
+    fbx_au64 trace_order; /* counts what was recorded; written by the lock's holder */
+    fbx_au32 trace_on; /* processes that record */
     uint32_t pad7;
-    uint64_t pad8[4];
+    struct fbxl_lock trace_lock; /* while somebody records, whoever records reserves one after the other */
+    uint64_t pad8[2];
     /* counters of what should never happen; anyone adds */
     _Alignas(64) fbx_au64 corrupt_resets;
     fbx_au64 takeovers;
@@ -194,14 +195,14 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
-#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
+#define FBX_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
     uint32_t home; /* machine on which it is reserved */
-    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
+    uint64_t value[FBX_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
@@ -213,7 +214,7 @@ struct fbxl_link {
 #define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
 struct fbxl_link_setting {
     struct {
-        fbx_au64 value[FBXL_LINK_VALUES];
+        fbx_au64 value[FBX_LINK_VALUES];
     } snapshot[2];
     fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
@@ -365,13 +366,18 @@ struct fbxl_ntb_state {
     uint64_t pad[3];
 };
 struct fbxl_ntb {
-    struct fbxl_lock lock; /* who changes a register */
+    /* who changes a register, mostly deliverers at the node itself */
+    struct fbxl_lock lock;
     fbx_au64 which; /* bit 0: the snapshot in force; the rest counts changes */
-    fbx_au64 link_changes; /* times a link that this node depends on came or went */
     fbx_au32 changed; /* futex word of those who wait for events */
+    uint32_t pad0;
+    uint64_t pad1[4];
+    /* what senders look at with each write: seldom changed, so it stays in their caches */
     fbx_au32 waiters;
+    uint32_t pad2;
+    fbx_au64 link_changes; /* times a link that this node depends on came or went */
     fbx_au64 rid_which; /* requester-ID table. Bit 0: the snapshot in force; bit 1: it is enforced; the rest counts changes */
-    uint64_t pad[2];
+    uint64_t pad3[5];
     struct fbxl_ntb_state state[2];
     struct {
         fbx_au32 value, source; /* filled while its status bit is clear */
@@ -387,10 +393,10 @@ struct fbxl_ntb {
 
 /* What has happened, for those who look on (event.c). An extension; anyone writes. */
 #define FBX_EVENTS 1024u
-#define FBXL_EVENT_WORDS 6u
+#define FBX_EVENT_WORDS 6u
 struct fbxl_event {
     fbx_au64 number; /* of the event, plus 1; 0 while it is written */
-    fbx_au64 word[FBXL_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
+    fbx_au64 word[FBX_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
     fbx_au64 sum; /* over number and words: two writers a turn of the ring apart may meet */
 };
 struct fbxl_events {
@@ -416,7 +422,7 @@ _Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two 
 _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
 _Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
-_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 1984, "snapshots on lines of their own");
+_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 2048, "snapshots on lines of their own");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");

@@ -17,7 +17,7 @@
 
 #include <stdlib.h>
 
-_Static_assert(FBX_LINK_KEYS <= FBXL_LINK_VALUES, "every value has a place in the segment");
+_Static_assert(FBX_LINK_KEYS <= FBX_LINK_VALUES, "every value has a place in the segment");
 
 static const char *const names[FBX_LINK_KEYS] = {
     "delay", "gen", "lanes", "mps", "mrrs", "rcb", "rate", "mtu", "overhead_bytes", "posted_credits_header",

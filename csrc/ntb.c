@@ -817,6 +817,12 @@ static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint
     return (int)count;
 }
 
+int fbxi_ntb_any(fbx_node *n)
+{
+    struct fbxl_ntb *d;
+    return fbxi_ntb_own(n, &d) || any_event(n, d); /* an error is worth a look, too */
+}
+
 int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, uint64_t max_wait_ns)
 {
     fbx_fabric *f = n->fabric;

@@ -528,7 +528,7 @@ static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op 
         .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
         .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
         .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
-    r.sequence = op->kind == FBX_STORE ? op->sequence : 0;
+    r.sequence = op->kind == FBX_STORE || op->kind == FBX_OTHER ? op->sequence : 0;
     if (op->kind != FBX_FLUSH)
         r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
     fbxi_trace(n->fabric, &r);
@@ -1015,7 +1015,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
         op->next_ps = p[1] >= op->bytes ? p[2] : p[4] - p[3] < RING ? p[2] - 2 * 1000000u : UINT64_MAX;
         if (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] < op->next_ps)
             op->next_ps = p[8 + p[3] % RING * 2 + 1];
-        if (op->next_ps <= now) {
+        if (op->next_ps <= now && !f->recording) {
             now = fbxi_now(&f->clock);
             if (op->next_ps <= now)
                 continue;
@@ -1143,11 +1143,11 @@ static int scalar_ok(fbx_node *n, struct fbx_op *op)
     return 0;
 }
 
-int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+static int advance(fbx_node *n, struct fbx_op *op, uint64_t now);
+
+static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
 {
     fbx_fabric *f = n->fabric;
-    /* First: what is done from here on is inside the modelled time. */
-    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset = 0;
     op->done = 0;
@@ -1163,7 +1163,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->injected = 0;
     op->completes_ps = 0;
     if (fbxi_tracing(f)) {
-        op->trace_id = fbxi_trace_id(f);
+        if (!f->recording)
+            op->trace_id = fbxi_trace_id(f);
         op->departs_ps = op->arrives_ps = op->sequence = 0;
     }
     int status = usable(n, op->kind, op->gva);
@@ -1203,7 +1204,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         note_streams(n, op);
         op->state = FBX_TRAVELS;
         op->next_ps = op->arrives_ps;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     if (!(f->flags & FBXL_TIMING)) {
         if (!scalar) { /* all of it must be reachable before any of it moves */
@@ -1271,7 +1272,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             op->done = bytes;
             op->completes_ps = op->next_ps = flight.departs_ps;
             op->state = FBX_RETURNS;
-            return fbx_op_advance(n, op);
+            return advance(n, op, fbxi_now(&f->clock));
         }
         if ((status = fbxi_commit(f, x->region, offset, min64(op->bytes, x->hi - offset))))
             return finish(n, op, status, now);
@@ -1281,7 +1282,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         op->state = FBX_ISSUED;
         op->completes_ps = now;
         op->next_ps = now;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     time_request(n, op, x->route, x->region, now,
                  op->kind == FBX_LOAD || op->kind == FBX_WAIT ? 0 : op->kind == FBX_CAS ? 2 * op->bytes : op->bytes,
@@ -1391,12 +1392,49 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     return finish(n, op, 0, now);
 }
 
+/* The same while it is recorded: in one order for all who record, so that doing it again in that order, as of the same times,
+ * makes the same reservations. */
+static __attribute__((noinline)) int recorded(fbx_node *n, struct fbx_op *op, int begins, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxl_header *h = f->header;
+    int held = fbxi_lock(f, &h->trace_lock, FBX_STALL_NS) >= 0; /* a stopped one makes the recording worse, nothing else */
+    if (begins) {
+        now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+        op->trace_id = fbxi_trace_id(f);
+    }
+    fbx_poke(&h->trace_order, fbx_peek(&h->trace_order) + 1);
+    struct fbxi_trace_record r = {.at_ps = now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .sequence = fbx_peek(&h->trace_order),
+                                  .passed = n->requester, .node = (uint16_t)n->index, .kind = (uint8_t)op->kind, .tc = op->tc,
+                                  .attr = op->attr, .event = begins ? FBX_TRACE_BEGIN : FBX_TRACE_STEP};
+    if (op->kind == FBX_FLUSH)
+        r.target = (uint16_t)op->operand[0];
+    fbxi_trace(f, &r);
+    int status = begins ? begin(n, op, now) : advance(n, op, now);
+    if (held)
+        fbxi_unlock(f, &h->trace_lock);
+    return status;
+}
+
+int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+{
+    const fbx_fabric *f = n->fabric;
+    /* First: what is done from here on is inside the modelled time. */
+    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+    return UNLIKELY(f->recording) ? recorded(n, op, 1, 0) : begin(n, op, now);
+}
+
+static int further(fbx_node *n, struct fbx_op *op, uint64_t now)
+{
+    return UNLIKELY(n->fabric->recording) ? recorded(n, op, 0, now) : advance(n, op, now);
+}
+
 int fbx_op_advance(fbx_node *n, struct fbx_op *op)
 {
     if (op->state == FBX_DONE)
         return op->status;
     const fbx_fabric *f = n->fabric;
-    return advance(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
+    return further(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
 }
 
 int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
@@ -1428,7 +1466,7 @@ int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
             first = ticks;
         else if (max_wait_ns != UINT64_MAX && ticks - first > max_wait_ns / 1000 * clock->ticks_per_us)
             return FBX_E_AGAIN;
-        advance(n, op, fbxi_ticks_to_ps(clock, ticks));
+        further(n, op, fbxi_ticks_to_ps(clock, ticks));
     }
     return op->status;
 }
@@ -2044,7 +2082,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
             fbx_count(&f->header->reservations_clamped, 1);
         struct fbxi_post post = {.region = UINT32_MAX, .bytes = bytes, .kind = kind, .flags = FBXL_ENTRY_SCALAR,
-                                 .requester = n->requester, .offset = reg,
+                                 .requester = n->requester, .offset = reg, .trace_id = fbxi_tracing(f) ? fbxi_trace_id(f) : 0,
                                  .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence, .payload = &value};
         if (travels) {
             status = fbxi_post(f, q, &post);
@@ -2065,6 +2103,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             uint64_t ns = fbxi_monotonic_ns();
             if (!begin)
                 begin = ns;
+            if (f->sim)
+                return FBX_E_AGAIN; /* the program waits until there is room */
             if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
                 return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
                                  f->node_facts[target].name, n->facts->name);
@@ -2075,6 +2115,12 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         if (status)
             return status;
         use_target(n, target);
+        if (fbxi_tracing(f)) {
+            struct fbx_op told = {.kind = FBX_OTHER, .gva = reg, .bytes = bytes, .operand = {value}, .target = target,
+                                  .trace_id = post.trace_id, .sequence = post.sequence, .issued_ps = now,
+                                  .departs_ps = flight.departs_ps, .arrives_ps = post.arrives_ps, .completes_ps = now};
+            trace_op(n, &told, now);
+        }
         if (travels)
             fbxi_ntb_posted(f, target);
         uint64_t credit = fbxi_out(route)->credit_ps;

@@ -40,7 +40,7 @@ static inline uint64_t fbxi_unfair_ps(fbx_fabric *f, uint32_t kind, uint64_t key
 {
     static const uint64_t ps[FBX_DELAYS] = {0,       0,       0,        40000,    150000,    500000,
                                             1500000, 4000000, 12000000, 30000000, 100000000, 400000000};
-    return ps[fbxi_choice_at(f, kind, key, f->clock.kind == FBX_REAL ? FBX_DELAYS - 1 : FBX_DELAYS)];
+    return ps[fbxi_choice_at(f, kind, key, f->sim ? FBX_DELAYS : FBX_DELAYS - 1)];
 }
 
 /* Does a request that may pass what is before it do so? */

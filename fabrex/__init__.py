@@ -106,7 +106,7 @@ if TYPE_CHECKING:
     from .event import Events as Events
     from .fabric import Fabric as Fabric
     from .fabric import attach as attach
-    from .fabric import fabrics as fabrics
+    from .listing import fabrics as fabrics
     from .memory import Buffer as Buffer
     from .node import Node as Node
     from .node import Operation as Operation
@@ -121,7 +121,7 @@ _LAZY = {
     "Events": "event",
     "Fabric": "fabric",
     "attach": "fabric",
-    "fabrics": "fabric",
+    "fabrics": "listing",
     "Buffer": "memory",
     "Completion": "dma",
     "Node": "node",
@@ -129,7 +129,24 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "event", "fabric", "graph", "link", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = (
+    "caching",
+    "dma",
+    "errors",
+    "event",
+    "fabric",
+    "graph",
+    "link",
+    "listing",
+    "memory",
+    "node",
+    "ntb",
+    "pcie",
+    "registered",
+    "tlp",
+    "topology",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ C_LAYERS: list[set[str]] = [
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "dma", "ntb_peer", "ntb_msi", "ntb_requester", "service", "fabric", "export"},
+    {"sim"},  # runs programs on all of it
     {"bench"},  # over everything
 ]
 

@@ -29,6 +29,7 @@ _HANDLERS = {
     "events": ("events", "events"),
     "run": ("launch", "run"),
     "exec": ("launch", "execute"),
+    "explore": ("explore", "explore"),
     "link show": ("control", "link_show"),
     "link down": ("control", "link_down"),
     "link up": ("control", "link_up"),

@@ -58,7 +58,7 @@ def topology_of(arguments: Any) -> Topology:
 
 def fabric_names() -> list[str]:
     """Names of the fabrics in the directory."""
-    from ..fabric import fabrics
+    from ..listing import fabrics
 
     return [found["name"] for found in fabrics()]
 
@@ -84,7 +84,7 @@ def open_fabric(name: str) -> Fabric:
 
 def no_fabric(name: str, error: FabricNotFound) -> CommandError:
     """Return the error for a fabric that is not there any more, or never was."""
-    from ..fabric import default_directory, fabrics
+    from ..listing import default_directory, fabrics
 
     there = fabrics()
     if any(found["name"] == name for found in there):

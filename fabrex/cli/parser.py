@@ -244,6 +244,22 @@ def build() -> Parser:
     at.add_argument("name", metavar="NAME")
     at.add_argument("--node", required=True, metavar="N")
 
+    at = facts(command(
+        "explore",
+        "run a script's programs under the virtual clock with many seeds, and explain the first that fails",
+        epilog="SCRIPT is a Python file with functions called like nodes (`def host0(node): ...`), or a dict `programs`;\n"
+        "it may name `topology`, `ordering` and `check(result)`. Exit code 1: a seed fails.",
+    ))  # fmt: skip
+    at.add_argument("script", metavar="SCRIPT", help="a Python file with programs")
+    at.add_argument("--seeds", type=number, default=1000, metavar="N", help="how many seeds to run (1000)")
+    at.add_argument("--first", type=number, default=0, metavar="N", help="the first of them (0)")
+    at.add_argument("--seed", type=number, metavar="N", help="run this one seed, and tell what happens")
+    at.add_argument("--jobs", type=number, default=1, metavar="J", help="processes that share the seeds (1)")
+    at.add_argument("--most", type=number, default=1, metavar="N", help="stop after so many failing seeds (1)")
+    at.add_argument("--ordering", choices=("posted", "immediate", "adversarial"), help="the script's, or adversarial")
+    at.add_argument("--trace", action="store_true", help="with --seed: print the whole trace")
+    at.add_argument("--no-explain", action="store_true", help="only say which seeds fail")
+
     # Control
 
     link = group("link", "show and change links")

@@ -15,6 +15,7 @@
 #include "ntb.h"
 
 #include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -244,6 +245,13 @@ static struct total {
     uint64_t operations, widest;
 } total;
 
+/* Has a process ended, in whatever way? It must not before we say so. */
+static int somebody_ended(void)
+{
+    siginfo_t info = {0};
+    return !waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid;
+}
+
 /* Returns whether the history is linearizable. */
 static int history(uint32_t flags, uint64_t delay_ps, enum breakage broken, uint64_t operations)
 {
@@ -253,7 +261,7 @@ static int history(uint32_t flags, uint64_t delay_ps, enum breakage broken, uint
     fbx_fabric *fabric;
     pid_t children[P];
     int answer = LINEAR_YES;
-    MUST(test_fabric("linear", flags | FBX_AUTO_WINDOWS, delay_ps, &fabric));
+    MUST(test_fabric("linear", flags | FBX_AUTO_WINDOWS | FBX_NO_SERVICE, delay_ps, &fabric));
     memset(shared, 0, sizeof *shared);
     for (uint32_t i = 0; i < OBJECTS; i++)
         linear_init(&objects[i], 0);
@@ -263,10 +271,14 @@ static int history(uint32_t flags, uint64_t delay_ps, enum breakage broken, uint
             work(p, broken, pieces);
     for (uint32_t piece = 1; piece <= pieces; piece++) {
         __atomic_store_n(&shared->go, piece, __ATOMIC_RELEASE);
-        while (__atomic_load_n(&shared->finished, __ATOMIC_ACQUIRE) < piece * P && !__atomic_load_n(&shared->failed, __ATOMIC_ACQUIRE))
+        while (__atomic_load_n(&shared->finished, __ATOMIC_ACQUIRE) < piece * P && !(piece < pieces && somebody_ended()) &&
+               !__atomic_load_n(&shared->failed, __ATOMIC_ACQUIRE))
             usleep(100);
-        if (shared->failed)
-            break;
+        if (__atomic_load_n(&shared->finished, __ATOMIC_ACQUIRE) < piece * P) {
+            __atomic_store_n(&shared->stop, 1, __ATOMIC_RELEASE);
+            __atomic_store_n(&shared->go, pieces, __ATOMIC_RELEASE);
+            break; /* its status says why */
+        }
         for (uint32_t p = 0; p < P; p++)
             total.operations += shared->count[p];
         if (answer == LINEAR_YES)
@@ -360,7 +372,7 @@ static uint32_t torn_windows(int torn, uint32_t rounds)
     fbx_fabric *fabric, *f;
     pid_t children[P];
     memset(shared, 0, sizeof *shared);
-    MUST(test_fabric("windows", FBX_AUTO_WINDOWS, 1000, &fabric));
+    MUST(test_fabric("windows", FBX_AUTO_WINDOWS | FBX_NO_SERVICE, 1000, &fabric));
     set_window(fabric, 0, 0);
     fflush(NULL);
     for (uint32_t p = 0; p < P; p++)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,16 @@ def test_completion(cli: Cli) -> None:
     assert cli.good("__complete", "link", "set", "lab", "host0").out.split() == [LINK]
     assert cli.good("__complete", "link", "set", "lab", LINK, "d").out.split() == ["delay="]
     assert "gen=" in cli.good("__complete", "link", "set", "lab", LINK, "delay=5ns", "").out.split()
+
+
+@pytest.mark.parametrize("command", ["list", "events"])
+def test_looking_loads_little(cli: Cli, command: str) -> None:
+    """What a cold start costs is what it loads."""
+    cli.good("up", "fabrex-pair", "--name", "lab")
+    words = [command] if command == "list" else [command, "lab"]
+    heavy = ("numpy", "yaml", "jsonschema", "matplotlib", "fabrex.topology", "fabrex.fabric", "fabrex.graph", "asyncio", "msgpack")
+    code = f"import sys\nfrom fabrex.cli.commands import run\nassert run({words!r}) == 0\n" + (
+        f"loaded = [name for name in {heavy!r} if name in sys.modules]\nassert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=cli.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
