@@ -149,11 +149,12 @@ class Pair:
         passed: the steps that passed.
     """
 
-    def __init__(self, files: Files, near: str, far: str, *, windows: int = 4, total: int = 1 << 16, seed: int = 1) -> None:
+    def __init__(self, files: Files, near: str, far: str, *, windows: int = 4, total: int = 1 << 16, patience: float = 10) -> None:
         self.files, self.near, self.far = files, near, far
         self.passed: list[str] = []
         self._windows, self._total = windows, total
-        self._numbers = random.Random(seed)
+        self._patience = patience
+        self._numbers = random.Random(1)
         self.index = self.back = -1
 
     # -- ports, links ----------------------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ class Pair:
         if number(self.files.read(paths[0])) < 100:
             raise Wrong("count is not what was written")
         start = [number(self.files.read(path)) for path in paths]
-        end = time.monotonic() + 10
+        end = time.monotonic() + self._patience
         while any(number(self.files.read(path)) < at + 3 for path, at in zip(paths, start, strict=True)):
             if time.monotonic() > end:
                 raise Wrong(f"count stands still at {start}")

@@ -145,7 +145,7 @@ def test_the_steps_notice_every_file_that_is_broken(place: Path, mode: str, half
             if not any(broken):
                 continue
             try:
-                Pair(tree, *names, windows=2).run()
+                Pair(tree, *names, windows=1, patience=1).run()
                 unnoticed.append(kind)
             except Wrong:
                 pass

@@ -245,6 +245,24 @@ def test_in_the_background(place: Path, tmp_path: Path) -> None:
         assert eventually(lambda: fabrex.Fabric.open("lab").node_info("host0")["owner_pid"] is None)
 
 
+@needs_fuse
+def test_the_modprobe_of_the_how_to(place: Path, tmp_path: Path) -> None:
+    """Parameters that a script gives to a module arrive."""
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "kernel-scripts.md").read_text(encoding="utf-8")
+    shim = tmp_path / "modprobe"
+    shim.write_text(re.findall(r"```sh\n(#!/bin/sh\n# modprobe.*?)```", page, re.S)[0])
+    shim.chmod(0o755)
+    with lab() as mount:
+        for words in ("ntb_tool", "ntb_perf total_order=20 max_mw_size=0 use_dma=1", "-r ntb_perf", "ntb_pingpong delay_ms=7"):
+            subprocess.run([shim, *words.split()], env=os.environ | {"DEBUGFS": str(mount.place)}, check=True)
+        read = mount.files.read
+        assert (read(f"ntb_perf/{NEAR}/total_order"), read(f"ntb_perf/{NEAR}/use_dma")) == ("20\n", "Y\n")
+        assert read("module/ntb_pingpong/parameters/delay_ms") == "7\n"
+        mount.files.write(f"ntb_perf/{NEAR}/run", "0\n")
+        assert "copied 1048576 bytes" in read(f"ntb_perf/{NEAR}/run")
+        mount.end()
+
+
 def test_what_is_refused(place: Path, tmp_path: Path) -> None:
     def refused(code: int, *words: str, env: dict[str, str] | None = None) -> str:
         command = [sys.executable, "-m", "fabrex.cli", "ntb-tool", *words]
