@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import errors
+from .._handle import check, lib
 from ..errors import FabricError
 from ..fabric import Fabric
 from ..memory import Buffer
@@ -23,8 +24,6 @@ from .codes import fail
 
 _FIXED_BYTES = 65536
 _MOST_ALIGNED = 1 << 30
-_PERMISSIONS = ("none", "r", "w", "rw")
-_MAPPINGS = ("uc", "wc")
 
 
 def pci_name(position: int) -> str:
@@ -189,9 +188,11 @@ class Device:
         if not before.programmed:
             window.clear_translation()
             return
-        permission, mapping = _PERMISSIONS[before.perm & 3], _MAPPINGS[before.mapping & 1]
-        peer = self.fabric._node_name(before.peer)
-        window.set_translation(peer, int(before.translation), int(before.bytes), perm=permission, mapping=mapping)
+        # As it was bit for bit, whatever kinds of permission and mapping there are.
+        code = lib.fbx_mw_set_trans(
+            self.fabric._live(), self.node.index, widx, before.peer, before.translation, before.bytes, before.perm, before.mapping
+        )
+        check(code, self.node)
 
     def borrowed(self) -> list[int]:
         """Return the windows that drivers have programmed."""

@@ -144,7 +144,8 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "listing", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
+            top_level = module in ("fabric", "listing", "node", "memory", "registered", "event")
+            dotted = f"fabrex.{name}" if top_level else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
