@@ -280,6 +280,7 @@ void fbx_node_free(fbx_node *n)
         }
     pthread_mutex_unlock(&f->mutex);
     fbxi_dma_free(n);
+    fbxi_ntb_msi_release(n);
     fbxi_ntb_close(n);
     for (uint32_t i = 0; i < f->node_count * FBX_PATHS; i++)
         free(n->routes[i]);

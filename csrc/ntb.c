@@ -923,7 +923,6 @@ void fbxi_ntb_look(fbx_node *n)
 void fbxi_ntb_close(fbx_node *n)
 {
     uint32_t fd = fbx_swap(&n->event_fd, 0);
-    fbxi_ntb_msi_release(n);
     if (!fd)
         return;
     close((int)fd - 1);

@@ -32,10 +32,14 @@ struct shared {
 };
 static struct shared *shared;
 
+/* A processor's stores leave it some time after the instruction, and its loads may be done before one that reads the clock:
+ * without the barriers an interval could end before what is in it has happened. */
 static uint64_t now_ns(void)
 {
     struct timespec t;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     clock_gettime(CLOCK_MONOTONIC, &t);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
@@ -241,6 +245,21 @@ static int decide(struct linear_object objects[OBJECTS], struct linear_op *culpr
     return LINEAR_YES;
 }
 
+/* What happened to that register around an operation that fits nowhere. */
+static void explain(const struct linear_op *culprit)
+{
+    static const char *const kinds[LINEAR_KINDS] = {"read", "write", "set", "clear", "send", "take", "status", "message"};
+    fprintf(stderr, "register %u: an operation fits nowhere (*); process, begin and end in ns, operation, value:\n", culprit->object);
+    for (uint32_t p = 0; p < P; p++)
+        for (uint32_t i = 0; i < shared->count[p]; i++) {
+            const struct linear_op *op = &shared->ops[p][i];
+            if (op->object == culprit->object && op->end + 1000 >= culprit->begin && op->begin <= culprit->end)
+                fprintf(stderr, "%s %u %8lld %8lld %-7s %016llx\n", memcmp(op, culprit, sizeof *op) ? " " : "*", p,
+                        (long long)(op->begin - culprit->begin), (long long)(op->end - culprit->begin), kinds[op->kind],
+                        (unsigned long long)op->value);
+        }
+}
+
 static struct total {
     uint64_t operations, widest;
 } total;
@@ -281,8 +300,8 @@ static int history(uint32_t flags, uint64_t delay_ps, enum breakage broken, uint
         }
         for (uint32_t p = 0; p < P; p++)
             total.operations += shared->count[p];
-        if (answer == LINEAR_YES)
-            answer = decide(objects, &culprit);
+        if (answer == LINEAR_YES && (answer = decide(objects, &culprit)) == LINEAR_NO && !broken)
+            explain(&culprit);
         if (answer != LINEAR_YES && broken) { /* what we wanted to see */
             __atomic_store_n(&shared->stop, 1, __ATOMIC_RELEASE);
             __atomic_store_n(&shared->go, pieces, __ATOMIC_RELEASE);
@@ -299,10 +318,6 @@ static int history(uint32_t flags, uint64_t delay_ps, enum breakage broken, uint
         linear_free(&objects[i]);
     }
     CHECK(answer != LINEAR_TOO_WIDE);
-    if (answer == LINEAR_NO && !broken)
-        fprintf(stderr, "register %u: operation %u of process %u with value 0x%llx, %llu ns long, fits nowhere\n", culprit.object,
-                culprit.kind, culprit.process, (unsigned long long)culprit.value,
-                (unsigned long long)(culprit.end - culprit.begin));
     fbx_fabric_free(fabric);
     return answer == LINEAR_YES;
 }
@@ -378,6 +393,7 @@ static uint32_t torn_windows(int torn, uint32_t rounds)
     for (uint32_t p = 0; p < P; p++)
         if (!(children[p] = fork())) {
             uint32_t halves = 0;
+            check_failed = 0; /* of this process */
             MUST(fbx_fabric_open(test_dir(), "windows", &f));
             for (uint64_t i = 0; p < 2 ? i < rounds : __atomic_load_n(&shared->finished, __ATOMIC_ACQUIRE) < 2; i++) {
                 struct fbx_window_info w;
