@@ -54,7 +54,7 @@ PY_CORE_IMPORTERS = {
 }
 
 # Built upon the library; nothing below may import them.
-PY_UPPER = ("fabrex.cli", "fabrex.kv", "fabrex.nixl", "fabrex.accel", "fabrex.pytest_plugin")
+PY_UPPER = ("fabrex.cli", "fabrex.ntbtool", "fabrex.kv", "fabrex.nixl", "fabrex.accel", "fabrex.pytest_plugin")
 
 # Directories that are made, not written.
 MADE = {".git", ".venv", "build", "dist", "results", "node_modules", "__pycache__"}
