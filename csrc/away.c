@@ -139,7 +139,7 @@ static int submit_scalar(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
     const struct fbxi_transport *transport;
     struct fbxi_peer *peer;
     struct fbxi_xl scratch, *x;
-    struct fbxi_flight flight = {now, now};
+    struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
     struct fbxw_frame w = {.kind = kinds[op->kind], .attr = op->attr, .tc = op->tc, .length = (uint32_t)op->bytes,
                            .value = op->buffer && op->kind == FBX_STORE ? 0 : op->operand[0]};
     uint8_t both[32];
@@ -212,7 +212,7 @@ static int submit_flush(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
     const struct fbxi_transport *transport;
     struct fbxi_peer *peer;
     struct fbxi_route *route;
-    struct fbxi_flight flight = {now, now};
+    struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
     const uint64_t what = op->private_[WHAT];
     struct fbxw_frame w = {.kind = what ? FBXW_SAMPLE : FBXW_FLUSH, .aux = op->target, .what = (uint16_t)(what & 0xff),
                            .attr = (uint8_t)((uint32_t)op->path << FBXW_PATH_SHIFT), .address = what >> 16, .length = 4};
@@ -277,7 +277,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
         if (status)
             return status;
         uint64_t step = min64(min64(op->bytes - op->done, x->hi - offset), timed(n) ? CHUNK_TIMED : FBXW_PAYLOAD);
-        struct fbxi_flight flight = {now, now};
+        struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
         struct fbxw_frame w = {.kind = FBXW_WRITE, .attr = op->attr, .tc = op->tc, .payload = (uint32_t)step,
                                .length = (uint32_t)step, .address = remote_address(x, offset)};
         /* First whether it can go: what is reserved and not sent is lost on the link. */
@@ -317,7 +317,7 @@ static int submit_dma_read(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint6
     const struct fbxi_transport *transport;
     struct fbxi_peer *peer;
     struct fbxi_xl scratch, *x;
-    struct fbxi_flight flight = {now, now};
+    struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
     uint64_t offset;
     uint32_t ticket;
     int status = peer_of(n, op->target, &transport, &peer);
@@ -751,7 +751,7 @@ int fbxi_away_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
                 continue;
             }
             uint64_t now = now_of(n);
-            struct fbxi_flight flight = {now, now};
+            struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
             struct fbxw_frame w = {.kind = FBXW_REGISTER, .what = (uint16_t)kind, .aux = target, .address = reg, .value = value,
                                    .length = bytes};
             if (!(status = transport->room(peer, 0, 0, 0))) {
