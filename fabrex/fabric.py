@@ -439,7 +439,8 @@ class Fabric:
             name, here, state ("up" or "lost"), nodes; connects, answers, late, gave_up: this process's machine with it;
             clock_offset_ps, clock_bound_ns, clock_drift_ppb: its clock against ours, as its agent measured it, for reports.
         """
-        out, found = ffi.new("struct fbx_machine_info *"), []
+        out = ffi.new("struct fbx_machine_info *")
+        found: list[dict[str, Any]] = []
         while lib.fbx_machine_info(self._live(), len(found), out) == 0:
             name = text(out.name)
             found.append({

@@ -128,7 +128,11 @@ def test_a_machine_that_is_killed_is_lost_within_two_seconds(place: Path, folder
 
 def test_a_nodes_death_is_known_everywhere(place: Path, folder: Callable[[], str], children: Any) -> None:
     there = folder()
-    with fabrex.Fabric.host(two()) as first, first.attach("host0") as h0, fabrex.Fabric.join(where(first), "m1", directory=there) as second:
+    with (
+        fabrex.Fabric.host(two()) as first,
+        first.attach("host0") as h0,
+        fabrex.Fabric.join(where(first), "m1", directory=there) as second,
+    ):
         first.agent.wait_for(timeout=10)
         owner = subprocess.Popen(
             [sys.executable, "-c", f"import fabrex,time\nf=fabrex.Fabric.open('{second.name}','{there}')\nn=f.attach('host1')\n"
@@ -148,11 +152,16 @@ def test_a_nodes_death_is_known_everywhere(place: Path, folder: Callable[[], str
 
 def test_the_coordinators_loss_stops_changes_and_not_traffic(place: Path, folder: Callable[[], str]) -> None:
     machines = {"m0": {"nodes": ["host0", "sw0"]}, "m1": {"nodes": ["host1"]}, "m2": {"nodes": ["host2"]}}
-    nodes: dict[str, Any] = {f"host{i}": {"kind": "host", "memory": {"dram": "32MiB"}} for i in range(3)} | {"sw0": {"kind": "switch"}}
+    nodes: dict[str, Any] = {f"host{i}": {"kind": "host", "memory": {"dram": "32MiB"}} for i in range(3)} | {
+        "sw0": {"kind": "switch"}
+    }
     links = [{"endpoints": [f"host{i}:n", f"sw0:p{i}"], "pcie": {"gen": 4, "lanes": 16}} for i in range(3)]
     first = fabrex.Fabric.host(fabrex.Topology("three", nodes, links, machines=machines, timing=False))
     try:
-        with fabrex.Fabric.join(where(first), "m1", directory=folder()) as second, fabrex.Fabric.join(where(first), "m2", directory=folder()) as third:
+        with (
+            fabrex.Fabric.join(where(first), "m1", directory=folder()) as second,
+            fabrex.Fabric.join(where(first), "m2", directory=folder()) as third,
+        ):
             first.agent.wait_for(timeout=10)
             second.agent.wait_for(["m2"], timeout=10)
             third.agent.wait_for(["m1"], timeout=10)
@@ -243,7 +252,7 @@ def test_other_addresses_need_a_token(tmp_path: Path, token: Path) -> None:
             fabrex.Fabric.host(two(), listen=listen)
     with pytest.raises(fabrex.InvalidArgument, match="token"):
         fabrex.Fabric.join("192.0.2.1:4711", "m1")
-    with pytest.raises(fabrex.InvalidArgument, match="HOST:PORT|no address"):
+    with pytest.raises(fabrex.InvalidArgument, match="no address"):
         fabrex.Fabric.join("nonsense", "m1")
     short = tmp_path / "short"
     short.write_text("abc")
@@ -281,7 +290,11 @@ def test_what_needs_several_machines_says_so(place: Path) -> None:
 
 
 def test_views_of_far_memory_are_refused(place: Path, folder: Callable[[], str]) -> None:
-    with fabrex.Fabric.host(two()) as first, first.attach("host0") as h0, fabrex.Fabric.join(where(first), "m1", directory=folder()) as second:
+    with (
+        fabrex.Fabric.host(two()) as first,
+        first.attach("host0") as h0,
+        fabrex.Fabric.join(where(first), "m1", directory=folder()) as second,
+    ):
         first.agent.wait_for(timeout=10)
         with second.attach("host1") as h1:
             far = h0.alloc(4096, name="far", on="host1")
@@ -298,6 +311,6 @@ def test_views_of_far_memory_are_refused(place: Path, folder: Callable[[], str])
 
 def test_frames_that_no_peer_sends() -> None:
     """A slice of `make campaign-fuzz`."""
-    run = subprocess.run([sys.executable, "tools/campaign/fuzz.py", "--count", "20000", "--seed", "7"], cwd=Path(__file__).parents[1],
-                         capture_output=True, text=True, check=False, timeout=170)  # fmt: skip
+    command = [sys.executable, "tools/campaign/fuzz.py", "--count", "20000", "--seed", "7"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=170)
     assert run.returncode == 0, run.stdout + run.stderr

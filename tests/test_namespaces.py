@@ -205,8 +205,8 @@ def test_a_short_partition_is_survived_under_load(lan: Lan) -> None:
     ctl = [sys.executable, "-m", "fabrex.cli"]
     up = lan.start(0, *ctl, "up", str(described), "--machine", "m0", "--listen", "10.77.0.1:4711", "--token-file", str(lan.token),
                    "--", sys.executable, "-c", "print('go', flush=True)\n" + textwrap.dedent(COUNT.format(seconds=5)))  # fmt: skip
-    join = lan.start(1, *ctl, "join", "10.77.0.1:4711", "--machine", "m1", "--token-file", str(lan.token), "--", sys.executable, "-c",
-                     textwrap.dedent(REST))  # fmt: skip
+    join = lan.start(1, *ctl, "join", "10.77.0.1:4711", "--machine", "m1", "--token-file", str(lan.token), "--", sys.executable,
+                     "-c", textwrap.dedent(REST))  # fmt: skip
     assert up.stdout is not None
     while "go" not in (line := up.stdout.readline()):
         assert line
@@ -247,8 +247,8 @@ def test_a_lasting_partition_ends_operations(lan: Lan) -> None:
     code = textwrap.dedent(program)
     up = lan.start(0, *ctl, "up", str(described), "--machine", "m0", "--listen", "10.77.0.1:4711", "--token-file", str(lan.token),
                    "--", sys.executable, "-c", code)  # fmt: skip
-    join = lan.start(1, *ctl, "join", "10.77.0.1:4711", "--machine", "m1", "--token-file", str(lan.token), "--", sys.executable, "-c",
-                     code)  # fmt: skip
+    join = lan.start(1, *ctl, "join", "10.77.0.1:4711", "--machine", "m1", "--token-file", str(lan.token), "--", sys.executable,
+                     "-c", code)  # fmt: skip
     for process in (up, join):
         assert process.stdout is not None
         while "go" not in (line := process.stdout.readline()):

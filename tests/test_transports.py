@@ -29,7 +29,9 @@ class Bed:
         self.there, self.here = fabric.gva("host1", 0), fabric.gva("host0", 0)
 
 
-@pytest.fixture(params=[(t, timing, o) for t in TRANSPORTS for timing in ("on", "off") for o in ORDERINGS], ids=lambda p: "-".join(p))
+@pytest.fixture(
+    params=[(t, timing, o) for t in TRANSPORTS for timing in ("on", "off") for o in ORDERINGS], ids=lambda p: "-".join(p)
+)
 def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
     """Each combination once."""
     transport, timing, ordering = request.param

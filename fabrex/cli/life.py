@@ -91,11 +91,14 @@ def _reclaim(name: str) -> int:
     return int(lib.fbx_fabric_reclaim(os.fsencode(default_directory()), name.encode()))
 
 
+_INSIDE = ("tick_hz", "tick_cost_ps", "now_ps", "strict_errors", "fabric_id")  # what JSON does not say about a fabric
+
+
 def _fabric(info: dict[str, Any]) -> dict[str, Any]:
     """What JSON says about a fabric; the same keys in `list`, `inspect`, `up`."""
     if "error" in info:
         return {"name": info["name"], "directory": info["directory"], "alive": False, "error": info["error"]}
-    kept = {key: value for key, value in info.items() if key not in ("tick_hz", "tick_cost_ps", "now_ps", "strict_errors", "fabric_id")}
+    kept = {key: value for key, value in info.items() if key not in _INSIDE}
     return {**kept, "timing": "on" if info["timing"] else "off", "error": None}
 
 
@@ -196,8 +199,8 @@ def inspect(arguments: Any) -> int:
         emit("")
         emit(table(("MACHINE", "STATE", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT"), [
             (m["name"] + (" (here)" if m["here"] else ""), m["state"], len(m["nodes"]), m["answers"], m["late"], m["gave_up"],
-             *((output.nanoseconds(m["clock_offset_ps"] / 1e3), output.nanoseconds(m["clock_bound_ns"]), f"{m['clock_drift_ppb'] / 1e3:.1f} ppm")
-               if m["clock_bound_ns"] else ("-", "-", "-")))
+             *((output.nanoseconds(m["clock_offset_ps"] / 1e3), output.nanoseconds(m["clock_bound_ns"]),
+                f"{m['clock_drift_ppb'] / 1e3:.1f} ppm") if m["clock_bound_ns"] else ("-", "-", "-")))
             for m in machines
         ], right=("NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT")))  # fmt: skip
     if buffers:

@@ -181,8 +181,8 @@ def build() -> Parser:
 
     def on_machine(parser: Parser, summary: str, *, required: bool = False) -> None:
         parser.add_argument("--machine", metavar="M", required=required, help=summary)
-        parser.add_argument("--listen", metavar="HOST:PORT", help="where other machines reach this one (a free port of loopback, or of "
-                            "the address that reaches the coordinator)")  # fmt: skip
+        parser.add_argument("--listen", metavar="HOST:PORT", help="where other machines reach this one (a free port of "
+                            "loopback, or of the address that reaches the coordinator)")  # fmt: skip
         parser.add_argument("--token-file", metavar="F", help="a file with a secret that all machines have; needed beyond loopback")
         parser.add_argument("--wait", type=seconds, default=30.0, metavar="S", help="how long to wait for the others (30 s)")
         parser.add_argument("--kind", action="append", metavar="KIND", help="with -- COMMAND: nodes that get a process (host)")

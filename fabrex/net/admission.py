@@ -150,7 +150,9 @@ def prove(sock: socket.socket, token: bytes, purpose: str) -> None:
         ) from None
     proof = answer.get("proof") if isinstance(answer, dict) else None
     if not isinstance(proof, bytes) or not hmac.compare_digest(proof, _proof(token, b"server", purpose, mine, theirs)):
-        raise FabricDenied("the other side cannot prove that it holds the token", hint="give the same --token-file on every machine")
+        raise FabricDenied(
+            "the other side cannot prove that it holds the token", hint="give the same --token-file on every machine"
+        )
 
 
 def admit(sock: socket.socket, token: bytes, purposes: tuple[str, ...]) -> str:

@@ -176,8 +176,6 @@ class Agent:
                 sock, _ = self._listener.accept()
             except OSError:
                 self._guests.release()
-                if self.closed:
-                    return
                 time.sleep(0.05)
                 continue
             threading.Thread(target=self._guest, args=(sock,), name="fabrex guest", daemon=True).start()
@@ -317,7 +315,11 @@ class Agent:
         """Tell all members who is up, and which nodes are lost; each change has a number."""
         with self._lock:
             self._epoch += 1
-            message = {"epoch": self._epoch, "members": {n: list(a) for n, a in self._members.items()}, "lost": dict(self._lost_nodes)}
+            message = {
+                "epoch": self._epoch,
+                "members": {n: list(a) for n, a in self._members.items()},
+                "lost": dict(self._lost_nodes),
+            }
             controls = dict(self._controls)
             self._changed.notify_all()
         for sock in controls.values():
@@ -598,7 +600,9 @@ def join(
             break
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise PeerLost(f"no coordinator answers at {coordinator}: {error}", hint="is `fabricctl up` running there?") from None
+                raise PeerLost(
+                    f"no coordinator answers at {coordinator}: {error}", hint="is `fabricctl up` running there?"
+                ) from None
             time.sleep(0.05)
     sock = fabric = None
     try:

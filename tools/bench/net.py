@@ -31,9 +31,17 @@ def rows(samples: common.Samples) -> list[dict[str, Any]]:
 
     def add(claim: str, reached: float, target: float, at_least: bool, unit: str) -> None:
         passed = reached >= target if at_least else reached <= target
-        made.append({"claim": claim, "reached": round(reached, 3), "target": target, "at_least": at_least, "unit": unit, "pass": passed})
+        made.append(
+            {"claim": claim, "reached": round(reached, 3), "target": target, "at_least": at_least, "unit": unit, "pass": passed}
+        )
 
-    add("8-byte load against a bare ping-pong", statistics.median(samples.get("load")) / statistics.median(ping), 1.3, False, "times")
+    add(
+        "8-byte load against a bare ping-pong",
+        statistics.median(samples.get("load")) / statistics.median(ping),
+        1.3,
+        False,
+        "times",
+    )
     add("8-byte fetch_add against it", statistics.median(samples.get("fetch_add")) / statistics.median(ping), 1.3, False, "times")
     rate = 1e9 / statistics.median(samples.get("load_64_outstanding"))
     add("loads with 64 outstanding", rate, 400_000, True, "1/s")
@@ -55,10 +63,8 @@ def main() -> int:
     samples = common.Samples()
     try:
         common.ops()  # builds the library too
-        program = common.build(
-            common.PEERS / "net.c", "net", f"-I{common.ROOT / 'csrc'}", f"-L{library.parent}", "-lfabrex", f"-Wl,-rpath,{library.parent}",
-            "-pthread", needs=[library, common.ROOT / "csrc" / "fabrex.h"],
-        )  # fmt: skip
+        link = [f"-I{common.ROOT / 'csrc'}", f"-L{library.parent}", "-lfabrex", f"-Wl,-rpath,{library.parent}", "-pthread"]
+        program = common.build(common.PEERS / "net.c", "net", *link, needs=[library, common.ROOT / "csrc" / "fabrex.h"])
         for _ in common.rounds(given.repeat):
             samples.add(common.said([program, "1", "4000", str(BULK)]))
     except common.Missing as missing:
@@ -66,21 +72,21 @@ def main() -> int:
         return 0
     found = rows(samples)
     if given.json:
-        from fabrex.cli import machine
-
         import fabrex
+        from fabrex.cli import machine
 
         with fabrex.Fabric.create("fabrex-pair") as made:
             common.document("net", machine.facts(made), found)
         return 0
-    for name, size in (("pingpong_bare", 8), ("load", 8), ("fetch_add", 8), ("load_64_outstanding", 8), ("store_flushed_at_the_end", 8),
-                       ("stream_bare", BULK), ("write", BULK), ("read", BULK)):  # fmt: skip
+    scalars = ("pingpong_bare", "load", "fetch_add", "load_64_outstanding", "store_flushed_at_the_end")
+    for name, size in [*((name, 8) for name in scalars), *((name, BULK) for name in ("stream_bare", "write", "read"))]:
         values = samples.get(name, size)
-        print(f"{name:26} {common.size(size):>8}  {common.ns(statistics.median(values)):>10}  ({common.ns(min(values))} … {common.ns(max(values))})")
+        middle, low, high = common.ns(statistics.median(values)), common.ns(min(values)), common.ns(max(values))
+        print(f"{name:26} {common.size(size):>8}  {middle:>10}  ({low} … {high})")
     print()
     for row in found:
-        sign = "≥" if row["at_least"] else "≤"
-        print(f"{row['claim']:48} {row['reached']:>12,.2f} {row['unit']:6} {sign} {row['target']:,}  {'holds' if row['pass'] else 'missed'}")
+        sign, verdict = "≥" if row["at_least"] else "≤", "holds" if row["pass"] else "missed"
+        print(f"{row['claim']:48} {row['reached']:>12,.2f} {row['unit']:6} {sign} {row['target']:,}  {verdict}")
     return 0
 
 

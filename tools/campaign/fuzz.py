@@ -38,7 +38,11 @@ def main() -> int:
         check=False,
     )
     said = re.search(r"frames (\d+) connections (\d+) taken (\d+) garbage (\d+) grown (-?\d+)", done.stdout)
-    facts = dict(zip(("frames", "connections", "taken", "garbage", "grown_bytes"), map(int, said.groups()), strict=True)) if said else {}
+    facts = (
+        dict(zip(("frames", "connections", "taken", "garbage", "grown_bytes"), map(int, said.groups()), strict=True))
+        if said
+        else {}
+    )
     passed = done.returncode == 0 and bool(facts) and facts["frames"] >= given.count and facts["grown_bytes"] < GROWTH_BYTES
     record = {
         "schema_version": 1,
