@@ -33,7 +33,7 @@ C_LAYERS: list[set[str]] = [
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "call", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "away", "dma", "ntb_peer", "ntb_msi", "ntb_requester", "service", "fabric", "machine", "gateway",
-     "errands", "export"},  # fmt: skip
+     "errands", "export"},
     {"sim"},  # runs programs on all of it
     {"bench"},  # over everything
 ]
