@@ -17,7 +17,7 @@ from . import machine, output
 from .common import load_topology
 from .figures import figures, title
 from .histogram import Histogram
-from .measure import BULK, DMA_OPS, OPS, SIZED, Effort, idle, measure, open_place, requested_ns, sizes_of
+from .measure import DMA_OPS, OPS, POSTED, SIZED, Effort, idle, measure, open_place, requested_ns, sizes_of
 from .output import document, emit, note, table, unknown, usage
 
 # What the card shows: operations whose time the model says, without those that only batches are timed of.
@@ -34,9 +34,9 @@ def _check(arguments: Any) -> tuple[list[str], list[str]]:
         if op not in OPS:
             raise unknown("operation", op, OPS, output.USAGE)
     for size in arguments.size or ():
-        most = max([SIZED[op] for op in ops if op in SIZED], default=0)
+        most = max([SIZED[op] for op in ops if op in SIZED], default=65536)
         if not 1 <= size <= most:
-            usage(f"--size {size}: sizes are 1 to {most} bytes" if most else "--size: none of these operations takes a size")
+            usage(f"--size {size}: sizes are 1 to {most} bytes")
     if arguments.card is not None:
         if arguments.timing == "off":
             usage("--card compares with what the model asks for, so timing must be on")
@@ -68,7 +68,7 @@ class Rows:
         place = self._place
         for op, size in self._wanted:
             for api in apis:
-                if size > place.room and op in BULK:
+                if op in DMA_OPS and size > place.room:
                     continue
                 found = measure(place, op, api, size, effort)
                 if found is None:
@@ -108,7 +108,8 @@ def _rows_of(arguments: Any, apis: list[str], ops: list[str]) -> tuple[list[dict
     wanted = {"on": (True,), "off": (False,), "both": (False, True)}[arguments.timing]
     if arguments.card is not None:
         wanted = (True,)
-    topologies = {word: load_topology(word) for word in dict.fromkeys(arguments.topology or ["fabrex-pair"])}
+    words = dict.fromkeys(arguments.topology or ["fabrex-pair"])
+    topologies = {word: load_topology(word, dilation=arguments.dilation) for word in words}
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     measured = [(op, size) for op in ops for size in sizes_of(op, arguments.size)]
@@ -120,21 +121,22 @@ def _rows_of(arguments: Any, apis: list[str], ops: list[str]) -> tuple[list[dict
             if not arguments.json and output.tty(sys.stderr):
                 note(f"measuring {word}, timing {'on' if timing else 'off'}")
             ours = Rows(topology, word, timing, arguments.ordering, measured, room)
-            floor = None
+            floors: list[Rows] = []
             try:
                 facts = ours.facts
-                floor = Rows(idle(topology), word, True, arguments.ordering, measured, room) if timing else None
+                for delays in (False, True) if timing else ():
+                    part = [(op, size) for op, size in measured if (op in POSTED) == delays]
+                    floors.append(Rows(idle(topology, delays), word, True, arguments.ordering, part, room))
                 for _ in range(rounds):
                     ours.round(apis, effort)
-                    if floor:
+                    for floor in floors:
                         floor.round(apis, brief)
             finally:
-                ours.close()
-                if floor:
-                    floor.close()
+                for place in (ours, *floors):
+                    place.close()
+            idly = {key: row["rounds"] for floor in floors for key, row in floor.rows.items()}
             for key, row in ours.rows.items():
-                if floor:
-                    row["floor"] = floor.rows[key]["rounds"]
+                row["floor"] = idly.get(key)
                 rows.append(row)
     return rows, facts, topologies
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 from . import machine
 from .output import usage
 
-__all__ = ["BULK", "DMA_OPS", "OPS", "Effort", "Place", "Samples", "idle", "measure", "open_place", "requested_ns", "sizes_of"]
+__all__ = ["BULK", "DMA_OPS", "OPS", "POSTED", "SIZED", "Effort", "Place", "Samples", "idle", "measure", "open_place", "requested_ns", "sizes_of"]
 
 KIB, MIB = 1 << 10, 1 << 20
 _KIND = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4}
@@ -58,6 +58,9 @@ SIZED = {"read": 64 * KIB, "write": 64 * KIB, "dma_write": 64 * MIB, "dma_read":
          "fill": 64 * MIB, "strided": 64 * MIB}  # fmt: skip
 """Operations that take a size, and up to which."""
 
+POSTED = ("store", "scatter", "write", *(op for op in DMA_OPS if op != "dma_read"))
+"""Operations that are complete before they have arrived."""
+
 _ROW = KIB  # of `strided`: rows that are this long, at twice that distance
 _GATHERED = 1024
 _DEPTH = 64  # of dma_submit and dma_queue: what a channel holds
@@ -74,6 +77,17 @@ class Place:
     near: int  # of the requester's own, as much as `room`; equal to `gva` where it has none
     room: int
     topology: str
+
+    @property
+    def dilation(self) -> float:
+        """Seconds of real time for one of the fabric's."""
+        return float(self.fabric.topology.dilation)
+
+    def fabric_time(self, samples: Samples) -> Samples:
+        """Samples of real time as samples of the fabric's."""
+        if self.dilation != 1:
+            samples.values = [value / self.dilation for value in samples.values]
+        return samples
 
 
 @dataclass
@@ -108,17 +122,20 @@ def sizes_of(op: str, asked: list[int] | None, room: int = 64 * MIB) -> list[int
     return [size for size in OPS[op] if size <= room]
 
 
-def idle(topology: Any) -> Any:
+def idle(topology: Any, delays: bool) -> Any:
     """The same nodes and ways with next to no time of their own: what still passes is the machine's.
 
-    Delays, latencies and set-up times go, links get the highest rate there is, packets keep their sizes.
+    Latencies and set-up times go, links get the highest rate there is, packets keep their sizes.
+
+    Args:
+        delays: keep those of links and switches: what is posted is complete without them, but has to be kept on its way.
     """
     from ..topology import Topology
 
     document = topology.to_dict()
-    document.pop("dilation", None)
     for node in document["nodes"].values():
-        node.pop("delay", None)
+        if not delays:
+            node.pop("delay", None)
         for key in ("pio", "dma"):
             kept = {word: value for word, value in node.pop(key, {}).items() if word in ("access_bytes", "wc", "channels")}
             if key == "dma":
@@ -131,7 +148,8 @@ def idle(topology: Any) -> Any:
             }
     for link in document["links"]:
         link.pop("jitter", None)
-        link["delay"] = "0ns"
+        if not delays:
+            link["delay"] = "0ns"
         if "pcie" in link:
             link["pcie"] = {key: value for key, value in link["pcie"].items() if key in ("mps", "mrrs", "rcb")}
             link["pcie"] |= {"gen": 6, "lanes": 16}
@@ -200,11 +218,14 @@ def measure(place: Place, op: str, api: str, size: int, effort: Effort) -> Sampl
     if op in DMA_OPS and place.near == place.gva:
         return None
     if op == "pingpong":
-        return _pingpong(place, effort) if api == "python" else None
+        return place.fabric_time(_pingpong(place, effort)) if api == "python" else None
     if op == "empty" and api == "c":
         return None
     late, preempted, counted = _counts(place, op)
-    found = _of_c(place, op, size, effort) if api == "c" else _of_python(place, op, size, effort)
+    if api == "c":  # by the fabric's clock
+        found = _of_c(place, op, size, replace(effort, seconds=effort.seconds / place.dilation))
+    else:
+        found = place.fabric_time(_of_python(place, op, size, effort))
     after = _counts(place, op)
     if place.fabric.timing and after[2] > counted:
         found.late, found.preempted, found.counted = after[0] - late, after[1] - preempted, after[2] - counted
