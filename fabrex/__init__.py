@@ -125,7 +125,8 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = ("dma", "errors", "fabric", "fidelity", "graph", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology",
+            "units")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..fidelity import Disturbance
 from . import machine, output
 from .common import load_topology
 from .figures import figures, title
@@ -150,7 +151,7 @@ def shown(row: dict[str, Any], step_ns: float) -> dict[str, Any]:
 def bench(arguments: Any) -> int:
     """`bench`: a table, the card, a receipt, or rows in JSON."""
     apis, ops = _check(arguments)
-    with machine.Disturbance() as disturbance:
+    with Disturbance() as disturbance:
         rows, facts, topologies = _rows_of(arguments, apis, ops)
     step = facts["clock_step_ns"]
     figured = [shown(row, step) for row in rows]
@@ -177,7 +178,7 @@ def bench(arguments: Any) -> int:
     return output.OK
 
 
-def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: machine.Disturbance, ordering: str) -> None:
+def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: Disturbance, ordering: str) -> None:
     emit(output.wrapped(machine.line(facts)))
     for word in dict.fromkeys(row["topology"] for row in rows):
         for state in ("off", "on"):
@@ -189,10 +190,10 @@ def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: machine
             emit(f"{word}, timing {state}, ordering {ordering} ({how})")
             emit(_table(chosen, state == "on"))
     emit("")
-    emit(output.wrapped("requested: what the model asks for; floor: what this machine needs with timing on and nothing to wait for; "
-                        "late: the share of operations that missed their time. pingpong is one way, between two processes; gather "
-                        "and scatter are per element; dma_submit is the submission alone, dma_queue what each takes of a full "
-                        "channel."))  # fmt: skip
+    emit(output.wrapped("requested: what the model asks for; floor: what this machine needs with timing on and nothing to wait "
+                        "for; late: the share of operations that missed their time. pingpong is one way, between two processes; "
+                        "gather and scatter are per element; dma_submit is the submission alone, dma_queue what each takes of "
+                        "a full channel."))  # fmt: skip
     emit(f"during the run {disturbance.stolen_fraction:.2%} of the processors' time was stolen by the hypervisor")
 
 

@@ -38,16 +38,22 @@ class Canvas:
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, *, width: float = 1, dashed: bool = False) -> None:
         """A straight line."""
-        self._shapes.append(
-            ("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "colour": colour, "width": width, "dashed": dashed})
-        )
+        self._shapes.append(("line", {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "colour": colour, "width": width, "dashed": dashed}))
 
     def circle(self, x: float, y: float, radius: float, fill: str, edge: str = "", width: float = 1.5) -> None:
         """A disc, with an edge if it has a colour."""
         self._shapes.append(("circle", {"x": x, "y": y, "radius": radius, "fill": fill, "edge": edge, "width": width}))
 
     def text(
-        self, x: float, y: float, words: str, *, size: float = 12, colour: str = "#1f2933", anchor: Anchor = "start", bold: bool = False
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: float = 12,
+        colour: str = "#1f2933",
+        anchor: Anchor = "start",
+        bold: bool = False,
     ) -> None:
         """Words with their baseline at `y`."""
         self._shapes.append(
@@ -65,7 +71,8 @@ class Canvas:
             if kind == "rect":
                 round_ = f' rx="{s["radius"]:g}"' if s["radius"] else ""
                 out.append(
-                    f'<rect x="{s["x"]:.1f}" y="{s["y"]:.1f}" width="{s["width"]:.1f}" height="{s["height"]:.1f}"{round_} fill="{s["fill"]}"/>'
+                    f'<rect x="{s["x"]:.1f}" y="{s["y"]:.1f}" width="{s["width"]:.1f}" height="{s["height"]:.1f}"{round_} '
+                    f'fill="{s["fill"]}"/>'
                 )
             elif kind == "line":
                 dash = ' stroke-dasharray="3 3"' if s["dashed"] else ""
@@ -120,13 +127,14 @@ class Canvas:
         for order, (kind, s) in enumerate(self._shapes):
             if kind == "rect" and s["radius"]:
                 style = f"round,pad=0,rounding_size={s['radius']}"
-                axes.add_patch(FancyBboxPatch((s["x"], s["y"]), s["width"], s["height"], style, fc=s["fill"], ec="none", zorder=order))
+                axes.add_patch(
+                    FancyBboxPatch((s["x"], s["y"]), s["width"], s["height"], style, fc=s["fill"], ec="none", zorder=order)
+                )
             elif kind == "rect":
                 axes.add_patch(Rectangle((s["x"], s["y"]), s["width"], s["height"], fc=s["fill"], ec="none", zorder=order))
             elif kind == "line":
-                style = (0, (3, 3)) if s["dashed"] else "-"
                 axes.add_line(Line2D([s["x1"], s["x2"]], [s["y1"], s["y2"]], color=s["colour"], lw=s["width"] * points,
-                                     ls=style, zorder=order))  # fmt: skip
+                                     ls=(0, (3, 3)) if s["dashed"] else "-", zorder=order))  # fmt: skip
             elif kind == "circle":
                 axes.add_patch(Circle((s["x"], s["y"]), s["radius"], fc=s["fill"], ec=s["edge"] or "none",
                                       lw=s["width"] * points, zorder=order))  # fmt: skip

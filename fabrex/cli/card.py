@@ -108,8 +108,8 @@ def text(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: dict[st
     if not rows:
         lines += ["nothing was asked for that takes time", ""]
     legend = (
-        f"ASKED: what the model says. GIVEN: the median here. ●●●●● within 0.5 %, ●●●● 1 %, ●●● {100 * TOLERANCE:g} % or one step of "
-        "the clock (kept), ●● 5 %, ● 10 %. No claim: the machine needs longer than that with nothing to wait for. LATE: "
+        f"ASKED: what the model says. GIVEN: the median here. ●●●●● within 0.5 %, ●●●● 1 %, ●●● {100 * TOLERANCE:g} % or one step "
+        "of the clock (kept), ●● 5 %, ● 10 %. No claim: the machine needs longer than that with nothing to wait for. LATE: "
         "operations after their deadline, by however little."
     )
     lines += [output.wrapped(machine_words(facts)), output.wrapped(disturbance_words(disturbance)), "", output.wrapped(legend)]
@@ -132,7 +132,7 @@ def picture(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: dict
     canvas.text(_WIDTH - 20, 38, when(facts), size=12, colour=_SOFT, anchor="end")
     canvas.text(24, 60, machine_words(facts), size=12, colour=_SOFT)
     canvas.text(24, 78, disturbance_words(disturbance), size=12, colour=_SOFT)
-    y = 100
+    y = 100.0
     for group in groups:
         y = _panel(canvas, group, y)
     _legend(canvas, height - 24)
@@ -177,7 +177,9 @@ def _panel(canvas: Canvas, rows: list[dict[str, Any]], top: float) -> float:
         colour = _FAINT if refused else _GOOD if good else _POOR
         if row["floor_ns"]:
             canvas.rect(_LEFT, middle - 7, place(row["floor_ns"]) - _LEFT, 14, "#eef0f3")
-        canvas.line(place(row["requested_ns"]), middle - 8, place(row["requested_ns"]), middle + 8, _FAINT if refused else _INK, width=2)
+        canvas.line(
+            place(row["requested_ns"]), middle - 8, place(row["requested_ns"]), middle + 8, _FAINT if refused else _INK, width=2
+        )
         canvas.text(_COLUMNS["asked"], middle + 4, output.nanoseconds(row["requested_ns"]), size=11, anchor="end")
         if refused:
             words = f"no claim; dilate ×{row['dilation']}"

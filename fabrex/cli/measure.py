@@ -18,7 +18,21 @@ from typing import Any
 from . import machine
 from .output import usage
 
-__all__ = ["BULK", "DMA_OPS", "OPS", "POSTED", "SIZED", "Effort", "Place", "Samples", "idle", "measure", "open_place", "requested_ns", "sizes_of"]
+__all__ = [
+    "BULK",
+    "DMA_OPS",
+    "OPS",
+    "POSTED",
+    "SIZED",
+    "Effort",
+    "Place",
+    "Samples",
+    "idle",
+    "measure",
+    "open_place",
+    "requested_ns",
+    "sizes_of",
+]
 
 KIB, MIB = 1 << 10, 1 << 20
 _KIND = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4}
@@ -143,9 +157,7 @@ def idle(topology: Any, delays: bool) -> Any:
             if kept and node["kind"] != "switch":
                 node[key] = kept
         if "memory" in node:
-            node["memory"] = {
-                tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()
-            }
+            node["memory"] = {tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()}
     for link in document["links"]:
         link.pop("jitter", None)
         if not delays:
@@ -352,10 +364,10 @@ def _submissions(place: Place, size: int) -> Callable[[int], float]:
     clock = time.perf_counter_ns
 
     def batch(count: int) -> float:
-        spent = rounds = 0
-        for rounds in range(1, max(count // _DEPTH, 1) + 1):
+        spent, rounds = 0, max(count // _DEPTH, 1)
+        for _ in range(rounds):
             begin = clock()
-            under_way = [copy(dst, src, size) for _ in repeat(None, _DEPTH)]
+            under_way = [copy(dst, src, size) for _ in range(_DEPTH)]
             spent += clock() - begin
             for completion in under_way:
                 completion.wait()

@@ -296,7 +296,10 @@ def build() -> Parser:
                     help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
     at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")
     receipt = group("receipt", "look at what `bench --receipt` kept")
-    for action, summary in (("show", "figure a receipt anew from its samples"), ("verify", "check a receipt: exit code 1 if it was edited")):
+    for action, summary in (
+        ("show", "figure a receipt anew from its samples"),
+        ("verify", "check a receipt: exit code 1 if it was edited"),
+    ):
         at = facts(command(action, summary, parent=receipt, full=f"receipt {action}"))
         at.add_argument("file", metavar="FILE")
         if action == "show":

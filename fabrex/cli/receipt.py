@@ -30,7 +30,8 @@ FORMAT = 1
 NOTICEABLE = 0.02
 """A change of a median by less than this is not called one, however sure it is."""
 
-_FIELDS = {"op": str, "api": str, "size": int, "topology": str, "timing": str, "ordering": str, "requested_ps": int, "count": int,
+_FIELDS: dict[str, Any] = {"op": str, "api": str, "size": int, "topology": str, "timing": str, "ordering": str,
+                           "requested_ps": int, "count": int,
            "late": (int, type(None)), "preempted": (int, type(None)), "counted": int, "rounds": list, "floor": (list, type(None)),
            "figures": dict}  # fmt: skip
 
@@ -68,7 +69,12 @@ def _versions() -> dict[str, str]:
 
 
 def write(
-    path: str, rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: dict[str, Any], topologies: dict[str, Any], arguments: Any
+    path: str,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    disturbance: dict[str, Any],
+    topologies: dict[str, Any],
+    arguments: Any,
 ) -> None:
     """Write a receipt of measured rows."""
     step = facts["clock_step_ns"]
@@ -131,8 +137,8 @@ def _shape(found: dict[str, Any]) -> list[str]:
     if not isinstance(found.get("rows"), list) or not isinstance(found.get("machine"), dict):
         return ["it has no rows or no machine"]
     machine = found["machine"]
-    for word, kind in (("clock_step_ns", (int, float)), ("measured_unix", int), ("processor", str), ("kernel", str), ("fabrex", str),
-                       ("cores", int)):  # fmt: skip
+    for word, kind in (("clock_step_ns", (int, float)), ("measured_unix", int), ("processor", str), ("kernel", str),
+                       ("fabrex", str), ("cores", int)):  # fmt: skip
         if not isinstance(machine.get(word), kind):
             return [f"its machine has no {word}"]
     disturbance = found.get("disturbance")
@@ -210,7 +216,9 @@ def verify(arguments: Any) -> int:
     """`receipt verify`: exit code 0 if it is as it was written and its figures follow from its samples, 1 otherwise."""
     found, faults = read(arguments.file)
     if arguments.json:
-        document("receipt", action="verify", intact=not faults, faults=faults, rows=len(found["rows"]), digest=str(found.get("digest")))
+        document(
+            "receipt", action="verify", intact=not faults, faults=faults, rows=len(found["rows"]), digest=str(found.get("digest"))
+        )
         return output.FAILURE if faults else output.OK
     return _verdict(arguments.file, found, faults)
 
@@ -274,17 +282,29 @@ def compare(arguments: Any) -> int:
     if not changes:
         raise CommandError("the receipts have no row in common", "measure the same operations, sizes and topologies")
     machines = [found["machine"] for found in receipts]
-    others = [word for word in ("processor", "cores", "kernel", "python", "fabrex") if machines[0].get(word) != machines[1].get(word)]
-    models = [word for word in receipts[0]["topologies"] if receipts[1]["topologies"].get(word) not in (None, receipts[0]["topologies"][word])]
+    others = [
+        word for word in ("processor", "cores", "kernel", "python", "fabrex") if machines[0].get(word) != machines[1].get(word)
+    ]
+    models = [
+        word
+        for word in receipts[0]["topologies"]
+        if receipts[1]["topologies"].get(word) not in (None, receipts[0]["topologies"][word])
+    ]
     if arguments.plot:
         _picture(changes, machines).save(arguments.plot)
     if arguments.json:
-        document("receipt", action="compare", machines=machines, differ=others, topologies_differ=models, only_in=alone, rows=changes)
+        document(
+            "receipt", action="compare", machines=machines, differ=others, topologies_differ=models, only_in=alone, rows=changes
+        )
         return output.OK
     for name, found in zip((arguments.first, arguments.second), receipts, strict=True):
         emit(output.wrapped(f"{name}: {card.when(found['machine'])}, {card.disturbance_words(found['disturbance'])}"))
     if others:
-        emit(output.wrapped("different " + ", ".join(f"{word} ({machines[0].get(word)}, {machines[1].get(word)})" for word in others)))
+        emit(
+            output.wrapped(
+                "different " + ", ".join(f"{word} ({machines[0].get(word)}, {machines[1].get(word)})" for word in others)
+            )
+        )
     if models:
         emit(output.wrapped(f"not the same model under the same name: {', '.join(models)}"))
     emit("")
@@ -299,10 +319,11 @@ def compare(arguments: Any) -> int:
                    right=["FIRST", "SECOND", "RATIO"]))  # fmt: skip
         emit("")
     counts = {verdict: sum(row["verdict"] == verdict for row in changes) for verdict in ("faster", "slower", "same", "unsure")}
-    emit(output.wrapped(", ".join(f"{number} {verdict}" for verdict, number in counts.items()) + f" of {output.count(len(changes), 'row')}"
-                        + (f"; {sum(alone)} are in one of them only" if any(alone) else "")))  # fmt: skip
-    emit(output.wrapped(f"slower or faster: the interval of resampled rounds lies beyond {100 * NOTICEABLE:g} %. Two runs on one machine "
-                        "differ by its state as well: a change that matters shows in several pairs of runs."))  # fmt: skip
+    summed = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
+    more = f"; {sum(alone)} are in one of them only" if any(alone) else ""
+    emit(output.wrapped(f"{summed} of {output.count(len(changes), 'row')}{more}"))
+    emit(output.wrapped(f"slower or faster: the interval of resampled rounds lies beyond {100 * NOTICEABLE:g} %. Two runs on one "
+                        "machine differ by its state as well: a change that matters shows in several pairs of runs."))  # fmt: skip
     if arguments.plot:
         note(f"the picture is in {arguments.plot}")
     return output.OK
@@ -323,9 +344,9 @@ def _picture(changes: list[dict[str, Any]], machines: list[dict[str, Any]]) -> C
     height = top + row_height * len(changes) + 54
     canvas = Canvas(960, height, "Two receipts compared: the second's medians divided by the first's")
     canvas.text(24, 38, "Second run against the first", size=22, bold=True)
-    for y, number in ((60, 0), (78, 1)):
-        canvas.text(24, y, f"{('first', 'second')[number]}: {card.machine_words(machines[number])}, {card.when(machines[number])}", size=12,
-                    colour="#52606d")  # fmt: skip
+    for level, number in ((60, 0), (78, 1)):
+        canvas.text(24, level, f"{('first', 'second')[number]}: {card.machine_words(machines[number])}, "
+                    f"{card.when(machines[number])}", size=12, colour="#52606d")  # fmt: skip
     edges = [edge for row in changes for edge in (row["interval"] or [row["ratio"] or 1.0])]
     reach = max(*(abs(math.log(max(edge, 1e-3))) for edge in edges), math.log(1.1)) * 1.05
 
@@ -335,7 +356,7 @@ def _picture(changes: list[dict[str, Any]], machines: list[dict[str, Any]]) -> C
     bottom = top + row_height * len(changes)
     canvas.rect(place(1 - NOTICEABLE), top, place(1 + NOTICEABLE) - place(1 - NOTICEABLE), bottom - top, "#eef0f3")
     taken = -100.0
-    for ratio in (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4):
+    for ratio in (0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 4):
         x = place(ratio)
         if not left <= x <= right or (x < taken + 44 and ratio != 1):
             continue
