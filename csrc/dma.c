@@ -17,8 +17,10 @@
  */
 #include "dma_queue.h"
 #include "journey.h"
+#include "ordering.h"
 #include "pcie.h"
 #include "registered.h"
+#include "trace.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -31,6 +33,7 @@
 
 #define NEVER UINT64_MAX
 #define RING 64u /* chunks planned and not yet stored */
+#define PACKET 256u /* what the adversary sends at a time */
 #define PIECE 4096u /* no request and no entry of a posted queue crosses 4 KiB */
 #define LONGEST_CHUNK (64u << 10)
 #define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
@@ -53,7 +56,7 @@ struct job {
     struct fbx_dma_piece *list;
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
-    uint64_t total, issued_ps;
+    uint64_t total, issued_ps, trace_id;
     fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
@@ -70,12 +73,14 @@ struct side {
 struct chunk {
     uint64_t dst, src, position, taken, moved; /* taken: sampled; moved: stored or posted */
     uint64_t samples_ps, starts_ps, arrives_ps; /* starts: about when its first byte arrives; arrives: its last */
+    uint64_t leaves_ps; /* its last byte; 0 if it does not leave this node */
     uint32_t bytes, remote;
 };
 
 /* Requests of one source: when each can leave and when its data is here. */
 struct reader {
     const struct fbxi_route *route;
+    uint64_t version; /* of its figures */
     uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
     uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
     uint64_t requests, planned;
@@ -254,7 +259,7 @@ static void lengthen(struct channel *ch, const struct fbxi_route *route, uint64_
         return;
     /* The ring must hold what the way holds. */
     while (ch->chunk_bytes * 2 <= most &&
-           fbx_bytes_to_ps(route->hop[0].out_facts->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * route->fixed_ps)
+           fbx_bytes_to_ps(fbxi_out(route)->ps_per_byte_q24, ch->chunk_bytes) * (RING - 4) < 2 * fbx_peek(&route->fixed_ps))
         ch->chunk_bytes *= 2;
 }
 
@@ -262,15 +267,16 @@ static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *r
 {
     struct fbxi_flight out, back;
     r->route = route;
-    r->mrrs = route->mrrs < 64 ? 64 : route->mrrs > PIECE ? PIECE : route->mrrs;
-    r->mps = route->mps < 64 ? 64 : route->mps;
+    r->version = fbx_peek(&route->version);
+    r->mrrs = fbx_peek(&route->mrrs) < 64 ? 64 : fbx_peek(&route->mrrs) > PIECE ? PIECE : fbx_peek(&route->mrrs);
+    r->mps = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps);
     r->tags = n->facts->tags ? n->facts->tags : 1;
     fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
     fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
     r->trip_ps = back.arrives_ps;
     r->slowest = 0;
     for (uint32_t i = 0; i < route->hops; i++)
-        r->slowest = max64(r->slowest, route->hop[i].back_facts->ps_per_byte_q24);
+        r->slowest = max64(r->slowest, fbx_observe_pointer(&route->hop[i].back_figures)->ps_per_byte_q24);
 }
 
 static int begin(struct channel *ch, struct job *j, uint64_t now)
@@ -357,13 +363,17 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             }
             ch->bounce_bytes = ch->chunk_bytes * RING;
         }
-        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route);
+        const struct fbxl_queue *q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
         ch->own_tail = q ? fbx_observe(&((struct fbxl_queue *)(uintptr_t)q)->tail) : 0;
     }
     /* Deadlines are absolute: from the submission, or from the end of the descriptor before it. */
     uint64_t start = max64(j->issued_ps, ch->free_ps);
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
+    }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
     ch->write_ps = ch->sink_ps = ch->completes_ps = start;
     ch->reader.issue_ps = ch->reader.return_ps = ch->reader.memory_ps = start;
@@ -414,7 +424,8 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
     r->memory_ps = sample + memory_time(f, region, bytes);
     clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
     uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
-    r->return_ps = max64(back.departs_ps, arrives > r->route->fixed_ps ? arrives - r->route->fixed_ps : 0);
+    const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
+    r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
     *last_ps = max64(arrives, last_issue + r->trip_ps);
     *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
@@ -432,7 +443,7 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
  * later than that competes with nobody, and only asks. */
 static int reserves(const struct fbxi_route *route, uint64_t at_ps, uint64_t now)
 {
-    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << route->hop[0].out_facts->slot_shift) > now;
+    return !route->hops || at_ps + ((uint64_t)(FBX_CAL_SLOTS / 4 * 3) << fbxi_out(route)->slot_shift) > now;
 }
 
 static uint64_t plan_at(const struct channel *ch, const struct job *j)
@@ -480,12 +491,18 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     uint64_t ready_first, ready;
     int clamped = 0;
     if (from) {
-        if (ch->reader.route != from)
+        if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
         const int reserve = reserves(from, read_issue(&ch->reader), now);
-        struct fbxl_queue *q = fbxi_own_queue(n, from);
+        struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
+        if (fbxi_adversarial(f)) {
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            c->samples_ps += late;
+            ready_first += late;
+            ready += late;
+        }
         fbxi_count_way(from, 0, 0, packets(src_offset, step, ch->reader.mrrs), FBX_MRD_HEADER);
         fbxi_count_way(from, 1, step, packets(src_offset, step, ch->reader.mps), FBX_CPLD_HEADER);
     } else {
@@ -493,20 +510,20 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         ready = ch->source_ps += fill ? 0 : memory_time(f, ch->src.x.region, step);
     }
     if (to) {
-        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, to->mps < 64 ? 64 : to->mps);
+        uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps));
         struct fbxi_flight flight;
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
-        struct fbxl_queue *q = fbxi_own_queue(n, to);
-        c->arrives_ps = max64(max64(flight.arrives_ps, ready + to->fixed_ps), fbx_peek(&n->fence_floor));
-        if (q)
+        struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
+        c->arrives_ps = max64(max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps)), fbx_peek(&n->fence_floor));
+        if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
-        uint64_t ahead = to->fixed_ps + to->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps;
         if (c->arrives_ps > departs + ahead)
             departs = c->arrives_ps - ahead;
-        ch->write_ps = departs;
+        ch->write_ps = c->leaves_ps = departs;
         ch->completes_ps = max64(ch->completes_ps, departs);
         if (f->ordering == FBX_IMMEDIATE)
             c->arrives_ps = max64(at, c->samples_ps);
@@ -542,9 +559,9 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     }
     out->hops = route->hops;
     if (kind == FBX_DMA_WRITE) {
-        uint64_t tlps = packets(offset, bytes, route->mps < 64 ? 64 : route->mps);
+        uint64_t tlps = packets(offset, bytes, fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps));
         fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
-        uint64_t ahead = route->fixed_ps + route->hop[0].out_facts->credit_ps;
+        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = out->departs_ps;
@@ -828,6 +845,67 @@ static int move_untimed(struct channel *ch, struct job *j, fbx_au32 *lane)
     return 0;
 }
 
+/* Let what of a chunk has not been stored travel on its own. */
+static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct chunk *c, uint64_t now)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    int status, attempts = 0;
+    while (c->moved < c->bytes) {
+        uint64_t offset, span, gva = c->dst + c->moved;
+        struct fbxl_queue *q;
+        if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
+            (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
+            return status;
+        if (!ch->dst.x.route) { /* a window that leads home by now */
+            status = store(ch, j, lane, c, c->bytes, now);
+            return status == FBX_E_AGAIN ? stalled(ch, now) : status;
+        }
+        uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
+        if (fbxi_adversarial(f)) /* packets, each of which may be late by itself */
+            step = min64(step, PACKET - (offset & (PACKET - 1)));
+        const uint8_t *payload;
+        if (j->d.flags & FBX_DMA_FILL)
+            payload = pattern(ch, j, c->position + c->moved);
+        else if (c->remote)
+            payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
+        else {
+            payload = ch->scratch;
+            if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
+                return status;
+        }
+        if ((status = fbxi_posted_queue(n, ch->dst.x.route, j->d.tc, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
+            return status;
+        const uint32_t attr = ch->dst.x.attr | (j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0);
+        struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .flags = attr,
+                                 .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps,
+                                 .trace_id = fbxi_tracing(f) ? j->trace_id : 0, .payload = payload};
+        fbxi_mark(n, lane);
+        bool current = fbx_observe(n->generation) == ch->dst.x.generation;
+        if (current)
+            status = fbxi_post(f, q, &post);
+        fbxi_unmark(lane);
+        if (!current) {
+            if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
+                return status;
+            if (++attempts > 1000)
+                return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
+            continue;
+        }
+        if (status == FBX_E_AGAIN) {
+            if (post.arrives_ps <= now)
+                return stalled(ch, now);
+            ch->next_ps = post.arrives_ps;
+            return FBX_E_AGAIN;
+        }
+        if (status)
+            return status;
+        c->moved += step;
+        note(j, c->position + c->moved);
+    }
+    return 0;
+}
+
 static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
     fbx_node *n = ch->node;
@@ -844,7 +922,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 uint64_t offset, span;
                 struct fbxl_queue *q = NULL;
                 if (ch->own_tail && !(status = look(n, &ch->src, c->src, &offset, &span)))
-                    q = fbxi_own_queue(n, ch->src.x.route);
+                    q = fbxi_own_queue(n, ch->src.x.route, j->d.tc);
                 if (q && fbx_observe(&q->head) < ch->own_tail && q->source == n->index) {
                     fbxi_deliver(f, ch->src.x.target, now);
                     if (fbx_observe(&q->head) < ch->own_tail)
@@ -865,6 +943,16 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         }
         while (ch->ring_head != ch->ring_sampled) {
             struct chunk *c = &ch->ring[ch->ring_head % RING];
+            if (fbxi_adversarial(f) && c->leaves_ps) {
+                /* It travels in the queue, where the adversary is. */
+                if (c->leaves_ps > now)
+                    break;
+                if ((status = post_chunk(ch, j, lane, c, now)))
+                    return status;
+                ch->stalled_ns = 0;
+                ch->ring_head++;
+                continue;
+            }
             const uint64_t before = c->moved, limit = arrived(c, now);
             if (limit == before && limit < c->bytes)
                 break;
@@ -887,7 +975,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         ch->final_ps = 0;
         if (ch->position >= j->total) {
             if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
-                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, ch->completes_ps);
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
             uint64_t end = ch->completes_ps;
@@ -906,7 +994,8 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
         if (ch->ring_head != ch->ring_sampled)
-            next = min64(next, arrives_next(&ch->ring[ch->ring_head % RING]));
+            next = min64(next, fbxi_adversarial(f) && ch->ring[ch->ring_head % RING].leaves_ps ? ch->ring[ch->ring_head % RING].leaves_ps
+                                                                                               : arrives_next(&ch->ring[ch->ring_head % RING]));
         if (next <= now && budget) {
             now = max64(now, fbxi_now(&f->clock));
             if (next <= now)
@@ -922,62 +1011,10 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
 /* The last byte has departed. The rest travels on its own. */
 static int post_rest(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
-    fbx_node *n = ch->node;
-    fbx_fabric *f = n->fabric;
-    int status, attempts = 0;
-    while (ch->ring_head != ch->ring_tail) {
-        struct chunk *c = &ch->ring[ch->ring_head % RING];
-        while (c->moved < c->bytes) {
-            uint64_t offset, span, gva = c->dst + c->moved;
-            struct fbxl_queue *q;
-            if ((status = look(n, &ch->dst, gva, &offset, &span)) ||
-                (status = admit(n, FBX_DMA_WRITE, &ch->dst, gva, FBX_PERM_WRITE)))
-                return status;
-            if (!ch->dst.x.route) { /* a window that leads home by now */
-                if ((status = store(ch, j, lane, c, c->bytes, now)))
-                    return status == FBX_E_AGAIN ? stalled(ch, now) : status;
-                break;
-            }
-            uint64_t step = min64(min64(c->bytes - c->moved, span), PIECE), taken = 0;
-            const uint8_t *payload;
-            if (j->d.flags & FBX_DMA_FILL)
-                payload = pattern(ch, j, c->position + c->moved);
-            else if (c->remote)
-                payload = ch->bounce + (uint64_t)(c - ch->ring) * ch->chunk_bytes + c->moved;
-            else {
-                payload = ch->scratch;
-                if ((status = transfer(ch, lane, 0, ch->scratch, c->src + c->moved, NULL, step, now, 0, &taken)))
-                    return status;
-            }
-            if ((status = fbxi_posted_queue(n, ch->dst.x.route, &q)) || (status = fbxi_commit(f, ch->dst.x.region, offset, step)))
-                return status;
-            struct fbxi_post post = {.region = ch->dst.x.region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                     .flags = (j->d.flags & FBX_DMA_RO ? FBXL_ENTRY_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBXL_ENTRY_IDO : 0),
-                                     .requester = n->requester, .offset = offset, .arrives_ps = c->arrives_ps, .payload = payload};
-            fbxi_mark(n, lane);
-            bool current = fbx_observe(n->generation) == ch->dst.x.generation;
-            if (current)
-                status = fbxi_post(f, q, &post);
-            fbxi_unmark(lane);
-            if (!current) {
-                if ((status = fbxi_usable(n, FBX_DMA_WRITE, gva)))
-                    return status;
-                if (++attempts > 1000)
-                    return fbxi_fail(FBX_E_BUSY, "the routes of %s change faster than it can look", n->facts->name);
-                continue;
-            }
-            if (status == FBX_E_AGAIN) {
-                if (post.arrives_ps <= now)
-                    return stalled(ch, now);
-                ch->next_ps = post.arrives_ps;
-                return FBX_E_AGAIN;
-            }
-            if (status)
-                return status;
-            c->moved += step;
-        }
-        ch->ring_head++;
-    }
+    int status;
+    for (; ch->ring_head != ch->ring_tail; ch->ring_head++)
+        if ((status = post_chunk(ch, j, lane, &ch->ring[ch->ring_head % RING], now)))
+            return status;
     return 0;
 }
 
@@ -1043,6 +1080,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
                     (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
                     return status;
                 ch->op.operand[0] = j->d.signal_value;
+                ch->op.tc = (uint8_t)j->d.tc; /* the data's stream, and in its order whatever the default */
+                ch->op.attr = FBX_PLAIN;
             }
             if ((status = run_op(ch)))
                 return status;
@@ -1553,6 +1592,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->forgotten = j->holders = !id; /* held while we look; nobody can release an id that is not known yet */
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
+    j->trace_id = fbxi_trace_id(f);
     if (d->list) {
         j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
         if (j->list)

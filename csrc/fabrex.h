@@ -94,6 +94,7 @@ struct fbx_config_node {
     const char *name;
     uint32_t kind, profile, machine, access_bytes, dma_tags;
     uint64_t delay_ps, pio_read_ps, pio_write_ps, dma_setup_write_ps, dma_setup_read_ps;
+    uint32_t wc; /* stores through its windows combine unless a window says otherwise */
 };
 struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
@@ -106,6 +107,7 @@ struct fbx_config_link {
     uint32_t kind; /* 0 PCIe: gen .. rcb; 1 Ethernet: mtu, overhead_bytes, rate_bps */
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
+    uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
     uint64_t rate_bps, delay_ps;
 };
 struct fbx_config {
@@ -138,7 +140,7 @@ struct fbx_fabric_info {
     char name[64], directory[256];
     uint64_t instance, control_bytes, memory_bytes, committed_bytes, created_unix_ns, seed;
     uint32_t node_count, region_count, link_count, session_count, requester_count, queue_count, uid, creator_pid;
-    uint32_t flags, ordering, clock, owner_alive, closed, pad;
+    uint32_t flags, ordering, clock, owner_alive, closed, links_changed; /* links that are not set as the topology says */
     uint64_t corrupt_resets, takeovers, reservations_clamped, sessions_reaped, control_epoch;
     uint64_t tick_hz, tick_cost_ps, now_ps;
 };
@@ -164,7 +166,7 @@ struct fbx_region_info {
 };
 struct fbx_link_info {
     char name[192];
-    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, pad;
+    uint32_t node[2], kind, gen, lanes, mps, mrrs, rcb, up, changed; /* changed: not as the topology describes it */
     uint64_t rate_bps, delay_ps;
     uint64_t bytes[2], tlps[2], dropped[2];
 };
@@ -175,6 +177,18 @@ FBX_API int fbx_link_find(fbx_fabric *fabric, const char *name);
 FBX_API int fbx_link_info(fbx_fabric *fabric, uint32_t link, struct fbx_link_info *out);
 /* Disable or enable a link. After disable has returned nothing crosses it any more; BUSY if a requester is stopped. */
 FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
+
+/* What may be set of a link that runs: a PCIe link has no RATE_BPS, MTU and OVERHEAD_BYTES, an Ethernet link DELAY_PS and
+ * those. Credits of data are units of 16 bytes; 0 is infinite. */
+enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
+                    FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
+                    FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+/* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
+ * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
+FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
+/* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
+FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
@@ -188,9 +202,15 @@ FBX_API int fbx_node_is_owner(const fbx_node *node);
 /* ---- windows ---------------------------------------------------------------------------------------------------- */
 
 enum fbx_perm { FBX_PERM_NONE = 0, FBX_PERM_READ = 1, FBX_PERM_WRITE = 2, FBX_PERM_RW = 3 };
-enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1 };
+/* Or-ed to a window's permission: attributes of every request that goes through it. */
+enum { FBX_WINDOW_RO = 4, FBX_WINDOW_IDO = 8 };
+/* UNCACHED: each store is a packet of its own, in order, and a bulk write is packets of the CPU's access width.
+ * WRITE_COMBINING: stores wait in buffers of 64 bytes, which leave in any order until fbx_drain(), an uncached access, a
+ * read, an atomic or a flush. MANAGED, what the manager's own windows are: bulk writes leave as full packets of 64 bytes,
+ * single stores in order, unless the node's `wc` says that they combine too. */
+enum fbx_mapping { FBX_UNCACHED = 0, FBX_WRITE_COMBINING = 1, FBX_MANAGED = 2 };
 struct fbx_window_info {
-    uint32_t index, peer, perm, mapping, lut, programmed;
+    uint32_t index, peer, perm, mapping, lut, programmed, attr, pad;
     uint64_t translation, bytes, bus, max_bytes, address_align, size_align, min_bytes;
 };
 FBX_API int fbx_mw_count(fbx_fabric *fabric, uint32_t node);
@@ -250,7 +270,19 @@ FBX_API int fbx_barrier_leave(fbx_node *node, const char *name, uint64_t ticket)
 
 enum fbx_op_kind { FBX_LOAD, FBX_STORE, FBX_READ, FBX_WRITE, FBX_FETCH_ADD, FBX_SWAP, FBX_CAS, FBX_FLUSH, FBX_WAIT,
                    FBX_DMA_READ, FBX_DMA_WRITE, FBX_OTHER };
-enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4 };
+enum fbx_op_attr { FBX_RO = 1, FBX_IDO = 2, FBX_CHECK = 4, FBX_PLAIN = 8 /* neither, whatever the default of node or window */ };
+/* Why one request passed another: rows and columns of the table in the PCI Express Base Specification, section 2.4.1
+ * (transaction ordering), and what happens before requests reach it. See docs/concepts/ordering.md. */
+enum fbx_rule {
+    FBX_RULE_NONE = 0,
+    FBX_RULE_RO = 1, /* A2b: the later write, or D2b: the later read's completion, has relaxed ordering */
+    FBX_RULE_IDO = 2, /* A2b: the later request has ID-based ordering and another requester */
+    FBX_RULE_TC = 3, /* they are of different traffic classes */
+    FBX_RULE_PATH = 4, /* they go different ways, or to different nodes */
+    FBX_RULE_COMBINING = 5, /* both were in write-combining buffers that had not been drained */
+    FBX_RULE_TEAR = 6, /* one access of several pieces, taken in another order */
+    FBX_RULE_STALE = 7 /* a cache held what the later access should have seen */
+};
 enum fbx_op_state { FBX_ISSUED, FBX_TRAVELS, FBX_MOVES, FBX_RETURNS, FBX_DONE };
 
 /* One operation, resumable: begin, then advance or wait until its status is no longer AGAIN. */
@@ -287,6 +319,8 @@ FBX_API int fbx_gather(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, 
                        void *out, uint64_t *done, uint64_t max_wait_ns);
 FBX_API int fbx_scatter(fbx_node *node, struct fbx_op *op, const uint64_t *gvas, uint64_t count, uint32_t bytes_each,
                         const void *values, uint64_t *done, uint64_t max_wait_ns);
+/* Attributes and traffic class of this handle's operations that do not say otherwise. */
+FBX_API int fbx_set_order(fbx_node *node, uint32_t attr, uint32_t tc);
 FBX_API int fbx_drain(fbx_node *node);
 FBX_API int fbx_fence(fbx_node *node);
 /* Earlier posted writes to `target` (all targets: ~0) are visible there on return. */

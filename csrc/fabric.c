@@ -6,6 +6,7 @@
  */
 #include "internal.h"
 #include "choice.h"
+#include "link.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
@@ -48,6 +49,7 @@ static void after_fork_child(void)
         fbxi_engine_forked(f);
         pthread_mutex_init(&f->mutex, NULL);
         pthread_mutex_init(&f->map_mutex, NULL);
+        pthread_mutex_init(&f->figures_mutex, NULL);
         for (fbx_node *n = f->node_list; n; n = n->next)
             fbxi_node_forked(n);
     }
@@ -188,12 +190,8 @@ static int check_tables(fbx_fabric *f)
     }
     for (uint32_t i = 0; i < f->link_count; i++) {
         const struct fbxl_link *l = &f->link_facts[i];
-        bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
-                    (l->kind == 0 || (l->kind == 1 && l->mtu));
-        for (uint32_t d = 2 * i; d < 2 * i + 2; d++)
-            good = good && f->direction_facts[d].slot_shift >= 14 && f->direction_facts[d].slot_shift <= 40 &&
-                   f->direction_facts[d].ps_per_byte_q24 && f->direction_facts[d].ps_per_byte_q24 < 1ull << 56 &&
-                   f->direction_facts[d].delay_ps < 1ull << 52;
+        const bool good = l->node[0] < f->node_count && l->node[1] < f->node_count && memchr(l->name, 0, sizeof l->name) &&
+                          !fbxi_link_check(l->name, l->kind, l->value);
         if (!good)
             return fbxi_fail(FBX_E_CORRUPT, "link %u of the fabric is damaged", i);
     }
@@ -234,8 +232,8 @@ static int keep_facts(fbx_fabric *f)
     if (f->node_facts && f->region_facts)
         registered_facts(f);
     f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links, 0);
-    f->direction_facts = copy_of(f->directions, f->link_count * 2ull, sizeof *f->directions, 0);
-    return f->node_facts && f->region_facts && f->link_facts && f->direction_facts
+    f->figures = calloc(f->link_count * 2ull + 1, sizeof(*f->figures));
+    return f->node_facts && f->region_facts && f->link_facts && f->figures
                ? 0
                : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
 }
@@ -281,6 +279,7 @@ static fbx_fabric *fabric_new(const char *directory)
     snprintf(f->directory, sizeof f->directory, "%s", directory);
     pthread_mutex_init(&f->mutex, NULL);
     pthread_mutex_init(&f->map_mutex, NULL);
+    pthread_mutex_init(&f->figures_mutex, NULL);
     pthread_mutex_init(&f->engine_mutex, NULL);
     pthread_mutex_init(&f->registered_mutex, NULL);
     return f;
@@ -331,7 +330,7 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->node_facts);
     free(f->region_facts);
     free(f->link_facts);
-    free(f->direction_facts);
+    fbxi_figures_free(f);
     free(f->maps);
     free(f->trees);
     free(f->adjacent);
@@ -341,6 +340,7 @@ void fbx_fabric_free(fbx_fabric *f)
     fbxi_choices_free(f);
     pthread_mutex_destroy(&f->mutex);
     pthread_mutex_destroy(&f->map_mutex);
+    pthread_mutex_destroy(&f->figures_mutex);
     pthread_mutex_destroy(&f->engine_mutex);
     fbxi_registered_close(f);
     pthread_mutex_destroy(&f->registered_mutex);
@@ -669,6 +669,26 @@ int fbx_fabric_prune(const char *directory)
 
 static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
 
+static void link_values(const struct fbx_config_link *l, uint64_t value[FBXL_LINK_VALUES])
+{
+    memset(value, 0, FBXL_LINK_VALUES * sizeof *value);
+    value[FBX_LINK_DELAY_PS] = l->delay_ps;
+    value[FBX_LINK_GEN] = l->gen;
+    value[FBX_LINK_LANES] = l->lanes;
+    value[FBX_LINK_MPS] = l->mps;
+    value[FBX_LINK_MRRS] = l->mrrs;
+    value[FBX_LINK_RCB] = l->rcb;
+    value[FBX_LINK_RATE_BPS] = l->rate_bps;
+    value[FBX_LINK_MTU] = l->mtu;
+    value[FBX_LINK_OVERHEAD_BYTES] = l->overhead_bytes;
+    value[FBX_LINK_POSTED_CREDITS_HEADER] = l->posted_credits_header;
+    value[FBX_LINK_POSTED_CREDITS_DATA] = l->posted_credits_data;
+    value[FBX_LINK_NONPOSTED_CREDITS_HEADER] = l->nonposted_credits_header;
+    value[FBX_LINK_NONPOSTED_CREDITS_DATA] = l->nonposted_credits_data;
+    value[FBX_LINK_COMPLETION_CREDITS_HEADER] = l->completion_credits_header;
+    value[FBX_LINK_COMPLETION_CREDITS_DATA] = l->completion_credits_data;
+}
+
 static int check_config(const struct fbx_config *c)
 {
     if (!c->node_count || c->node_count > 4096 || c->region_count > 65536 || c->link_count > 16384)
@@ -691,37 +711,18 @@ static int check_config(const struct fbx_config *c)
     }
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *l = &c->links[i];
-        struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
-        if (l->kind == 0 ? fbx_pcie_check(&p) : (l->kind != 1 || !l->rate_bps || l->mtu < 64))
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has parameters that no link has", l->name);
-        if (l->delay_ps > 1000000000000ull)
-            return fbxi_fail(FBX_E_TOPOLOGY, "link %s has a delay above one second", l->name);
+        uint64_t value[FBXL_LINK_VALUES];
+        link_values(l, value);
+        if (fbxi_link_check(l->name, l->kind, value)) {
+            char why[256];
+            snprintf(why, sizeof why, "%s", fbx_last_error()->text);
+            return fbxi_fail(FBX_E_TOPOLOGY, "%s", why);
+        }
     }
     return 0;
-}
-
-static void fill_direction(struct fbxl_direction *d, const struct fbx_config *c, const struct fbx_config_link *l,
-                           uint32_t to)
-{
-    struct fbx_pcie_link p = {l->gen, l->lanes, l->mps, l->mrrs, l->rcb};
-    d->ps_per_byte_q24 = l->kind ? fbx_ethernet_ps_per_byte(l->rate_bps) : fbx_pcie_ps_per_byte(&p);
-    d->mps = l->kind ? l->mtu : l->mps;
-    d->to_node = to;
-    d->delay_ps = l->delay_ps + (c->nodes[to].kind == FBX_SWITCH ? c->nodes[to].delay_ps : 0);
-    d->tlp_ps = fbx_bytes_to_ps(d->ps_per_byte_q24, d->mps + 24u);
-    /* A slot holds some full packets: see timing.c. */
-    d->slot_shift = 14;
-    while (d->slot_shift < 40 && (1ull << d->slot_shift) < 2 * d->tlp_ps)
-        d->slot_shift++;
-    /* As much as the credits of the nearest receiver hold; 0 means that it advertises infinite ones. */
-    const uint64_t infinite = 1ull << 62;
-    uint64_t headers = l->posted_credits_header ? (uint64_t)l->posted_credits_header * (d->mps + 24u) : infinite;
-    uint64_t data = l->posted_credits_data ? (uint64_t)l->posted_credits_data * 16u : infinite;
-    uint64_t bytes = headers < data ? headers : data;
-    d->credit_ps = bytes == infinite ? infinite : fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
 }
 
 static int fill(fbx_fabric *f, const struct fbx_config *c)
@@ -742,6 +743,7 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         n->pio_write_ps = from->pio_write_ps;
         n->dma_setup_read_ps = from->dma_setup_read_ps;
         n->dma_setup_write_ps = from->dma_setup_write_ps;
+        n->wc = from->wc != 0;
         n->first_region = region;
         for (uint32_t index = 0; region < c->region_count && c->regions[region].node == i; region++, index++) {
             const struct fbx_config_region *r = &c->regions[region];
@@ -762,25 +764,14 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
     for (uint32_t i = 0; i < c->link_count; i++) {
         const struct fbx_config_link *from = &c->links[i];
         struct fbxl_link *l = &f->links[i];
-        struct fbx_pcie_link p = {from->gen, from->lanes, from->mps, from->mrrs, from->rcb};
         snprintf(l->name, sizeof l->name, "%s", from->name);
         l->node[0] = from->node_a;
         l->node[1] = from->node_b;
         snprintf(l->port[0], FBX_PORT_BYTES, "%s", from->port_a ? from->port_a : "");
         snprintf(l->port[1], FBX_PORT_BYTES, "%s", from->port_b ? from->port_b : "");
         l->kind = from->kind;
-        l->gen = from->gen;
-        l->lanes = from->lanes;
-        l->mps = from->mps;
-        l->mrrs = from->mrrs;
-        l->rcb = from->rcb;
-        l->mtu = from->mtu;
-        l->overhead_bytes = from->overhead_bytes;
-        l->rate_bps = from->kind ? from->rate_bps : fbx_pcie_tlp_bps(&p);
-        l->delay_ps = from->delay_ps;
         l->home = from->home;
-        fill_direction(&f->directions[2 * i], c, from, from->node_b);
-        fill_direction(&f->directions[2 * i + 1], c, from, from->node_a);
+        link_values(from, l->value);
     }
     return 0;
 }
@@ -975,6 +966,10 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
         out->session_count += fbx_observe(&f->sessions[i].state) == FBXL_LIVE && fbx_session_alive(f, i);
     for (uint32_t i = 0; i < fbxi_high(f, FBXL_REQUESTERS); i++)
         out->requester_count += fbx_observe(&f->requesters[i].state) == FBXL_LIVE;
+    for (uint32_t i = 0; i < f->link_count; i++) {
+        uint64_t value[FBX_LINK_KEYS];
+        out->links_changed += fbxi_link_current(f, i, value) && memcmp(value, f->link_facts[i].value, sizeof value) != 0;
+    }
     for (uint32_t i = 0; i < f->node_count; i++)
         out->queue_count += fbx_peek(&f->nodes[i].queue_count);
     out->uid = h->uid;
@@ -1122,14 +1117,18 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
     memcpy(out->name, l->name, sizeof out->name);
     memcpy(out->node, l->node, sizeof out->node);
     out->kind = l->kind;
-    out->gen = l->gen;
-    out->lanes = l->lanes;
-    out->mps = l->mps;
-    out->mrrs = l->mrrs;
-    out->rcb = l->rcb;
+    uint64_t value[FBX_LINK_KEYS];
+    fbxi_link_current(f, link, value);
+    out->gen = (uint32_t)value[FBX_LINK_GEN];
+    out->lanes = (uint32_t)value[FBX_LINK_LANES];
+    out->mps = (uint32_t)value[FBX_LINK_MPS];
+    out->mrrs = (uint32_t)value[FBX_LINK_MRRS];
+    out->rcb = (uint32_t)value[FBX_LINK_RCB];
     out->up = fbx_observe(&f->links[link].state) == 0;
-    out->rate_bps = l->rate_bps;
-    out->delay_ps = l->delay_ps;
+    out->changed = memcmp(value, l->value, sizeof value) != 0;
+    const struct fbx_pcie_link p = {out->gen, out->lanes, out->mps, out->mrrs, out->rcb};
+    out->rate_bps = l->kind ? value[FBX_LINK_RATE_BPS] : fbx_pcie_tlp_bps(&p);
+    out->delay_ps = value[FBX_LINK_DELAY_PS];
     for (int d = 0; d < 2; d++) {
         out->bytes[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].bytes);
         out->tlps[d] = fbx_peek(&f->directions[2 * link + (uint32_t)d].tlps);

@@ -14,6 +14,7 @@
 #include <stddef.h>
 
 #define FBX_MAX_HOPS 24u
+#define FBX_CLASSES 8u /* traffic classes */
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
 /* No write waits longer than this behind its link's delays: a word that says so was scribbled over. */
 #define FBX_BACKLOG_PS 4000000000000ull
@@ -25,10 +26,15 @@ struct fbxi_region_map { /* mapped on first use; both views of the same pages */
     int fd; /* -1, or passed by another process */
 };
 
+struct fbxi_figures;
 struct fbxi_route {
-    uint32_t target, hops, mps, mrrs, rcb;
-    uint64_t fixed_ps; /* delays of the way, one direction */
-    struct fbxl_queue *queue; /* towards the target; NULL until the first posted write */
+    uint32_t target, hops;
+    /* What follows from its links' figures, as last looked at (fbxi_route_refresh). */
+    fbx_au32 mps, mrrs;
+    fbx_au64 fixed_ps; /* delays of the way, one direction */
+    fbx_au64 version; /* counts refreshes */
+    struct fbxl_queue *queue[FBX_CLASSES]; /* towards the target, by traffic class; NULL until the first posted write */
+    fbx_au64 drained[FBX_CLASSES]; /* sequence of the last write there when this handle drained its write-combining buffers */
     /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
      * somebody looks (fbxi_publish_counts); eight locked additions would cost a load more than its reservations. */
     struct fbxi_trips {
@@ -36,12 +42,16 @@ struct fbxi_route {
     } made[2], published[2];
     struct fbxi_hop {
         struct fbxl_direction *out, *back;
-        const struct fbxl_direction *out_facts, *back_facts;
-        fbx_au64 *out_calendar, *back_calendar;
-        uint32_t ethernet, mtu, overhead, direction;
-        uint64_t small_ps[2][3][7]; /* [back][enum fbxi_small][log2 bytes]: one packet's time on the wire */
+        const struct fbxi_figures *out_figures, *back_figures; /* replaced when the link is set: use fbxi_out() */
+        fbx_au64 which; /* change of the link that they are of */
+        uint32_t direction;
     } hop[FBX_MAX_HOPS];
 };
+/* The first link of a way, in its direction. */
+static inline const struct fbxi_figures *fbxi_out(const struct fbxi_route *route)
+{
+    return fbx_observe_pointer(&route->hop[0].out_figures);
+}
 
 /* What a requester may do with one region, resolved. Only the handle's home thread keeps these; other threads resolve
  * each time, so that nobody reads a half-filled one. */
@@ -50,7 +60,7 @@ struct fbxi_xl {
     uint64_t lo, hi; /* offsets of the region that the window reaches */
     uint32_t perm, mapping, target, region;
     int32_t status; /* 0, or why nothing passes: LINK_DOWN, PEER_LOST */
-    uint32_t pad;
+    uint32_t attr; /* of every request through its window: FBX_RO, FBX_IDO */
     uint64_t shortened; /* how far the short way reaches */
     uint8_t *base; /* the region's first byte */
     struct fbxi_route *route; /* NULL: local */
@@ -89,6 +99,8 @@ struct fbx_node {
     struct fbxi_route **routes; /* by target node */
     fbx_au64 *dependencies;
     uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
+    uint32_t attr, tc; /* of operations that do not say otherwise */
+    fbx_au64 requests; /* names for what the adversary decides about */
     fbx_au64 fence_floor;
     fbx_au64 dropped_checked; /* of slot->dropped: what flush(check) has told */
     fbx_au32 used_targets_count;
@@ -130,7 +142,8 @@ struct fbx_fabric {
     struct fbxl_node *node_facts;
     struct fbxl_region *region_facts;
     struct fbxl_link *link_facts;
-    struct fbxl_direction *direction_facts;
+    struct fbxi_figures **figures; /* by direction: what its link was set to so far */
+    pthread_mutex_t figures_mutex; /* their lists; taken last */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
     uint64_t heap_offset, heap_bytes, instance;
@@ -232,7 +245,7 @@ int fbxi_invalidate_dependents(fbx_fabric *f, uint32_t bit); /* requesters with 
 
 /* ---- window.c ---------------------------------------------------------------------------------------------------- */
 struct fbxi_target {
-    uint32_t region, target, perm, mapping, window;
+    uint32_t region, target, perm, attr, mapping, window;
     uint64_t offset, lo, hi;
 };
 int fbxi_translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t bytes, struct fbxi_target *out);
@@ -241,6 +254,10 @@ int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_
 
 /* ---- route.c ------------------------------------------------------------------------------------------------------ */
 int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
+/* Has a link of the way been set since the route was looked at? */
+int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route);
+/* Take over what its links are set to now. One thread at a time. */
+int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route);
 int fbxi_routes_init(fbx_fabric *f);
 /* The directions of the way, last hop first; room for FBX_MAX_HOPS. */
 int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *count);
@@ -251,10 +268,13 @@ struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t targ
 struct fbxi_post {
     uint32_t region, bytes, kind, flags, requester;
     uint64_t offset, arrives_ps, sequence, trace_id;
+    uint64_t drained; /* of what combines: sequence of the last write before its buffers were drained */
     const void *payload;
 };
 /* AGAIN: the queue is full; post->arrives_ps says when its head is due. */
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *queue, struct fbxi_post *post);
+/* Whether one of the queue's first `tail` cells holds a write (of `requester`; ~0: of any) that is not visible yet. */
+int fbxi_holds(fbx_fabric *f, struct fbxl_queue *q, uint64_t tail, uint32_t requester);
 /* Deliver what is due at `target`. Returns the number delivered, or BUSY if a living holder has the delivery lock. */
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps);
 int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps); /* for who knows that something is due */

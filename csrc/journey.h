@@ -13,14 +13,14 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane);
 void fbxi_unmark(fbx_au32 *lane);
 /* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
-int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out);
-struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route);
+int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out);
+struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc);
 /* A flush of all reaches `target` too. */
 void fbxi_use_target(fbx_node *n, uint32_t target);
 /* Count a posted write that the fabric lost. */
 void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route);
 /* When a completion from `target` is here, given what was posted the same way before it. */
-uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps);
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps);
 /* Record why an operation at `gva` failed; returns `code`. */
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
 /* Add one operation to the handle's statistics. */

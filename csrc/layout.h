@@ -133,6 +133,7 @@ struct fbxl_node {
     uint64_t pio_read_ps, pio_write_ps;
     uint64_t dma_setup_write_ps, dma_setup_read_ps;
     uint32_t mw_count, lut_count; /* direct windows first, then LUT windows */
+    uint32_t wc, pad0; /* stores through its windows combine unless a window says otherwise */
     uint64_t mw_max_bytes;
     /* state line: written under the control lock or by a reaper */
     _Alignas(64) fbx_au32 state;
@@ -168,7 +169,7 @@ struct fbxl_window { /* 64 bytes, two snapshots and a switch */
     struct fbxl_window_snapshot {
         fbx_au64 translation; /* bus address at the peer */
         fbx_au64 bytes; /* 0: nothing is programmed */
-        fbx_au32 peer_perm; /* peer node | permission << 24 | type << 28 | state << 30 */
+        fbx_au32 peer_perm; /* peer node | permission << 24 | attributes << 26 | mapping << 28 | state << 30 */
         uint32_t pad;
     } snapshot[2];
     uint64_t pad;
@@ -191,32 +192,31 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
+#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
-    uint32_t gen, lanes, mps, mrrs, rcb;
-    uint32_t mtu, overhead_bytes;
-    uint64_t rate_bps; /* of TLPs or of Ethernet payload and framing */
-    uint64_t delay_ps;
     uint32_t home; /* machine on which it is reserved */
-    uint32_t posted_credits_header, posted_credits_data, pad0;
+    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
-    uint64_t pad1[6];
+    /* What it is set to now: 0 as described; else bit 0 is the snapshot in force and the rest counts changes. The snapshots
+     * are at heap offset `setting`. Written under the control lock. */
+    fbx_au64 which, setting;
+    uint64_t pad1[4];
+};
+#define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
+struct fbxl_link_setting {
+    struct {
+        fbx_au64 value[FBXL_LINK_VALUES];
+    } snapshot[2];
+    fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
 
 struct fbxl_direction { /* index 2*link + (0: from node[0] to node[1], 1: back) */
-    /* written once */
-    uint64_t ps_per_byte_q24;
-    uint64_t delay_ps; /* propagation and, where it ends on a switch, that switch's delay */
-    uint32_t slot_shift; /* a slot of the calendar lasts 2^slot_shift ps */
-    uint32_t mps, to_node, credits_ps_pad;
-    uint64_t credit_ps; /* how far a posted write may be ahead of its departure before its issuer stalls */
-    uint64_t tlp_ps; /* one full TLP */
-    uint64_t pad0[2];
     /* reservations: all requesters */
     _Alignas(64) fbx_au64 calendar; /* heap offset, 0 until first used */
     fbx_au64 debt; /* units of bulk that small traffic displaced and later bulk must pay */
@@ -310,7 +310,9 @@ struct fbxl_queue {
     uint64_t pad3[7];
 };
 enum { FBXL_ENTRY_SKIP = 0, FBXL_ENTRY_WRITE = 1, FBXL_ENTRY_DOORBELL, FBXL_ENTRY_SPAD, FBXL_ENTRY_MESSAGE, FBXL_ENTRY_MSI };
-enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16 };
+enum { FBXL_ENTRY_RO = 1, FBXL_ENTRY_IDO = 2, FBXL_ENTRY_DROPPED = 4, FBXL_ENTRY_POISON = 8, FBXL_ENTRY_SCALAR = 16,
+       FBXL_ENTRY_COMBINING = 32, /* was in a write-combining buffer */
+       FBXL_ENTRY_APPLIED = 64 /* visible, though entries before it are not */ };
 struct fbxl_entry { /* 64 bytes: payloads of up to 16 bytes travel in the header's own cell */
     fbx_au64 arrives_ps; /* looked at without the lock, to learn whether anything is due */
     uint64_t sequence;
@@ -390,7 +392,7 @@ _Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) =
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
-_Static_assert(sizeof(struct fbxl_direction) == 128, "constants and reservations on lines of their own");
+_Static_assert(sizeof(struct fbxl_direction) == 64, "reservations of two directions must not share a line");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
 
 /* Identifies the layout: version, sizes of everything above, constants. Checked at attach. */
@@ -402,7 +404,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_link), sizeof(struct fbxl_direction), sizeof(struct fbxl_session),
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
-        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb),
+        sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb), sizeof(struct fbxl_link_setting),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

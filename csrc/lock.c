@@ -107,6 +107,9 @@ static void bury(fbx_fabric *f, uint32_t session)
         fbx_publish(&r->state, FBXL_FREE);
     }
     fbxi_registered_bury(f, session, incarnation);
+    /* It may have died after it changed a window or a link and before it told anybody. */
+    for (uint32_t i = 0; i < high; i++)
+        fbx_add(&f->requesters[i].generation, 1);
     /* Unnamed buffers of the dead have no other friend; named ones may be waited for by others and stay. */
     uint32_t buffers = fbxi_high(f, FBXL_BUFFERS);
     for (uint32_t i = 0; i < buffers; i++) {

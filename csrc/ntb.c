@@ -10,6 +10,7 @@
  * one that is delivered again after its deliverer died does not ring twice.
  */
 #include "ntb.h"
+#include "link.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -671,10 +672,13 @@ int fbx_ntb_link_is_up(fbx_node *n, uint64_t *peers, uint32_t *speed, uint32_t *
         hops = 0;
     if (peers)
         *peers = up;
+    uint64_t value[FBX_LINK_KEYS] = {0};
+    if (hops)
+        fbxi_link_current(f, directions[hops - 1] / 2, value);
     if (speed)
-        *speed = hops ? f->link_facts[directions[hops - 1] / 2].gen : 0;
+        *speed = (uint32_t)value[FBX_LINK_GEN];
     if (width)
-        *width = hops ? f->link_facts[directions[hops - 1] / 2].lanes : 0;
+        *width = (uint32_t)value[FBX_LINK_LANES];
     return status;
 }
 

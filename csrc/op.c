@@ -14,6 +14,7 @@
 #include "internal.h"
 #include "journey.h"
 #include "ntb.h"
+#include "ordering.h"
 #include "registered.h"
 #include "timing.h"
 #include "trace.h"
@@ -102,7 +103,7 @@ static void depend(fbx_node *n, uint32_t bit)
 }
 
 /* Is the way to `target` open? Sets the dependency bits first, so that whoever closes it later finds us. */
-static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *route)
+static int way_status(fbx_node *n, uint32_t target, struct fbxi_route *route)
 {
     fbx_fabric *f = n->fabric;
     depend(n, f->link_count + target);
@@ -110,6 +111,12 @@ static int way_status(fbx_node *n, uint32_t target, const struct fbxi_route *rou
         depend(n, route->hop[i].direction / 2);
     /* Pairs with: the fence in invalidate(). Breaks: a closed link that our cached route still calls open. */
     fbx_fence_sleep();
+    if (route && UNLIKELY(fbxi_route_changed(f, route))) {
+        /* Without memory for the new figures the old ones stay, until somebody asks again. */
+        pthread_mutex_lock(&n->mutex);
+        fbxi_route_refresh(f, route);
+        pthread_mutex_unlock(&n->mutex);
+    }
     if (fbx_observe(&f->nodes[target].state) == FBXL_LOST && target != n->index)
         return FBX_E_PEER_LOST;
     for (uint32_t i = 0; route && i < route->hops; i++)
@@ -134,6 +141,7 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
     x->hi = t.hi;
     x->perm = t.perm;
     x->mapping = t.mapping;
+    x->attr = t.attr;
     x->target = t.target;
     x->region = t.region;
     x->base = map ? map->rw : NULL;
@@ -234,26 +242,27 @@ static void use_target(fbx_node *n, uint32_t target)
     pthread_mutex_unlock(&n->mutex);
 }
 
-static int posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out)
+static int posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
 {
-    *out = fbx_observe_pointer(&route->queue);
+    *out = fbx_observe_pointer(&route->queue[tc]);
     if (LIKELY(*out))
         return 0;
-    int status = fbxi_queue_get(n->fabric, n->index, route->target, 0, out);
+    int status = fbxi_queue_get(n->fabric, n->index, route->target, tc, out);
     if (!status)
-        fbx_publish_pointer(&route->queue, *out);
+        fbx_publish_pointer(&route->queue[tc], *out);
     return status;
 }
 
-static struct fbxl_queue *own_queue(fbx_node *n, struct fbxi_route *route)
+/* The stream of posted writes that `tc` shares; NULL if there never was one. */
+static struct fbxl_queue *own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc)
 {
     if (!route)
         return NULL;
-    struct fbxl_queue *q = fbx_observe_pointer(&route->queue);
+    struct fbxl_queue *q = fbx_observe_pointer(&route->queue[tc]);
     if (!q && fbx_observe(&n->fabric->nodes[route->target].queues)) {
-        q = fbxi_queue_find(n->fabric, n->index, route->target, 0);
+        q = fbxi_queue_find(n->fabric, n->index, route->target, tc);
         if (q)
-            fbx_publish_pointer(&route->queue, q);
+            fbx_publish_pointer(&route->queue[tc], q);
     }
     return q;
 }
@@ -529,9 +538,20 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->facts->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
                                 : fbxi_send_small(route, 0, at_ps + n->facts->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
-    struct fbxl_queue *q = own_queue(n, route);
+    struct fbxl_queue *q = own_queue(n, route, op->tc);
+    uint64_t key = 0;
     op->private_[6] = q ? fbx_observe(&q->tail) : 0;
     uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+    if (fbxi_adversarial(f)) {
+        key = fbxi_choice_key(n->requester, route->target, op->tc | 8u, fbx_add(&n->requests, 1) + 1);
+        out.arrives_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key);
+        /* D2b, and for reads B2b: what may pass all of them (atomics with RO), or those of others (IDO). */
+        if (last > out.arrives_ps && ((op->attr & FBX_RO && request_bytes) || op->attr & FBX_IDO) && fbxi_passes(f, key)) {
+            last = 0;
+            if (op->attr & FBX_RO && request_bytes)
+                op->private_[6] = 0;
+        }
+    }
     if (last > out.arrives_ps && last - out.arrives_ps < FBX_BACKLOG_PS)
         out.arrives_ps = last;
     op->departs_ps = out.departs_ps;
@@ -544,16 +564,21 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     op->private_[3] = answer_bytes;
     op->private_[4] = 1;
     op->completes_ps = back.arrives_ps;
+    if (fbxi_adversarial(f))
+        op->completes_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key | 1ull << 35);
 }
 
 /* A completion does not pass posted writes that travel the same way: what the target sent us before it answered is here
  * first. */
-static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps)
+static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps)
 {
     if (!fbx_observe(n->pending))
         return completes_ps;
-    struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, 0);
+    struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, tc);
     uint64_t last = q && fbx_observe(&q->head) != fbx_observe(&q->tail) ? fbx_observe(&q->last_arrives) : 0;
+    if (fbxi_adversarial(n->fabric) && attr & FBX_RO && last > completes_ps &&
+        fbxi_passes(n->fabric, fbxi_choice_key(n->requester, target, tc | 8u, fbx_peek(&n->requests)) | 1ull << 35))
+        return completes_ps;
     return last > completes_ps && last - completes_ps < FBX_BACKLOG_PS ? last : completes_ps;
 }
 
@@ -606,11 +631,37 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
 static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now)
 {
     struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
-    struct fbxl_queue *q = op->private_[6] ? own_queue(n, route) : NULL;
-    if (LIKELY(!q || fbx_observe(&q->head) >= op->private_[6]))
+    struct fbxl_queue *q = op->private_[6] ? own_queue(n, route, op->tc) : NULL;
+    const uint32_t whose = op->attr & FBX_IDO ? n->requester : UINT32_MAX;
+    if (LIKELY(!q || !fbxi_holds(n->fabric, q, op->private_[6], whose)))
         return 0;
     fbxi_deliver(n->fabric, op->target, now);
-    return fbx_observe(&q->head) < op->private_[6];
+    return fbxi_holds(n->fabric, q, op->private_[6], whose);
+}
+
+/* A flush is a read on every class that this node uses towards the target. private_: 8.. the tails of their streams. */
+static void note_streams(fbx_node *n, struct fbx_op *op, struct fbxi_route *route)
+{
+    const fbx_fabric *f = n->fabric;
+    for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
+        struct fbxl_queue *q = own_queue(n, route, tc);
+        op->private_[8 + tc] = q ? fbx_observe(&q->tail) : 0;
+        uint64_t last = q && f->flags & FBXL_TIMING ? fbx_observe(&q->last_arrives) : 0;
+        if (last > op->arrives_ps && last - op->arrives_ps < FBX_BACKLOG_PS) {
+            op->completes_ps += last - op->arrives_ps;
+            op->arrives_ps = last;
+        }
+    }
+}
+
+static int streams_hold(fbx_node *n, const struct fbx_op *op, struct fbxi_route *route)
+{
+    for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
+        struct fbxl_queue *q = op->private_[8 + tc] ? own_queue(n, route, tc) : NULL;
+        if (q && fbxi_holds(n->fabric, q, op->private_[8 + tc], UINT32_MAX))
+            return 1;
+    }
+    return 0;
 }
 
 /* Another process is delivering. The living finish within nanoseconds; a stopped one is what completion timeouts are
@@ -626,6 +677,197 @@ static int stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
     return FBX_E_AGAIN;
 }
 
+/* What a write carries: what its issuer said, and what its window adds. */
+static uint32_t attributes(const struct fbx_op *op, const struct fbxi_xl *x)
+{
+    return (op->attr | (op->attr & FBX_PLAIN ? 0 : x->attr)) & (FBX_RO | FBX_IDO);
+}
+
+/* ---- under the adversary: everything is a packet of its own, and travels in the queue ---------------------------------- */
+
+#define LINE 64u
+#define PLAN_AHEAD_PS 2000000u
+
+/* Where a packet of `bytes` is torn, as its target stores it: 0 for nowhere. */
+static uint64_t torn_at(fbx_fabric *f, uint64_t key, uint64_t bytes)
+{
+    const uint64_t words = bytes / 8;
+    const uint64_t cut = words > 1 ? fbxi_choice_at(f, FBXI_CHOICE_TEAR, key, 4 * words) : 0;
+    return cut < words ? cut * 8 : 0;
+}
+
+/* A bulk write, or a store of several words: packets of a line at most. private_: 1 bytes that have been posted, 2 when the
+ * next packet may start, 10 where the line under way is torn + 1. */
+static int write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxi_xl scratch, *x = NULL;
+    uint64_t *p = op->private_, offset;
+    while (p[1] < op->bytes) {
+        struct fbxl_queue *q;
+        if (p[2] > now + PLAN_AHEAD_PS) {
+            op->next_ps = p[2] - PLAN_AHEAD_PS;
+            return FBX_E_AGAIN;
+        }
+        int status = find(n, op->gva + p[1], 1, &scratch, &x, &offset);
+        if (status)
+            return finish(n, op, status, now);
+        uint64_t step = min64(min64(op->bytes - p[1], LINE - (offset & (LINE - 1))), x->hi - offset);
+        op->done = p[1];
+        if (!x->route || x->status) {
+            status = x->status;
+            if (!status)
+                status = move(n, op, lane, &x, &scratch, step, now);
+            if (status == FBX_E_AGAIN)
+                return stalled(n, op, FBX_E_QUEUE_FULL, now);
+            if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) {
+                vanish(n, x->target, x->route);
+                status = f->flags & FBXL_STRICT ? status : 0;
+            }
+            if (status)
+                return finish(n, op, status, now);
+            p[1] += step;
+            continue;
+        }
+        if (!p[10])
+            p[10] = 1 + torn_at(f, fbxi_choice_key(n->requester, x->target, op->tc | 8u, p[9]) ^ p[1] << 14, step);
+        if (p[10] > 1)
+            step = min64(step, p[10] - 1);
+        if ((status = fbxi_commit(f, x->region, offset, step)) || (status = posted_queue(n, x->route, op->tc, &q)))
+            return finish(n, op, status, now);
+        struct fbxi_flight flight;
+        mark(n, lane);
+        bool current = fbx_observe(n->generation) == x->generation;
+        struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .requester = n->requester,
+                                 .flags = attributes(op, x) |
+                                          (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
+                                 .drained = fbx_peek(&x->route->drained[op->tc]), .offset = offset, .trace_id = op->trace_id,
+                                 .payload = (const uint8_t *)op->buffer + p[1]};
+        if (current) {
+            fbxi_send(x->route, 0, p[2], step, 1, FBX_MWR_HEADER, 1, 1, &flight);
+            const uint64_t floor = fbx_peek(&n->fence_floor);
+            post.arrives_ps = flight.arrives_ps > floor ? flight.arrives_ps : floor;
+            status = fbxi_post(f, q, &post);
+        }
+        unmark(lane);
+        if (!current) {
+            if ((status = usable(n, op->kind, op->gva)))
+                return finish(n, op, status, now);
+            continue;
+        }
+        if (status == FBX_E_AGAIN) {
+            if (post.arrives_ps <= now || post.arrives_ps - now > FBX_BACKLOG_PS)
+                return stalled(n, op, FBX_E_QUEUE_FULL, now);
+            op->next_ps = post.arrives_ps;
+            return FBX_E_AGAIN;
+        }
+        if (status)
+            return finish(n, op, status, now);
+        fbxi_count_way(x->route, 0, step, 1, FBX_MWR_HEADER);
+        p[1] += step;
+        p[2] = flight.departs_ps;
+        p[7] = 0;
+        /* The second part of a torn line follows; then a line of its own. */
+        p[10] = p[10] > 1 && (offset + step) & (LINE - 1) && p[1] < op->bytes ? 1 : 0;
+        op->departs_ps = flight.departs_ps;
+        op->sequence = post.sequence;
+        if (post.arrives_ps > op->arrives_ps)
+            op->arrives_ps = post.arrives_ps;
+    }
+    op->done = op->bytes;
+    op->completes_ps = op->kind == FBX_STORE ? op->issued_ps + n->facts->pio_write_ps : p[2];
+    if (now >= op->completes_ps)
+        return finish(n, op, 0, now);
+    op->state = FBX_RETURNS;
+    op->next_ps = op->completes_ps;
+    return FBX_E_AGAIN;
+}
+
+/* Which of `count` pieces is taken as number `turn`, in the order that `how` names. 0: one after the other. */
+static uint32_t piece_of(uint64_t how, uint32_t turn, uint32_t count)
+{
+    uint8_t order[PIECE / LINE];
+    if (!how || count < 2)
+        return turn;
+    for (uint32_t i = 0; i < count; i++)
+        order[i] = (uint8_t)i;
+    for (uint32_t i = count - 1; i; i--) {
+        uint32_t k = (uint32_t)(fbxi_choice_bits(how, FBXI_CHOICE_TEAR, i) % (i + 1));
+        uint8_t kept = order[i];
+        order[i] = order[k];
+        order[k] = kept;
+    }
+    return order[turn];
+}
+
+/* A read of several lines, or a load of several words: the pieces are sampled in any order, each at its own time. private_:
+ * 1 bytes of this round, 9 the order's name, 10 pieces sampled, 11 when the first one is, 12 how long after it the next. */
+static int read_pieces(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+{
+    struct fbxi_xl scratch, *x = NULL;
+    uint64_t *p = op->private_, offset;
+    const uint32_t unit = op->kind == FBX_LOAD ? 8 : LINE;
+    for (;;) {
+        int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+        if (status)
+            return finish(n, op, status, now);
+        if (x->status)
+            return finish(n, op, x->status, now);
+        if (!x->route) { /* a window that leads home by now */
+            status = untimed(n, op, lane);
+            return finish(n, op, status, now);
+        }
+        if (op->state == FBX_ISSUED) {
+            uint64_t step = min64(min64(op->bytes - op->done, x->hi - offset), PIECE - (offset & (PIECE - 1)));
+            const uint32_t width = op->kind == FBX_LOAD ? (uint32_t)op->bytes : n->facts->access_bytes;
+            uint64_t accesses = ((offset & (width - 1)) + step + width - 1) / width, start = op->completes_ps;
+            time_request(n, op, x->route, x->region, start, 0, width);
+            uint64_t trip = op->completes_ps - start, count = ((offset & (unit - 1)) + step + unit - 1) / unit;
+            p[1] = step;
+            p[9] = fbxi_choice_at(n->fabric, FBXI_CHOICE_TEAR, fbxi_choice_key(n->requester, x->target, op->tc | 8u, fbx_peek(&n->requests)), 24);
+            p[10] = 0;
+            p[11] = op->arrives_ps;
+            p[12] = op->kind == FBX_LOAD ? 20000u : count > 1 ? (accesses - 1) * trip / (count - 1) : 0;
+            op->arrives_ps += (count - 1) * p[12];
+            op->completes_ps += op->kind == FBX_LOAD ? (count - 1) * p[12] : (accesses - 1) * trip;
+            op->state = FBX_TRAVELS;
+        }
+        if (op->state == FBX_TRAVELS) {
+            const uint64_t start = op->done, step = p[1], first = offset & (unit - 1);
+            const uint32_t count = (uint32_t)((first + step + unit - 1) / unit);
+            for (; p[10] < count; p[10]++) {
+                uint64_t at = p[11] + p[10] * p[12];
+                if (now < at) {
+                    op->next_ps = at;
+                    return FBX_E_AGAIN;
+                }
+                if (own_writes_pending(n, op, now))
+                    return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
+                uint32_t piece = piece_of(p[9], (uint32_t)p[10], count);
+                uint64_t from = piece ? (uint64_t)piece * unit - first : 0, to = min64(step, (uint64_t)(piece + 1) * unit - first);
+                op->done = start + from;
+                status = move(n, op, lane, &x, &scratch, to - from, now);
+                op->done = start;
+                if (status == FBX_E_AGAIN)
+                    return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
+                if (status)
+                    return finish(n, op, status, now);
+            }
+            op->done += step;
+            op->completes_ps = pushed_by_completion(n, x->target, op->tc, op->attr, op->completes_ps);
+            op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
+            if (op->state == FBX_ISSUED)
+                continue;
+        }
+        if (now < op->completes_ps) {
+            op->next_ps = op->completes_ps;
+            return FBX_E_AGAIN;
+        }
+        deliver_due(n, n->index, now);
+        return finish(n, op, 0, now);
+    }
+}
+
 /* Timed bulk write: pieces are reserved as they depart, copied when they arrive; what is still under way when the last
  * byte has departed stays in the queue. private_: 1 reserved bytes, 2 cursor (when the next piece may start), 3 head and
  * 4 tail of the ring of pieces in flight, 6 piece size, 8.. pairs (end, arrives). */
@@ -633,6 +875,8 @@ static int stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
 static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
 {
     fbx_fabric *f = n->fabric;
+    if (fbxi_adversarial(f))
+        return write_packets(n, op, lane, now);
     struct fbxi_xl scratch, *x = NULL;
     uint64_t *p = op->private_, offset;
     for (;;) {
@@ -661,17 +905,17 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 return finish(n, op, status, now);
             uint64_t step = min64(op->bytes - p[1], min64(p[6] - (offset & (p[6] - 1)), x->hi - offset));
             /* The CPU's write buffers make packets of 64 bytes, uncached stores packets of its access width. */
-            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
+            uint32_t packet = x->mapping != FBX_UNCACHED ? 64 : n->facts->access_bytes;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             struct fbxi_flight flight;
             /* Whoever was away for longer than the calendar remembers has lost that time on the link. */
-            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << x->route->hop[0].out_facts->slot_shift;
+            const uint64_t memory_ps = (uint64_t)(FBX_CAL_SLOTS / 4) << fbxi_out(x->route)->slot_shift;
             if (p[2] + memory_ps < now)
                 p[2] = now - memory_ps;
             if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
                 fbx_count(&f->header->reservations_clamped, 1);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
-            struct fbxl_queue *q = own_queue(n, x->route);
+            struct fbxl_queue *q = own_queue(n, x->route, op->tc);
             uint64_t floor = fbx_peek(&n->fence_floor);
             uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
             if (last > floor && last < flight.arrives_ps + FBX_BACKLOG_PS)
@@ -683,7 +927,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             p[1] += step;
             /* Credits let the source run ahead of the narrowest link by as much and no further. */
             p[2] = flight.departs_ps;
-            uint64_t ahead = x->route->fixed_ps + x->route->hop[0].out_facts->credit_ps;
+            uint64_t ahead = fbx_peek(&x->route->fixed_ps) + fbxi_out(x->route)->credit_ps;
             if (flight.arrives_ps > p[2] + ahead)
                 p[2] = flight.arrives_ps - ahead;
             p[8 + p[4] % RING * 2] = p[1];
@@ -699,7 +943,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 struct fbxl_queue *q;
                 while (op->done < op->bytes) {
                     if ((status = find(n, op->gva + op->done, 1, &scratch, &x, &offset)) ||
-                        (status = posted_queue(n, x->route, &q)))
+                        (status = posted_queue(n, x->route, op->tc, &q)))
                         return finish(n, op, status, now);
                     while (p[3] != p[4] && p[8 + p[3] % RING * 2] <= op->done)
                         p[3]++;
@@ -751,12 +995,14 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
 {
     uint64_t *p = op->private_;
     use_target(n, x->target);
-    p[1] = p[3] = p[4] = 0;
+    p[1] = p[3] = p[4] = p[10] = 0;
+    if (fbxi_adversarial(n->fabric))
+        p[9] = fbx_add(&n->requests, 1);
     p[2] = now + n->facts->pio_write_ps;
     /* The ring of pieces must hold what the way holds: larger pieces for longer ways. */
     p[6] = op->bytes < 64 * PIECE ? PIECE : 4 * PIECE;
-    const struct fbxl_direction *d = x->route->hop[0].out_facts;
-    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < x->route->fixed_ps)
+    const struct fbxi_figures *d = fbxi_out(x->route);
+    while (p[6] < 256u << 10 && ((p[6] * d->ps_per_byte_q24) >> 24) * (RING - 4) < fbx_peek(&x->route->fixed_ps))
         p[6] <<= 1;
     op->state = FBX_TRAVELS;
     return write_step(n, op, lane, now);
@@ -782,7 +1028,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         if (UNLIKELY(fbxi_uncommitted(f, x->region, offset + op->bytes)) &&
             (status = fbxi_commit(f, x->region, offset, op->bytes)))
             return finish(n, op, status, now);
-        if ((status = posted_queue(n, x->route, &q)))
+        if ((status = posted_queue(n, x->route, op->tc, &q)))
             return finish(n, op, status, now);
         mark(n, lane);
         if (LIKELY(fbx_observe(n->generation) == x->generation))
@@ -797,7 +1043,9 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         fbx_count(&f->header->reservations_clamped, 1);
     uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
-                             .flags = (op->attr & (FBX_RO | FBX_IDO)) | FBXL_ENTRY_SCALAR, .requester = n->requester, .offset = offset,
+                             .flags = attributes(op, x) | FBXL_ENTRY_SCALAR |
+                                      (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
+                             .drained = fbx_peek(&x->route->drained[op->tc]), .requester = n->requester, .offset = offset,
                              .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence,
                              .trace_id = op->trace_id, .payload = op->buffer ? op->buffer : &payload};
     int status;
@@ -824,9 +1072,10 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     if (UNLIKELY(status))
         return finish(n, op, status, now);
     /* What a narrower link further on has not taken yet holds credits as well. */
-    uint64_t credit = x->route->hop[0].out_facts->credit_ps;
-    if (flight.arrives_ps > flight.departs_ps + x->route->fixed_ps)
-        flight.departs_ps = flight.arrives_ps - x->route->fixed_ps;
+    uint64_t credit = fbxi_out(x->route)->credit_ps;
+    const uint64_t fixed_ps = fbx_peek(&x->route->fixed_ps);
+    if (flight.arrives_ps > flight.departs_ps + fixed_ps)
+        flight.departs_ps = flight.arrives_ps - fixed_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -873,6 +1122,9 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->status = FBX_E_AGAIN;
     op->private_[0] = op->private_[4] = op->private_[5] = op->private_[6] = op->private_[7] = 0;
     op->requester = n->requester;
+    op->attr |= op->attr & FBX_PLAIN ? 0 : (uint8_t)n->attr;
+    if (!op->tc)
+        op->tc = n->tc;
     op->target = n->index;
     op->poison = 0;
     op->injected = 0;
@@ -887,6 +1139,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
     if (!status && scalar)
         status = scalar_ok(n, op);
+    if (!status && op->tc >= FBX_CLASSES)
+        status = fbxi_fail(FBX_E_INVALID, "traffic class %u: they are 0 to %u", op->tc, FBX_CLASSES - 1);
     if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
         status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
@@ -907,11 +1161,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             return finish(n, op, status, now);
         if (route && (status = way_status(n, op->target, route)))
             return finish(n, op, status, now);
-        struct fbxl_queue *q = own_queue(n, route);
-        op->private_[6] = q ? fbx_observe(&q->tail) : 0;
         op->arrives_ps = op->completes_ps = now;
         if ((f->flags & FBXL_TIMING) && route)
             time_request(n, op, route, UINT32_MAX, now, 0, 4);
+        note_streams(n, op, route);
         op->state = FBX_TRAVELS;
         op->next_ps = op->arrives_ps;
         return fbx_op_advance(n, op);
@@ -933,6 +1186,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         /* Look first whether it is our own memory: that takes no time here. */
         if ((status = find(n, op->gva, op->bytes, &scratch, &x, &offset)))
             return finish(n, op, status, now);
+        if (x->route && fbxi_adversarial(f) && op->bytes > 8 && !x->status && permitted(op, x)) {
+            op->target = x->target;
+            return begin_write(n, op, lane, x, now); /* of several words: it may be torn */
+        }
         if (x->route)
             return begin_store(n, op, lane, now);
     } else {
@@ -984,7 +1241,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             return finish(n, op, status, now);
         return begin_write(n, op, lane, x, now);
     }
-    if (op->kind == FBX_READ) {
+    if (op->kind == FBX_READ || (op->kind == FBX_LOAD && op->bytes > 8 && fbxi_adversarial(f))) {
         op->state = FBX_ISSUED;
         op->completes_ps = now;
         op->next_ps = now;
@@ -1001,6 +1258,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
 /* Bulk PIO read: one request of the CPU's access width at a time, so a piece costs as many round trips. */
 static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
 {
+    if (fbxi_adversarial(n->fabric))
+        return read_pieces(n, op, lane, now);
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset;
     for (;;) {
@@ -1032,7 +1291,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
             if (status)
                 return finish(n, op, status, now);
             op->done += step;
-            op->completes_ps = pushed_by_completion(n, x->target, op->completes_ps);
+            op->completes_ps = pushed_by_completion(n, x->target, op->tc, op->attr, op->completes_ps);
             op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
         }
         if (op->state == FBX_RETURNS) {
@@ -1054,11 +1313,11 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!lane)
         return finish(n, op, status ? status : FBX_E_CLOSED, 0);
-    if (op->kind == FBX_WRITE && op->state == FBX_TRAVELS)
+    if ((op->kind == FBX_WRITE || op->kind == FBX_STORE) && op->state == FBX_TRAVELS)
         return write_step(n, op, lane, now);
     if (op->kind == FBX_STORE && op->state == FBX_ISSUED)
         return begin_store(n, op, lane, now);
-    if (op->kind == FBX_READ)
+    if (op->kind == FBX_READ || (op->kind == FBX_LOAD && op->bytes > 8 && fbxi_adversarial(f)))
         return read_step(n, op, lane, now);
     if (op->state == FBX_TRAVELS) {
         if (now < op->arrives_ps) {
@@ -1067,11 +1326,10 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
         }
         if (op->kind == FBX_FLUSH) {
             struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
-            struct fbxl_queue *q = own_queue(n, route);
             if (route && (status = way_status(n, op->target, route)))
                 return finish(n, op, status, now);
             fbxi_deliver(f, op->target, now);
-            if (q && fbx_observe(&q->head) < op->private_[6])
+            if (streams_hold(n, op, route))
                 return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
         } else {
             struct fbxi_xl scratch, *x = NULL;
@@ -1085,7 +1343,7 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
                 return finish(n, op, status, now);
             op->done = op->bytes;
         }
-        op->completes_ps = pushed_by_completion(n, op->target, op->completes_ps);
+        op->completes_ps = pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
         op->state = FBX_RETURNS;
     }
     if (now < op->completes_ps) {
@@ -1435,9 +1693,34 @@ int fbx_scatter(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t c
     return 0;
 }
 
+/* Write-combining buffers leave: what is stored from now on does not pass what they held. */
+static void drain_towards(fbx_node *n, uint32_t target)
+{
+    struct fbxi_route *route = fbx_observe_pointer(&n->routes[target]);
+    for (uint32_t tc = 0; route && tc < FBX_CLASSES; tc++) {
+        struct fbxl_queue *q = own_queue(n, route, tc);
+        if (q)
+            fbx_poke(&route->drained[tc], fbx_observe(&q->sequence));
+    }
+}
+
+int fbx_set_order(fbx_node *n, uint32_t attr, uint32_t tc)
+{
+    int status = usable(n, FBX_OTHER, 0);
+    if (!status && (attr & ~(uint32_t)(FBX_RO | FBX_IDO) || tc >= FBX_CLASSES))
+        status = fbxi_fail(FBX_E_INVALID, "attributes %#x, traffic class %u: they are RO, IDO, and 0 to %u", attr, tc, FBX_CLASSES - 1);
+    if (status)
+        return status;
+    n->attr = attr;
+    n->tc = tc;
+    return 0;
+}
+
 int fbx_drain(fbx_node *n)
 {
     int status = usable(n, FBX_OTHER, 0);
+    for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++)
+        drain_towards(n, n->used_targets[i]);
     if (!status)
         fbx_fence_sleep();
     return status;
@@ -1449,10 +1732,13 @@ int fbx_fence(fbx_node *n)
     const uint64_t now = fbxi_now(&n->fabric->clock);
     for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++) {
         struct fbxi_route *route = n->routes[n->used_targets[i]];
-        struct fbxl_queue *q = own_queue(n, route);
-        uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-        if (last > fbx_peek(&n->fence_floor) && last < now + route->fixed_ps + FBX_BACKLOG_PS)
-            fbx_poke(&n->fence_floor, last);
+        drain_towards(n, n->used_targets[i]);
+        for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
+            struct fbxl_queue *q = own_queue(n, route, tc);
+            uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+            if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
+                fbx_poke(&n->fence_floor, last);
+        }
     }
     fbx_fence_sleep();
     return status;
@@ -1708,7 +1994,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             return f->flags & FBXL_STRICT ? fbxi_fail_at(status, FBX_OTHER, (int)n->index, 0, "the way from %s to %s is closed",
                                                          n->facts->name, f->node_facts[target].name) : 0;
         }
-        if (travels && (status = posted_queue(n, route, &q)))
+        if (travels && (status = posted_queue(n, route, 0, &q)))
             return status;
         mark(n, lane);
         if (UNLIKELY(fbx_observe(n->generation) != generation)) {
@@ -1750,7 +2036,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         use_target(n, target);
         if (travels)
             fbxi_ntb_posted(f, target);
-        uint64_t credit = route->hop[0].out_facts->credit_ps;
+        uint64_t credit = fbxi_out(route)->credit_ps;
         if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit)
             while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
                 ;
@@ -1779,13 +2065,13 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     struct fbxi_flight there, back;
     uint64_t latency = f->region_facts[x.region].latency_ps;
     uint32_t width = kind == FBX_READ ? n->facts->access_bytes : (uint32_t)bytes;
-    uint32_t packet = x.mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
+    uint32_t packet = x.mapping != FBX_UNCACHED ? 64 : n->facts->access_bytes;
     out->hops = x.route->hops;
     if (kind == FBX_STORE || kind == FBX_WRITE) {
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
         fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
-        const uint64_t ahead = x.route->fixed_ps + x.route->hop[0].out_facts->credit_ps;
+        const uint64_t ahead = fbx_peek(&x.route->fixed_ps) + fbxi_out(x.route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : out->departs_ps;
@@ -1837,15 +2123,18 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 {
     return resolve(n, gva, bytes, generation, x, offset);
 }
-int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, struct fbxl_queue **out) { return posted_queue(n, route, out); }
-struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route) { return own_queue(n, route); }
+int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
+{
+    return posted_queue(n, route, tc, out);
+}
+struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc) { return own_queue(n, route, tc); }
 void fbxi_use_target(fbx_node *n, uint32_t target) { use_target(n, target); }
 void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route) { vanish(n, target, route); }
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane) { mark(n, lane); }
 void fbxi_unmark(fbx_au32 *lane) { unmark(lane); }
-uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint64_t completes_ps)
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps)
 {
-    return pushed_by_completion(n, target, completes_ps);
+    return pushed_by_completion(n, target, tc, attr, completes_ps);
 }
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target)
 {

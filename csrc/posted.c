@@ -8,9 +8,13 @@
  * Death. A producer that dies before it publishes the tail leaves nothing. A deliverer that dies leaves its lock with its
  * name in it and the head where it was; the next one takes the lock over and does that one entry again, which for a
  * write of memory is the same as doing it once. A stopped holder is left alone: the rest counts as not yet arrived.
+ *
+ * Under the adversary (ordering.h) arrival times may decrease along a queue. An entry that becomes visible before others in
+ * front of it is marked as applied, and the head moves on once it is their turn.
  */
 #include "internal.h"
 #include "ntb.h"
+#include "ordering.h"
 #include "registered.h"
 #include "timing.h"
 #include "trace.h"
@@ -83,6 +87,39 @@ static struct fbxl_entry *cell(fbx_fabric *f, const struct fbxl_queue *q, uint64
 
 static uint32_t cells_for(uint32_t bytes) { return bytes <= 16 ? 1 : 1 + (bytes + 63) / 64; }
 
+/* The entry at `position`, and how many cells it takes; NULL if that is not what a producer writes. */
+static struct fbxl_entry *entry(fbx_fabric *f, const struct fbxl_queue *q, uint64_t position, uint64_t tail)
+{
+    struct fbxl_entry *e = cell(f, q, position);
+    const uint32_t cells = e->cells;
+    return !cells || cells > CELLS || position + cells > tail || position % CELLS + cells > CELLS ? NULL : e;
+}
+
+static int over(const struct fbxl_entry *e) { return e->kind == FBXL_ENTRY_SKIP || e->flags & FBXL_ENTRY_APPLIED; }
+
+/* When a write arrives that the adversary may delay, and let pass what the rules permit. The producer's lock is held. */
+static void arrange(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post, uint64_t head, uint64_t tail)
+{
+    const uint64_t key = fbxi_choice_key(q->source, q->target, q->traffic_class, fbx_peek(&q->sequence) + 1);
+    uint64_t own = post->arrives_ps + fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key), must = 0, all = 0;
+    for (uint64_t p = head; p < tail;) {
+        const struct fbxl_entry *e = entry(f, q, p, tail);
+        if (!e)
+            break;
+        p += e->cells;
+        uint64_t arrives = fbx_peek(&e->arrives_ps);
+        if (over(e) || arrives > post->arrives_ps + FBX_BACKLOG_PS)
+            continue;
+        all = arrives > all ? arrives : all;
+        if (!fbxi_may_pass(e, post))
+            must = arrives > must ? arrives : must;
+    }
+    /* Cells are found in order, so nothing that has gone needs to be looked at: it arrived before now. */
+    if (own < all && must < all && !fbxi_passes(f, key))
+        must = all;
+    post->arrives_ps = own > must ? own : must;
+}
+
 int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
 {
     const uint32_t need = cells_for(post->bytes), target = q->target, source = q->source;
@@ -110,7 +147,9 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
                 tail += skip;
             }
             uint64_t last = fbx_peek(&q->last_arrives);
-            if (post->arrives_ps < last && last - post->arrives_ps < FBX_BACKLOG_PS)
+            if (fbxi_adversarial(f))
+                arrange(f, q, post, head, tail);
+            else if (post->arrives_ps < last && last - post->arrives_ps < FBX_BACKLOG_PS)
                 post->arrives_ps = last; /* FIFO, whatever jitter and calendars say */
             else if (post->arrives_ps < last)
                 fbx_count(&f->header->corrupt_resets, 1);
@@ -135,7 +174,8 @@ int fbxi_post(fbx_fabric *f, struct fbxl_queue *q, struct fbxi_post *post)
                 fbx_poke(&q->scalar_bytes, fbx_peek(&q->scalar_bytes) + post->bytes);
                 fbx_poke(&q->scalar_tlps, fbx_peek(&q->scalar_tlps) + 1);
             }
-            fbx_poke(&q->last_arrives, post->arrives_ps);
+            if (!fbxi_adversarial(f) || post->arrives_ps > last)
+                fbx_poke(&q->last_arrives, post->arrives_ps);
             /* Pairs with: fbx_observe(&q->tail) in deliver. Breaks: an entry delivered before it is written. */
             fbx_publish(&q->tail, tail + need);
             /* A full exchange, so that a deliverer that clears the mark either sees this tail or leaves the mark.
@@ -208,9 +248,50 @@ static int apply(fbx_fabric *f, struct fbxl_queue *q, const struct fbxl_entry *e
     return 0;
 }
 
-/* The head entry of `q` if there is one: its arrival, or UINT64_MAX. */
+/* The entry of `q` that arrives first, and its position; UINT64_MAX if there is none. A hint without the delivery lock. */
+static uint64_t first_due(fbx_fabric *f, struct fbxl_queue *q, uint64_t *position)
+{
+    uint64_t head = fbx_observe(&q->head), tail = fbx_observe(&q->tail), due = UINT64_MAX;
+    for (uint64_t p = head; p < tail && p - head <= CELLS;) {
+        const struct fbxl_entry *e = entry(f, q, p, tail);
+        if (!e) {
+            *position = p; /* whoever delivers empties the queue */
+            return 0;
+        }
+        uint64_t arrives = fbx_peek(&e->arrives_ps);
+        if (!over(e) && arrives < due) {
+            due = arrives;
+            *position = p;
+        }
+        p += e->cells;
+    }
+    return due;
+}
+
+int fbxi_holds(fbx_fabric *f, struct fbxl_queue *q, uint64_t tail, uint32_t requester)
+{
+    uint64_t head = fbx_observe(&q->head);
+    if (head >= tail)
+        return 0;
+    if (!fbxi_adversarial(f))
+        return 1;
+    for (uint64_t p = head; p < tail && p - head <= CELLS;) {
+        const struct fbxl_entry *e = entry(f, q, p, tail);
+        if (!e)
+            return 1;
+        if (!over(e) && (requester == UINT32_MAX || e->requester == (uint16_t)requester))
+            return fbx_observe(&q->head) < tail; /* or its cells have been given to others meanwhile */
+        p += e->cells;
+    }
+    return 0;
+}
+
+/* The entry of `q` that is due next: its arrival, or UINT64_MAX. */
 static uint64_t head_due(fbx_fabric *f, struct fbxl_queue *q)
 {
+    uint64_t position;
+    if (fbxi_adversarial(f))
+        return first_due(f, q, &position);
     for (;;) {
         uint64_t head = fbx_observe(&q->head);
         __builtin_prefetch(cell(f, q, head)); /* comes over together with the tail, not after it */
@@ -239,6 +320,37 @@ uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target)
         at = fbx_observe(&q->next);
     }
     return due;
+}
+
+/* Which earlier write this one has passed, of those of its source that are under way, and by what rule. For the trace. */
+static uint32_t passes(fbx_fabric *f, const struct fbxl_queue *of, const struct fbxl_entry *e, uint64_t *passed)
+{
+    const struct fbxi_post later = {.flags = e->flags, .requester = e->requester, .region = e->region, .offset = e->offset};
+    uint64_t oldest = e->trace_id;
+    uint32_t rule = FBX_RULE_NONE, bound = 0;
+    if (!e->trace_id)
+        return rule;
+    for (uint32_t target = 0; target < f->node_count; target++)
+        for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
+            struct fbxl_queue *q = queue_at(f, at);
+            if (!q)
+                break;
+            at = fbx_observe(&q->next);
+            uint64_t tail = fbx_observe(&q->tail);
+            if (q->source != of->source)
+                continue;
+            for (uint64_t p = fbx_observe(&q->head); p < tail;) {
+                const struct fbxl_entry *other = entry(f, q, p, tail);
+                if (!other)
+                    break;
+                p += other->cells;
+                if (over(other) || !other->trace_id || other->trace_id >= oldest)
+                    continue;
+                oldest = *passed = other->trace_id;
+                rule = q == of ? fbxi_may_pass(other, &later) : q->target == of->target ? FBX_RULE_TC : FBX_RULE_PATH;
+            }
+        }
+    return rule;
 }
 
 int fbxi_deliver(fbx_fabric *f, uint32_t target, uint64_t until_ps)
@@ -308,10 +420,11 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
         }
         if (!best || best_due > until_ps)
             break;
-        uint64_t head = fbx_peek(&best->head), tail = fbx_observe(&best->tail);
-        struct fbxl_entry *e = cell(f, best, head);
-        uint32_t cells = e->cells;
-        if (!cells || cells > CELLS || head + cells > tail || head % CELLS + cells > CELLS) {
+        uint64_t head = fbx_peek(&best->head), tail = fbx_observe(&best->tail), at = head;
+        if (fbxi_adversarial(f))
+            first_due(f, best, &at);
+        struct fbxl_entry *e = entry(f, best, at, tail);
+        if (!e) {
             /* Not what a producer writes: empty the queue rather than walk through garbage. */
             fbx_count(&f->header->corrupt_resets, 1);
             fbx_publish(&best->head, tail);
@@ -319,44 +432,64 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
         }
         fbx_poke(&node->delivering_queue, (uint64_t)((uint8_t *)best - f->base));
         fbx_poke(&node->delivering_seq, e->sequence);
-        if (apply(f, best, e, cells, node)) {
+        if (apply(f, best, e, e->cells, node)) {
             delivered = delivered ? delivered : FBX_E_BUSY;
             break;
         }
-        if (fbxi_tracing(f) && e->kind != FBXL_ENTRY_SKIP)
-            trace_entry(f, best, e, 0, 0);
+        if (fbxi_tracing(f) && e->kind != FBXL_ENTRY_SKIP) {
+            uint64_t passed = 0;
+            uint32_t rule = fbxi_adversarial(f) ? passes(f, best, e, &passed) : FBX_RULE_NONE;
+            trace_entry(f, best, e, rule, passed);
+        }
+        if (at != head) {
+            e->flags |= FBXL_ENTRY_APPLIED;
+            delivered++;
+            continue;
+        }
+        head += e->cells;
+        if (fbxi_adversarial(f))
+            while (head < tail && (e = entry(f, best, head, tail)) && over(e))
+                head += e->cells;
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
-        fbx_publish(&best->head, head + cells);
+        fbx_publish(&best->head, head);
         delivered++;
     }
     fbxi_unlock(f, &node->delivery);
     return delivered;
 }
 
-int fbxi_land(fbx_fabric *f, uint32_t source)
+/* Wait until what a queue holds now has arrived. */
+static int land(fbx_fabric *f, struct fbxl_queue *q)
 {
-    for (uint32_t target = 0; target < f->node_count; target++) {
-        struct fbxl_queue *q = fbx_observe(&f->nodes[target].queues) ? fbxi_queue_find(f, source, target, 0) : NULL;
-        if (!q)
+    uint64_t tail = fbx_observe(&q->tail), last = fbx_observe(&q->last_arrives), begin = 0, ticks;
+    const uint32_t source = q->source, target = q->target;
+    while (fbx_observe(&q->head) < tail) {
+        uint64_t now = fbxi_now(&f->clock);
+        if (f->clock.kind != FBX_REAL)
+            now = last; /* nobody else can move time on meanwhile */
+        if (fbxi_deliver(f, target, now) >= 0 && now < last && last - now < 8 * FBX_BACKLOG_PS) {
+            fbxi_wait(&f->clock, last, 100000000u, FBX_SPIN_NS, NULL, &ticks);
             continue;
-        uint64_t tail = fbx_observe(&q->tail), last = fbx_observe(&q->last_arrives), begin = 0, ticks;
-        while (fbx_observe(&q->head) < tail) {
-            uint64_t now = fbxi_now(&f->clock);
-            if (f->clock.kind != FBX_REAL)
-                now = last; /* nobody else can move time on meanwhile */
-            if (fbxi_deliver(f, target, now) >= 0 && now < last && last - now < 8 * FBX_BACKLOG_PS) {
-                fbxi_wait(&f->clock, last, 100000000u, FBX_SPIN_NS, NULL, &ticks);
-                continue;
-            }
-            uint64_t ns = fbxi_monotonic_ns();
-            if (!begin)
-                begin = ns;
-            if (fbx_observe(&q->head) < tail && ns - begin > FBX_STALL_NS)
-                return fbxi_fail(FBX_E_BUSY, "a stopped process holds what %s has sent to %s", f->node_facts[source].name,
-                                 f->node_facts[target].name);
         }
+        uint64_t ns = fbxi_monotonic_ns();
+        if (!begin)
+            begin = ns;
+        if (fbx_observe(&q->head) < tail && ns - begin > FBX_STALL_NS)
+            return fbxi_fail(FBX_E_BUSY, "a stopped process holds what %s has sent to %s", f->node_facts[source].name,
+                             f->node_facts[target].name);
     }
     return 0;
+}
+
+int fbxi_land(fbx_fabric *f, uint32_t source)
+{
+    int status = 0;
+    for (uint32_t target = 0; target < f->node_count && !status; target++)
+        for (uint32_t tc = 0; tc < FBX_CLASSES && !status && fbx_observe(&f->nodes[target].queues); tc++) {
+            struct fbxl_queue *q = fbxi_queue_find(f, source, target, tc);
+            status = q ? land(f, q) : 0;
+        }
+    return status;
 }
 
 int fbx_progress(fbx_node *n)
@@ -369,8 +502,13 @@ int fbx_progress(fbx_node *n)
 
 void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_t tlps[2])
 {
-    struct fbxi_route *route = malloc(sizeof *route);
-    for (uint32_t target = 0; route && target < f->node_count; target++) {
+    uint32_t directions[FBX_MAX_HOPS], hops;
+    struct fbxi_figures figures;
+    memset(&figures, 0, sizeof figures);
+    figures.ethernet = f->link_facts[link].kind;
+    figures.mtu = figures.ethernet ? (uint32_t)f->link_facts[link].value[FBX_LINK_MTU] : 1;
+    figures.overhead = (uint32_t)f->link_facts[link].value[FBX_LINK_OVERHEAD_BYTES];
+    for (uint32_t target = 0; target < f->node_count; target++) {
         uint32_t bound = 0;
         for (uint64_t at = fbx_observe(&f->nodes[target].queues); at && bound++ < 1u << 20;) {
             struct fbxl_queue *q = queue_at(f, at);
@@ -378,21 +516,19 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
                 break;
             at = fbx_observe(&q->next);
             uint64_t count = fbx_peek(&q->scalar_tlps), payload = fbx_peek(&q->scalar_bytes);
-            if (!count || fbxi_route_build(f, q->source, q->target, route))
+            if (!count || fbxi_way(f, q->source, q->target, directions, &hops))
                 continue;
-            for (uint32_t i = 0; i < route->hops; i++) {
-                const struct fbxi_hop *hop = &route->hop[i];
-                if (hop->direction / 2 != link)
+            for (uint32_t i = 0; i < hops; i++) {
+                if (directions[i] / 2 != link)
                     continue;
                 /* Each was a frame of its own on an Ethernet hop: take them as equally long. */
-                uint64_t wire = hop->ethernet ? count * fbxi_wire(hop, payload / count, 1, FBX_MWR_HEADER)
-                                              : fbxi_wire(hop, payload, count, FBX_MWR_HEADER);
-                bytes[hop->direction & 1] += wire;
-                tlps[hop->direction & 1] += count;
+                uint64_t wire = figures.ethernet ? count * fbxi_wire(&figures, payload / count, 1, FBX_MWR_HEADER)
+                                                 : fbxi_wire(&figures, payload, count, FBX_MWR_HEADER);
+                bytes[directions[i] & 1] += wire;
+                tlps[directions[i] & 1] += count;
             }
         }
     }
-    free(route);
 }
 
 /* What crosses `link`, or comes from or goes to `of`. */
@@ -426,9 +562,13 @@ static void drop(fbx_fabric *f, uint32_t link, uint32_t of)
                 if (!e->cells || e->cells > CELLS)
                     break;
                 entries += e->kind != FBXL_ENTRY_SKIP;
+                p += e->cells;
+                if (e->flags & FBXL_ENTRY_APPLIED) {
+                    entries--;
+                    continue;
+                }
                 e->flags |= FBXL_ENTRY_DROPPED; /* counted for its requester and target when its turn comes */
                 fbx_poke(&e->arrives_ps, now);
-                p += e->cells;
             }
             fbx_count(&f->directions[crossed].dropped, entries);
         }

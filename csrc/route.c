@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The way from node to node: fewest links, then least delay, then the order in the topology; the same in every process
- * because it is computed from what never changes. Links that are down stay on the way: PCIe does not route around them.
+ * because it is computed from what never changes: what links were described as, not what they are set to. Links that are
+ * down stay on the way: PCIe does not route around them.
  */
-#include "internal.h"
-#include "timing.h"
+#include "link.h"
 
 #include <stdlib.h>
 
@@ -51,7 +51,8 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
                     continue;
                 for (uint32_t k = f->adjacent_first[node]; k < f->adjacent_first[node + 1]; k++) {
                     uint32_t direction = f->adjacent[k], to = f->link_facts[direction / 2].node[!(direction & 1)];
-                    uint64_t d = delay[node] + f->direction_facts[direction].delay_ps;
+                    uint64_t d = delay[node] + f->link_facts[direction / 2].value[FBX_LINK_DELAY_PS] +
+                                 (f->node_facts[to].kind == FBXL_SWITCH ? f->node_facts[to].delay_ps : 0);
                     if (hops[to] == UINT32_MAX) {
                         queue[last++] = to;
                         hops[to] = hops[node] + 1;
@@ -75,25 +76,6 @@ static uint32_t *tree(fbx_fabric *f, uint32_t source)
     return t;
 }
 
-static int calendar(fbx_fabric *f, uint32_t direction, fbx_au64 **out)
-{
-    struct fbxl_direction *d = &f->directions[direction];
-    uint64_t offset = fbx_observe(&d->calendar);
-    if (!offset) {
-        int status = fbxi_control_lock(f);
-        if (status)
-            return status;
-        offset = fbx_observe(&d->calendar);
-        if (!offset && !(status = fbxi_heap(f, FBX_CAL_SLOTS * 8, &offset)))
-            fbx_publish(&d->calendar, offset);
-        fbxi_control_unlock(f);
-        if (status)
-            return status;
-    }
-    *out = fbxi_heap_at(f, offset, FBX_CAL_SLOTS * 8);
-    return *out ? 0 : fbxi_fail(FBX_E_CORRUPT, "a link's calendar lies outside the control segment");
-}
-
 int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *length)
 {
     uint32_t *t = tree(f, source), count = 0;
@@ -112,50 +94,61 @@ int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directio
     return 0;
 }
 
+int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route)
+{
+    for (uint32_t i = 0; i < route->hops; i++)
+        /* Pairs with: the publish in write_setting(). Breaks: figures of a setting that is not in force any more. */
+        if (fbx_observe(&f->links[route->hop[i].direction / 2].which) != fbx_peek(&route->hop[i].which))
+            return 1;
+    return 0;
+}
+
+int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route)
+{
+    uint32_t mps = 4096, mrrs = 4096;
+    uint64_t fixed_ps = 0;
+    for (uint32_t i = 0; i < route->hops; i++) {
+        struct fbxi_hop *hop = &route->hop[i];
+        const struct fbxi_figures *out, *back;
+        uint64_t which, again;
+        int status = fbxi_figures(f, hop->direction ^ 1, &back, &again);
+        if (!status)
+            status = fbxi_figures(f, hop->direction, &out, &which);
+        if (status)
+            return status;
+        fbx_publish_pointer(&hop->out_figures, out);
+        fbx_publish_pointer(&hop->back_figures, back);
+        fbx_poke(&hop->which, which == again ? which : again); /* changed in between: look again soon */
+        fixed_ps += out->delay_ps;
+        if (!out->ethernet) {
+            mps = out->mps < mps ? out->mps : mps;
+            mrrs = out->mrrs < mrrs ? out->mrrs : mrrs;
+        } else if (!i) {
+            mps = mps == 4096 ? 256 : mps;
+            mrrs = mrrs == 4096 ? 512 : mrrs;
+        }
+    }
+    fbx_poke(&route->mps, mps);
+    fbx_poke(&route->mrrs, mrrs);
+    fbx_poke(&route->fixed_ps, fixed_ps);
+    fbx_count(&route->version, 1);
+    return 0;
+}
+
 int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route)
 {
     uint32_t count, directions[FBX_MAX_HOPS];
     int failed = fbxi_way(f, source, target, directions, &count);
     if (failed)
         return failed;
-    memset(route, 0, offsetof(struct fbxi_route, hop));
+    memset(route, 0, sizeof *route);
     route->target = target;
     route->hops = count;
-    route->mps = 4096;
-    route->mrrs = 4096;
-    route->rcb = 64;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t direction = directions[count - 1 - i];
-        const struct fbxl_link *l = &f->link_facts[direction / 2];
-        struct fbxi_hop *hop = &route->hop[i];
-        memset(hop, 0, sizeof *hop);
-        hop->direction = direction;
-        hop->out = &f->directions[direction];
-        hop->back = &f->directions[direction ^ 1];
-        hop->out_facts = &f->direction_facts[direction];
-        hop->back_facts = &f->direction_facts[direction ^ 1];
-        hop->ethernet = l->kind;
-        hop->mtu = l->mtu;
-        hop->overhead = l->overhead_bytes;
-        route->fixed_ps += hop->out_facts->delay_ps;
-        if (!l->kind) {
-            if (l->mps < route->mps)
-                route->mps = l->mps;
-            if (l->mrrs < route->mrrs)
-                route->mrrs = l->mrrs;
-        }
-        if (f->flags & FBXL_TIMING) {
-            int status = calendar(f, direction, &hop->out_calendar);
-            if (!status)
-                status = calendar(f, direction ^ 1, &hop->back_calendar);
-            if (status)
-                return status;
-        }
+        route->hop[i].direction = direction;
+        route->hop[i].out = &f->directions[direction];
+        route->hop[i].back = &f->directions[direction ^ 1];
     }
-    fbxi_route_times(route);
-    if (route->mps == 4096 && count && route->hop[0].ethernet)
-        route->mps = 256;
-    if (route->mrrs == 4096 && count && route->hop[0].ethernet)
-        route->mrrs = 512;
-    return 0;
+    return fbxi_route_refresh(f, route);
 }

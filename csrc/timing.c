@@ -63,16 +63,17 @@ static inline uint64_t units(uint64_t duration_ps, uint64_t at_ps, uint32_t unit
 }
 
 /* What a packet of the bulk on the link takes: at most a full one. */
-static inline uint64_t packet_of(const struct fbxl_direction *d, const struct fbxl_direction *facts)
+static inline uint64_t packet_of(const struct fbxl_direction *d, const struct fbxi_figures *figures)
 {
     uint64_t ps = fbx_peek(&d->bulk_packet_ps);
-    return ps && ps < facts->tlp_ps ? ps : facts->tlp_ps;
+    return ps && ps < figures->tlp_ps ? ps : figures->tlp_ps;
 }
 
-static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+static inline int reserve_small(struct fbxl_direction *d, const struct fbxi_figures *figures, uint64_t at_ps, uint64_t duration_ps,
                                 uint64_t *start_ps, uint64_t *end_ps)
 {
-    const uint32_t shift = facts->slot_shift, unit = shift - UNIT_BITS;
+    const uint32_t shift = figures->slot_shift, unit = shift - UNIT_BITS;
+    fbx_au64 *const calendar = figures->calendar;
     uint32_t need = (uint32_t)units(duration_ps, at_ps, unit);
     uint64_t number = at_ps >> shift;
     uint32_t offset = (uint32_t)((at_ps >> unit) & (FULL - 1));
@@ -129,7 +130,7 @@ static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_dire
                 if (s.bulk + displaced) {
                     uint64_t random = scatter(*start_ps + 1);
                     if ((random & (FULL - 1)) < (before < FULL ? before : FULL))
-                        *start_ps += (packet_of(d, facts) * (random >> 12)) >> 12;
+                        *start_ps += (packet_of(d, figures) * (random >> 12)) >> 12;
                 }
                 *end_ps = *start_ps + duration_ps;
             } else {
@@ -150,10 +151,11 @@ static inline int reserve_small(struct fbxl_direction *d, const struct fbxl_dire
     return 1;
 }
 
-static int reserve_bulk(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps,
+static int reserve_bulk(struct fbxl_direction *d, const struct fbxi_figures *figures, uint64_t at_ps, uint64_t duration_ps,
                         uint64_t *start_ps, uint64_t *end_ps)
 {
-    const uint32_t shift = facts->slot_shift, unit = shift - UNIT_BITS;
+    const uint32_t shift = figures->slot_shift, unit = shift - UNIT_BITS;
+    fbx_au64 *const calendar = figures->calendar;
     uint64_t need = units(duration_ps, at_ps, unit);
     if (fbx_peek(&d->debt)) {
         uint64_t debt = fbx_swap(&d->debt, 0);
@@ -199,17 +201,25 @@ static int reserve_bulk(struct fbxl_direction *d, const struct fbxl_direction *f
     return 1;
 }
 
-int fbxi_reserve(struct fbxl_direction *d, const struct fbxl_direction *facts, fbx_au64 *calendar, uint64_t at_ps, uint64_t duration_ps, int bulk,
+int fbxi_reserve(struct fbxl_direction *d, const struct fbxi_figures *figures, uint64_t at_ps, uint64_t duration_ps, int bulk,
                  uint64_t *start_ps, uint64_t *end_ps)
 {
-    return bulk ? reserve_bulk(d, facts, calendar, at_ps, duration_ps, start_ps, end_ps)
-                : reserve_small(d, facts, calendar, at_ps, duration_ps, start_ps, end_ps);
+    return bulk ? reserve_bulk(d, figures, at_ps, duration_ps, start_ps, end_ps)
+                : reserve_small(d, figures, at_ps, duration_ps, start_ps, end_ps);
 }
 
-uint64_t fbxi_wire(const struct fbxi_hop *hop, uint64_t payload, uint64_t tlps, uint32_t header)
+uint64_t fbxi_wire(const struct fbxi_figures *figures, uint64_t payload, uint64_t tlps, uint32_t header)
 {
     uint64_t bytes = payload + tlps * header;
-    return hop->ethernet ? fbx_ethernet_wire_bytes(hop->mtu, hop->overhead, bytes) : bytes;
+    return figures->ethernet ? fbx_ethernet_wire_bytes(figures->mtu, figures->overhead, bytes) : bytes;
+}
+
+/* What direction of a hop a packet takes, and that link's figures just now. */
+static inline const struct fbxi_figures *hop_of(const struct fbxi_route *route, int back, uint32_t i, struct fbxl_direction **d)
+{
+    const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
+    *d = back ? hop->back : hop->out;
+    return back ? fbx_observe_pointer(&hop->back_figures) : fbx_observe_pointer(&hop->out_figures);
 }
 
 int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t payload, uint64_t tlps,
@@ -220,22 +230,21 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
     uint64_t head = at_ps, tail = at_ps;
     int clamped = 0;
     for (uint32_t i = 0; i < route->hops; i++) {
-        const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
-        struct fbxl_direction *d = back ? hop->back : hop->out;
-        const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
-        uint64_t wire = fbxi_wire(hop, payload, tlps, header);
-        uint64_t duration = fbx_bytes_to_ps(facts->ps_per_byte_q24, wire), start = head, end = head + duration;
+        struct fbxl_direction *d;
+        const struct fbxi_figures *figures = hop_of(route, back, i, &d);
+        uint64_t wire = fbxi_wire(figures, payload, tlps, header);
+        uint64_t duration = fbx_bytes_to_ps(figures->ps_per_byte_q24, wire), start = head, end = head + duration;
         if (reserve) {
             if (bulk && tlps)
                 fbx_poke(&d->bulk_packet_ps, duration / tlps);
-            clamped |= fbxi_reserve(d, facts, back ? hop->back_calendar : hop->out_calendar, head, duration, bulk, &start, &end);
+            clamped |= fbxi_reserve(d, figures, head, duration, bulk, &start, &end);
         }
         if (end < tail)
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + facts->delay_ps;
-        tail = end + facts->delay_ps;
+        head = start + figures->delay_ps;
+        tail = end + figures->delay_ps;
     }
     if (!route->hops)
         out->departs_ps = at_ps;
@@ -243,19 +252,14 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
     return clamped;
 }
 
-void fbxi_route_times(struct fbxi_route *route)
+void fbxi_figures_times(struct fbxi_figures *figures)
 {
-    for (uint32_t i = 0; i < route->hops; i++) {
-        struct fbxi_hop *hop = &route->hop[i];
-        for (uint32_t back = 0; back < 2; back++) {
-            uint64_t rate = (back ? hop->back_facts : hop->out_facts)->ps_per_byte_q24;
-            hop->small_ps[back][FBXI_REQUEST][0] = fbx_bytes_to_ps(rate, fbxi_wire(hop, 0, 1, FBX_MRD_HEADER));
-            for (uint32_t log2_bytes = 0; log2_bytes < 7; log2_bytes++) {
-                uint64_t bytes = 1ull << log2_bytes;
-                hop->small_ps[back][FBXI_MWR][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(hop, bytes, 1, FBX_MWR_HEADER));
-                hop->small_ps[back][FBXI_CPLD][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(hop, bytes, 1, FBX_CPLD_HEADER));
-            }
-        }
+    const uint64_t rate = figures->ps_per_byte_q24;
+    figures->small_ps[FBXI_REQUEST][0] = fbx_bytes_to_ps(rate, fbxi_wire(figures, 0, 1, FBX_MRD_HEADER));
+    for (uint32_t log2_bytes = 0; log2_bytes < 7; log2_bytes++) {
+        uint64_t bytes = 1ull << log2_bytes;
+        figures->small_ps[FBXI_MWR][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(figures, bytes, 1, FBX_MWR_HEADER));
+        figures->small_ps[FBXI_CPLD][log2_bytes] = fbx_bytes_to_ps(rate, fbxi_wire(figures, bytes, 1, FBX_CPLD_HEADER));
     }
 }
 
@@ -266,17 +270,15 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
     int clamped = 0;
     out->departs_ps = at_ps;
     for (uint32_t i = 0; i < route->hops; i++) {
-        const struct fbxi_hop *hop = &route->hop[back ? route->hops - 1 - i : i];
-        struct fbxl_direction *d = back ? hop->back : hop->out;
-        const struct fbxl_direction *facts = back ? hop->back_facts : hop->out_facts;
-        clamped |= reserve_small(d, facts, back ? hop->back_calendar : hop->out_calendar, head,
-                                 hop->small_ps[back][what][log2_bytes], &start, &end);
+        struct fbxl_direction *d;
+        const struct fbxi_figures *figures = hop_of(route, back, i, &d);
+        clamped |= reserve_small(d, figures, head, figures->small_ps[what][log2_bytes], &start, &end);
         if (end < tail)
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + facts->delay_ps;
-        tail = end + facts->delay_ps;
+        head = start + figures->delay_ps;
+        tail = end + figures->delay_ps;
     }
     out->arrives_ps = tail;
     return clamped;
@@ -285,8 +287,9 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
 void fbxi_count_way(const struct fbxi_route *route, int back, uint64_t payload, uint64_t tlps, uint32_t header)
 {
     for (uint32_t i = 0; i < route->hops; i++) {
-        struct fbxl_direction *d = back ? route->hop[i].back : route->hop[i].out;
-        fbx_count(&d->bytes, fbxi_wire(&route->hop[i], payload, tlps, header));
+        struct fbxl_direction *d;
+        const struct fbxi_figures *figures = hop_of(route, back, i, &d);
+        fbx_count(&d->bytes, fbxi_wire(figures, payload, tlps, header));
         fbx_count(&d->tlps, tlps);
     }
 }

@@ -58,7 +58,7 @@ static struct fbxl_window *table(fbx_fabric *f, uint32_t node)
 
 struct setting {
     uint64_t translation, bytes;
-    uint32_t peer, perm, mapping, state;
+    uint32_t peer, perm, attr, mapping, state;
 };
 
 static struct setting window_read(struct fbxl_window *w)
@@ -72,7 +72,8 @@ static struct setting window_read(struct fbxl_window *w)
         uint32_t word = fbx_peek(&from->peer_perm);
         s.peer = word & 0xffffff;
         s.perm = word >> 24 & 3;
-        s.mapping = word >> 28 & 1;
+        s.attr = word >> 26 & 3;
+        s.mapping = word >> 28 & 3;
         s.state = word >> 30;
         /* A writer fills the other snapshot; only two changes during our read could have touched this one. */
         fbx_fence_sleep();
@@ -87,7 +88,7 @@ static void window_write(struct fbxl_window *w, const struct setting *s)
     struct fbxl_window_snapshot *to = &w->snapshot[(which + 1) & 1];
     fbx_poke(&to->translation, s->translation);
     fbx_poke(&to->bytes, s->bytes);
-    fbx_poke(&to->peer_perm, s->peer | s->perm << 24 | s->mapping << 28 | s->state << 30);
+    fbx_poke(&to->peer_perm, s->peer | s->perm << 24 | s->attr << 26 | s->mapping << 28 | s->state << 30);
     /* Pairs with: fbx_observe(&w->which) in window_read(). Breaks: half of one setting, half of another. */
     fbx_publish(&w->which, which + 1);
 }
@@ -110,7 +111,7 @@ static struct setting window_get(fbx_fabric *f, uint32_t node, uint32_t widx)
             s.bytes = f->region_facts[widx].bytes;
             s.peer = f->region_facts[widx].node;
             s.perm = FBX_PERM_RW;
-            s.mapping = FBX_WRITE_COMBINING;
+            s.mapping = FBX_MANAGED;
         }
     }
     return s;
@@ -140,13 +141,15 @@ static int through(fbx_fabric *f, uint32_t node, uint32_t widx, const struct set
     out->region = (uint32_t)region;
     out->target = s->peer;
     out->perm = s->perm;
-    out->mapping = s->mapping;
+    out->attr = s->attr;
+    out->mapping = s->mapping == FBX_WRITE_COMBINING || s->mapping == FBX_UNCACHED ? s->mapping : FBX_MANAGED;
+    if (out->mapping == FBX_MANAGED && f->node_facts[node].wc)
+        out->mapping = FBX_WRITE_COMBINING;
     out->window = widx;
     out->offset = offset;
     out->lo = s->translation > base ? s->translation - base : 0;
     uint64_t end = s->translation + s->bytes - base;
     out->hi = end < f->region_facts[region].bytes ? end : f->region_facts[region].bytes;
-    (void)node;
     return offset + bytes <= out->hi;
 }
 
@@ -169,7 +172,7 @@ static int multiplex(fbx_fabric *f, uint32_t node, uint32_t peer, uint64_t bus, 
         start = p->address_align ? (offset & ~(p->address_align < 4096 ? 4095 : p->address_align - 1)) : start;
     uint64_t room = f->region_facts[region].bytes - start;
     struct setting s = {.translation = base + start, .bytes = size < room ? size : room, .peer = peer,
-                        .perm = FBX_PERM_RW, .mapping = FBX_WRITE_COMBINING, .state = FBXL_MW_SET};
+                        .perm = FBX_PERM_RW, .mapping = FBX_MANAGED, .state = FBXL_MW_SET};
     int status = fbxi_lock(f, &shared->mw_lock, FBX_STALL_NS);
     if (status < 0)
         return fbxi_fail(FBX_E_BUSY, "another process programs the windows of %s and does not finish", n->name);
@@ -214,14 +217,16 @@ static int translate(fbx_fabric *f, uint32_t node, uint64_t address, uint64_t by
                             (unsigned long long)address, (unsigned long long)bytes, r->tier, f->node_facts[r->node].name,
                             (unsigned long long)((slot << FBX_SLOT_SHIFT) + r->bytes));
     if (r->node == node) {
-        *out = (struct fbxi_target){(uint32_t)slot - 1, node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0,
-                                    r->bytes};
+        *out = (struct fbxi_target){.region = (uint32_t)slot - 1, .target = node, .perm = FBX_PERM_RW, .mapping = FBX_MANAGED,
+                                    .window = UINT32_MAX, .offset = offset, .hi = r->bytes};
         return 0;
     }
     const uint64_t bus = r->bus + offset;
     if (slot > f->region_count && f->flags & FBXL_AUTO_WINDOWS && f->node_facts[node].profile == FBX_PROFILE_FABREX) {
         /* The manager's window to what a peer has registered: as large as it may get. */
-        *out = (struct fbxi_target){(uint32_t)slot - 1, r->node, FBX_PERM_RW, FBX_WRITE_COMBINING, UINT32_MAX, offset, 0, r->bytes};
+        *out = (struct fbxi_target){.region = (uint32_t)slot - 1, .target = r->node, .perm = FBX_PERM_RW,
+                                    .mapping = f->node_facts[node].wc ? FBX_WRITE_COMBINING : FBX_MANAGED, .window = UINT32_MAX,
+                                    .offset = offset, .hi = r->bytes};
         return 0;
     }
     for (int attempt = 0; attempt < 2; attempt++) {
@@ -286,7 +291,7 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
     const struct profile *p = &profiles[n->profile];
     struct setting s = window_get(f, node, widx);
     *out = (struct fbx_window_info){
-        .index = widx, .peer = s.peer, .perm = s.perm, .mapping = s.mapping, .lut = widx >= n->mw_count,
+        .index = widx, .peer = s.peer, .perm = s.perm, .attr = s.attr, .mapping = s.mapping, .lut = widx >= n->mw_count,
         .programmed = s.bytes != 0, .translation = s.translation, .bytes = s.bytes,
         .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = window_limit(n, widx),
         .address_align = p->address_align ? p->address_align : window_limit(n, widx), .size_align = p->size_align,
@@ -340,7 +345,8 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     const char *name = f->node_facts[node].name;
     if (peer >= f->node_count || peer == node)
         return fbxi_fail(FBX_E_INVALID, "a window of %s needs another node of the fabric as its peer", name);
-    if (perm < FBX_PERM_NONE || perm > FBX_PERM_RW || mapping < 0 || mapping > 1)
+    const uint32_t attr = (uint32_t)perm >> 2 & 3;
+    if (perm < FBX_PERM_NONE || perm > (FBX_PERM_RW | FBX_WINDOW_RO | FBX_WINDOW_IDO) || mapping < 0 || mapping > FBX_MANAGED)
         return fbxi_fail(FBX_E_INVALID, "permission %d or mapping %d is none", perm, mapping);
     if (!bytes || bytes < w.min_bytes || bytes > w.max_bytes)
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s (%s) takes %llu to %llu bytes, not %llu", widx, name,
@@ -362,7 +368,7 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     if (region < 0 || bytes > f->region_facts[region].bytes - (translation & FBX_SLOT_MASK))
         return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
                          (unsigned long long)translation, (unsigned long long)bytes, f->node_facts[peer].name);
-    struct setting s = {translation, bytes, peer, (uint32_t)perm, (uint32_t)mapping, FBXL_MW_SET};
+    struct setting s = {translation, bytes, peer, (uint32_t)perm & FBX_PERM_RW, attr, (uint32_t)mapping, FBXL_MW_SET};
     return set(f, node, widx, &s);
 }
 

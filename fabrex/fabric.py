@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ import msgpack
 
 from ._handle import SLICE_NS, FabricHandle, check, encoded, ffi, lib, text
 from .errors import CorruptSegment, FabricNotFound, InvalidArgument, WaitTimeout
+from .link import Link, Links
 from .memory import HANDLE_VERSION, Buffer
 from .node import Node, seconds_to_ps
 from .topology import Topology
@@ -34,66 +34,6 @@ _SEGMENT = re.compile(r"fabrex@(\d+)@([A-Za-z0-9_.-]+)(@.*)?")
 def default_directory() -> str:
     """Return where segments live: FABREX_DIRECTORY, or /dev/shm."""
     return os.environ.get("FABREX_DIRECTORY") or "/dev/shm"
-
-
-class Link:
-    """One link of a fabric: its state, and its counters per direction."""
-
-    def __init__(self, fabric: Fabric, name: str, index: int) -> None:
-        self._fabric = fabric
-        self.name = name
-        self.index = index
-
-    def __repr__(self) -> str:
-        return f"<Link {self.name} {'up' if self.up_ else 'down'}>"
-
-    def info(self) -> dict[str, Any]:
-        """Return parameters, state and counters (bytes on the wire, packets, dropped) per direction."""
-        out = ffi.new("struct fbx_link_info *")
-        check(lib.fbx_link_info(self._fabric._live(), self.index, out))
-        return {
-            "name": self.name,
-            "up": bool(out.up),
-            "kind": "ethernet" if out.kind else "pcie",
-            "rate_bps": int(out.rate_bps),
-            "delay_ps": int(out.delay_ps),
-            "bytes": [int(out.bytes[0]), int(out.bytes[1])],
-            "tlps": [int(out.tlps[0]), int(out.tlps[1])],
-            "dropped": [int(out.dropped[0]), int(out.dropped[1])],
-        }
-
-    @property
-    def up_(self) -> bool:
-        """Whether the link is up."""
-        return bool(self.info()["up"])
-
-    def down(self) -> None:
-        """Take the link down. When this has returned nothing crosses it any more; what was on it is lost."""
-        check(lib.fbx_link_set(self._fabric._live(), self.index, 0))
-
-    def up(self) -> None:
-        """Bring the link up again."""
-        check(lib.fbx_link_set(self._fabric._live(), self.index, 1))
-
-
-class Links(Mapping[str, Link]):
-    """The links of a fabric by name."""
-
-    def __init__(self, fabric: Fabric) -> None:
-        self._fabric = fabric
-        self._index = {name: i for i, name in enumerate(fabric.topology.links)}
-
-    def __getitem__(self, name: str) -> Link:
-        if name not in self._index:
-            known = ", ".join(list(self._index)[:8])
-            raise KeyError(f"no link {name!r}; there are {known}{'…' if len(self._index) > 8 else ''}")
-        return Link(self._fabric, name, self._index[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
 
 
 class Fabric:
@@ -143,8 +83,8 @@ class Fabric:
             name: by which others open it; a random one if left out.
             persistent: it outlives this process and ends by `fabricctl down`.
             timing: True or "on", False or "off"; the topology's if left out.
-            ordering: "posted" or "immediate"; the topology's if left out ("adversarial" is refused in this version).
-            seed: of all that is random; the topology's if left out.
+            ordering: "posted", "immediate" or "adversarial"; the topology's if left out.
+            seed: of all that is random, the adversary's delays among it; the topology's if left out.
             strict_errors: posted writes raise what is known when they are issued.
             directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
         Raises:
@@ -158,8 +98,8 @@ class Fabric:
         order = ordering or described.ordering
         if order not in _ORDERINGS:
             raise InvalidArgument(f"ordering is one of {', '.join(_ORDERINGS)}, not {order!r}")
-        if order == "adversarial":
-            raise InvalidArgument("adversarial ordering needs the ordering layer, which this version does not have yet")
+        if order == "adversarial" and not timed:
+            raise InvalidArgument("the adversary delays writes, so it needs time", hint="use timing=True, or fabrex.sim.run")
         place = directory or default_directory()
         config, keep = _config(described)
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
@@ -476,6 +416,7 @@ def _info_dict(out: Any) -> dict[str, Any]:
         "ordering": {v: k for k, v in _ORDERINGS.items()}.get(out.ordering, "damaged"),
         "nodes": int(out.node_count),
         "links": int(out.link_count),
+        "links_changed": int(out.links_changed),
         "processes": int(out.session_count),
         "attached": int(out.requester_count),
         "memory_bytes": int(out.memory_bytes),
@@ -519,6 +460,7 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         to.machine = machines.get(node.name, 0)
         to.access_bytes = node.pio.access_bytes
         to.dma_tags = node.dma.tags
+        to.wc = node.pio.wc
         to.delay_ps = node.delay_ps
         to.pio_read_ps, to.pio_write_ps = node.pio.read_ps, node.pio.write_ps
         to.dma_setup_write_ps, to.dma_setup_read_ps = node.dma.setup_write_ps, node.dma.setup_read_ps
@@ -539,6 +481,8 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
             p = link.pcie
             to.gen, to.lanes, to.mps, to.mrrs, to.rcb = p.gen, p.lanes, p.mps, p.mrrs, p.rcb
             to.posted_credits_header, to.posted_credits_data = p.posted_credits_header, p.posted_credits_data
+            to.nonposted_credits_header, to.nonposted_credits_data = p.nonposted_credits_header, p.nonposted_credits_data
+            to.completion_credits_header, to.completion_credits_data = p.completion_credits_header, p.completion_credits_data
         elif link.ethernet is not None:
             to.kind = 1
             to.rate_bps, to.mtu, to.overhead_bytes = link.ethernet.rate_bps, link.ethernet.mtu, link.ethernet.overhead_bytes

@@ -363,8 +363,22 @@ class Node(Requester):
 
     # -- order and waiting --------------------------------------------------------------------------------------------
 
+    def order(self, *, ro: bool = False, ido: bool = False, tc: int = 0) -> None:
+        """Set what this handle's operations have that do not say otherwise.
+
+        Args:
+            ro: relaxed ordering. ido: ID-based ordering. tc: traffic class, 0 to 7.
+        See: fbx_set_order().
+        """
+        if not 0 <= operator.index(tc) <= 7:
+            raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
+        check(lib.fbx_set_order(self._pointer(), (1 if ro else 0) | (2 if ido else 0), tc), self)
+
     def drain(self) -> None:
-        """Let write-combining buffers leave for the link: local and cheap."""
+        """Let write-combining buffers leave for the link: local and cheap.
+
+        What is stored after it does not pass what was stored before it through write-combining windows.
+        """
         check(lib.fbx_drain(self._pointer()), self)
 
     def fence(self) -> None:

@@ -23,7 +23,7 @@ BUS = 1 << 63
 """Marks an address as one on the calling node's own bus."""
 
 _PERMISSIONS = {"": 0, "none": 0, "r": 1, "w": 2, "rw": 3}
-_MAPPINGS = {"uc": 0, "uncached": 0, "wc": 1, "write-combining": 1}
+_MAPPINGS = {"uc": 0, "uncached": 0, "wc": 1, "write-combining": 1, "managed": 2}
 
 
 class Window:
@@ -89,12 +89,17 @@ class Window:
         """Address of its first byte on this node's own bus, for load, store, read and write of this node."""
         return int(self._info().bus) | BUS
 
-    def set_translation(self, peer: str, address: int, size: int, *, perm: str = "rw", mapping: str = "wc") -> None:
+    def set_translation(
+        self, peer: str, address: int, size: int, *, perm: str = "rw", mapping: str = "managed", ro: bool = False, ido: bool = False
+    ) -> None:
         """Show `size` bytes from bus address `address` of `peer` (ntb_peer_mw_set_trans).
 
         Args:
             perm: "r", "w", "rw" or "none".
-            mapping: "wc" (write-combining) or "uc" (uncached).
+            mapping: "uc" (uncached): each store is a packet, in order; "wc" (write-combining): stores wait in buffers that leave in
+                any order until `drain()`; "managed", as the manager's own windows: bulk writes combine, single stores keep
+                their order unless the topology says `pio: {wc: true}`.
+            ro, ido: attributes of every request through it (relaxed ordering, ID-based ordering).
         Raises:
             WindowError: the device's alignment or size forbids it; nothing has changed.
             AddressError: there is no memory on the peer's bus; nothing has changed.
@@ -113,7 +118,7 @@ class Window:
             fabric._node_index(peer),
             address,
             size,
-            _PERMISSIONS[perm],
+            _PERMISSIONS[perm] | (lib.FBX_WINDOW_RO if ro else 0) | (lib.FBX_WINDOW_IDO if ido else 0),
             _MAPPINGS[mapping],
         )
         check(code, self.node)

@@ -28,7 +28,7 @@ CSRC = ROOT / "csrc"
 # The C core from the bottom up. A file includes its own layer and those below. File names without their ending.
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
-    {"internal", "error", "clock", "copy", "prng", "trace", "choice"},
+    {"internal", "error", "clock", "copy", "prng", "trace", "choice", "ordering"},
     {"segment", "lock", "registered", "ring", "timing", "link", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},

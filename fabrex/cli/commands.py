@@ -31,6 +31,7 @@ _HANDLERS = {
     "link show": ("control", "link_show"),
     "link down": ("control", "link_down"),
     "link up": ("control", "link_up"),
+    "link set": ("control", "link_set"),
     "link reset": ("control", "link_reset"),
     "window list": ("control", "window_list"),
     "window set": ("control", "window_set"),

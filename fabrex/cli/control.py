@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from . import output
 from .common import Place, find_link, find_node, open_fabric
-from .life import link_table
+from .life import link_table, setting
 from .output import address, document, emit, table, usage
 
 
@@ -24,11 +25,10 @@ def link_show(arguments: Any) -> int:
     return output.OK
 
 
-def _link_change(arguments: Any, *states: bool) -> int:
+def _link_change(arguments: Any, up: bool) -> int:
     with open_fabric(arguments.name) as fabric:
         link = fabric.links[find_link(fabric, arguments.link)]
-        for up in states:
-            link.up() if up else link.down()
+        link.up() if up else link.down()
         info = link.info()
     if arguments.json:
         document("link", fabric=arguments.name, links=[info])
@@ -47,15 +47,40 @@ def link_up(arguments: Any) -> int:
     return _link_change(arguments, True)
 
 
+def _link_values(arguments: Any, change: Callable[[Any], None]) -> int:
+    with open_fabric(arguments.name) as fabric:
+        link = fabric.links[find_link(fabric, arguments.link)]
+        change(link)
+        info = link.info()
+    if arguments.json:
+        document("link", fabric=arguments.name, links=[info])
+    else:
+        emit(f"{link.name}: {setting(info)}")
+    return output.OK
+
+
+def link_set(arguments: Any) -> int:
+    """`link set NAME LINK KEY=VALUE...`."""
+    values: dict[str, str] = {}
+    for word in arguments.values:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            usage(f"{word!r} is no KEY=VALUE", "write delay=500ns")
+        if key in values:
+            usage(f"{key} is given twice")
+        values[key] = value
+    return _link_values(arguments, lambda link: link.set(**values))
+
+
 def link_reset(arguments: Any) -> int:
-    """`link reset NAME LINK`."""
-    return _link_change(arguments, False, True)
+    """`link reset NAME LINK`: back to what the topology says."""
+    return _link_values(arguments, lambda link: link.reset())
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 _PERMISSIONS = ("none", "r", "w", "rw")
-_MAPPINGS = ("uc", "wc")
+_MAPPINGS = ("uc", "wc", "managed")
 
 
 def _window(fabric: Any, node: str, index: int) -> dict[str, Any]:
@@ -75,7 +100,7 @@ def _window(fabric: Any, node: str, index: int) -> dict[str, Any]:
         "bus": address(int(out.bus)),
         "max_bytes": int(out.max_bytes),
         "permission": _PERMISSIONS[out.perm & 3],
-        "mapping": _MAPPINGS[out.mapping & 1],
+        "mapping": _MAPPINGS[min(out.mapping, 2)],
     }
 
 
@@ -270,4 +295,4 @@ def mem_write(arguments: Any) -> int:
     return output.OK
 
 
-__all__ = ["link_down", "link_reset", "link_show", "link_up", "mem_read", "mem_write", "window_clear", "window_list", "window_set"]
+__all__ = ["link_down", "link_reset", "link_set", "link_show", "link_up", "mem_read", "mem_write", "window_clear", "window_list", "window_set"]

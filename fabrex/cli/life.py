@@ -107,21 +107,22 @@ def list_fabrics(arguments: Any) -> int:
     rows = []
     for info in found:
         if "error" in info:
-            rows.append((info["name"], "damaged", "-", "-", "-", "-", "-", "-", "-"))
+            rows.append((info["name"], "damaged", "-", "-", "-", "-", "-", "-", "-", "-"))
             continue
         rows.append((
             info["name"],
             "up" if info["alive"] else "dead",
             "persistent" if info["persistent"] else "owned",
             info["nodes"],
+            f"{info['links']} ({info['links_changed']} changed)" if info["links_changed"] else info["links"],
             info["attached"],
             "on" if info["timing"] else "off",
             info["ordering"],
             output.size(info["committed_bytes"]),
             output.age(time.time() - info["created_unix_ns"] / 1e9),
         ))  # fmt: skip
-    header = ("NAME", "STATE", "LIFE", "NODES", "ATTACHED", "TIMING", "ORDERING", "MEMORY", "AGE")
-    emit(table(header, rows, right=("NODES", "ATTACHED", "MEMORY", "AGE")))
+    header = ("NAME", "STATE", "LIFE", "NODES", "LINKS", "ATTACHED", "TIMING", "ORDERING", "MEMORY", "AGE")
+    emit(table(header, rows, right=("NODES", "LINKS", "ATTACHED", "MEMORY", "AGE")))
     if any(row[1] != "up" for row in rows):
         note("`fabricctl prune` removes dead and damaged ones")
     return output.OK
@@ -213,13 +214,33 @@ def link_table(links: list[dict[str, Any]]) -> str:
             link["kind"],
             output.bits(link["rate_bps"]),
             output.nanoseconds(link["delay_ps"] / 1e3),
+            ", ".join(key.removesuffix("_ps").removesuffix("_bps") for key in link["changed"]) or "-",
             f"{output.size(link['bytes'][0])} / {output.size(link['bytes'][1])}",
             sum(link["dropped"]),
         )
         for link in links
     ]
-    header = ("LINK", "STATE", "KIND", "RATE", "DELAY", "BYTES THERE / BACK", "DROPPED")
+    header = ("LINK", "STATE", "KIND", "RATE", "DELAY", "CHANGED", "BYTES THERE / BACK", "DROPPED")
     return table(header, rows, right=("RATE", "DELAY", "BYTES THERE / BACK", "DROPPED"))
+
+
+def setting(link: dict[str, Any]) -> str:
+    """Return what a link is set to, in one line; what differs from the topology's value is followed by that."""
+    words = []
+    for key, value in link.items():
+        if key in ("name", "up", "kind", "changed", "bytes", "tlps", "dropped") or (key == "rate_bps" and link["kind"] == "pcie"):
+            continue
+        text = _value(key, value)
+        if key in link["changed"]:
+            text += f" (described as {_value(key, link['changed'][key])})"
+        elif "credits" in key:
+            continue
+        words.append(f"{key.removesuffix('_ps').removesuffix('_bps')} {text}")
+    return ", ".join(words)
+
+
+def _value(key: str, value: int) -> str:
+    return output.nanoseconds(value / 1e3) if key == "delay_ps" else output.bits(value) if key == "rate_bps" else str(value)
 
 
 # -- what the dead leave ----------------------------------------------------------------------------------------------

@@ -236,11 +236,14 @@ def build() -> Parser:
         ("show", "show links, their state and their counters"),
         ("down", "take a link down; when it returns nothing crosses it any more"),
         ("up", "bring a link up"),
-        ("reset", "take a link down and up again"),
+        ("set", "change what a link is, while traffic crosses it"),
+        ("reset", "set a link back to what the topology says"),
     ):
         at = placed(facts(command(action, summary, parent=link, full=f"link {action}")))
         at.add_argument("name", metavar="NAME")
         at.add_argument("link", metavar="LINK", nargs="?" if action == "show" else None)
+        if action == "set":
+            at.add_argument("values", metavar="KEY=VALUE", nargs="+", help="as in the topology file: delay=500ns gen=3 lanes=8")
     window = group("window", "show and program translation windows")
     at = placed(facts(command("list", "list windows", parent=window, full="window list")))
     at.add_argument("name", metavar="NAME")
@@ -253,7 +256,7 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("wc", "uc"), default="wc", help="write-combining (default) or uncached")
+    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")

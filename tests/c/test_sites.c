@@ -26,6 +26,44 @@ static void fill(uint64_t *words, uint64_t value)
         words[i] = value;
 }
 
+#define FAST_PS 1000u
+#define SLOW_PS 2000000u
+
+/* Two values that go together: whoever finds one of them must find the other. */
+static int set_link(fbx_fabric *f, uint64_t delay_ps)
+{
+    uint64_t value[FBX_LINK_KEYS] = {0};
+    value[FBX_LINK_DELAY_PS] = delay_ps;
+    value[FBX_LINK_GEN] = delay_ps == FAST_PS ? 5 : 1;
+    return fbx_link_configure(f, 1, 1u << FBX_LINK_DELAY_PS | 1u << FBX_LINK_GEN, value);
+}
+
+/* The old values or the new ones, and the survivor's own routes follow them: the one it kept, then one that it looks up. */
+static void check_link(fbx_fabric *f, fbx_node *n)
+{
+    struct fbx_link_info link, other;
+    struct fbx_estimate e;
+    MUST(fbx_link_info(f, 0, &other));
+    MUST(fbx_link_info(f, 1, &link));
+    CHECK(link.delay_ps == FAST_PS ? link.gen == 5 : link.delay_ps == SLOW_PS && link.gen == 1);
+    struct fbx_op op;
+    memset(&op, 0, sizeof op);
+    op.kind = FBX_LOAD;
+    op.gva = 2ull << 40;
+    op.bytes = 8;
+    int status = fbx_op_begin(n, &op);
+    if (status == FBX_E_LINK_DOWN)
+        return; /* the victim had disabled its NTB */
+    CHECK_EQ(op.completes_ps - op.issued_ps >= 2 * link.delay_ps, 1);
+    CHECK_EQ(op.completes_ps - op.issued_ps < 2 * link.delay_ps + 500000, 1);
+    while (status == FBX_E_AGAIN)
+        status = fbx_op_wait(n, &op, UINT64_MAX);
+    CHECK_EQ(status, 0);
+    MUST(fbx_estimate(n, FBX_LOAD, 2ull << 40, 8, &e));
+    CHECK(e.completes_ps >= 2 * (link.delay_ps + other.delay_ps));
+    CHECK(e.completes_ps < 2 * (link.delay_ps + other.delay_ps) + 100000); /* packets */
+}
+
 /* Everything that a client does, once. `shared` is a buffer of host0 that the survivor watches. */
 static int repertoire(fbx_fabric *f, uint64_t shared, uint64_t value, int control)
 {
@@ -101,6 +139,10 @@ static int repertoire(fbx_fabric *f, uint64_t shared, uint64_t value, int contro
             bad = fbx_link_set(f, 1, 0);
         if (!bad)
             bad = fbx_link_set(f, 1, 1);
+        if (!bad)
+            bad = set_link(f, FAST_PS);
+        if (!bad)
+            bad = set_link(f, SLOW_PS);
     }
     if (!bad)
         bad = fbx_free(f, &b);
@@ -116,7 +158,7 @@ static void victim(const char *name, int site, int nth, uint64_t shared, uint64_
     fbx_site_arm(site, nth);
     int bad = name ? fbx_fabric_open(test_dir(), name, &f) : test_fabric("born", FBX_AUTO_WINDOWS | FBX_TIMING, 1000, &f);
     if (!bad && name)
-        bad = repertoire(f, shared, value, 1);
+        bad = shared ? repertoire(f, shared, value, 1) : set_link(f, value);
     fbx_fabric_free(f);
     _exit(bad ? 3 : 0);
 }
@@ -187,7 +229,9 @@ int main(void)
                 CHECK(fbx_fabric_reap(f) >= 0);
                 MUST(fbx_link_set(f, 0, 1));
                 MUST(fbx_link_set(f, 1, 1));
+                check_link(f, n);
                 MUST(repertoire(f, shared.gva, value++, 1));
+                check_link(f, n);
                 /* A named buffer outlives its maker; give it back for it. */
                 uint32_t cursor = 0;
                 struct fbx_buffer b;
@@ -212,6 +256,24 @@ int main(void)
         }
     printf("test_sites: %d sites, %d processes killed at one\n", sites, hit);
     CHECK(hit > sites / 3);
+
+    /* One sets a link and dies, after it changed the values and before it told anybody: once it is buried all know. */
+    hit = 0;
+    for (int site = 0; !only && site < sites; site++)
+        for (int nth = 1; nth <= 2; nth++) {
+            struct fbx_link_info link;
+            MUST(fbx_link_info(f, 1, &link));
+            check_link(f, n); /* the survivor keeps the route from here on */
+            pid_t child = fork();
+            if (!child)
+                victim("sites", site, nth, 0, link.delay_ps == FAST_PS ? SLOW_PS : FAST_PS);
+            int end = reap_child(child, NULL, NULL, 0);
+            CHECK(end >= 0);
+            hit += end == 1;
+            CHECK(fbx_fabric_reap(f) >= 0);
+            check_link(f, n);
+        }
+    printf("test_sites: %d killed while they set a link\n", hit);
     fbx_node_free(n);
     fbx_fabric_free(f);
 

@@ -76,7 +76,7 @@ static void run(uint32_t flags, int flap)
     pthread_t threads[THREADS];
     for (int i = 0; i < THREADS; i++)
         CHECK(!pthread_create(&threads[i], NULL, work, &workers[i]));
-    uint64_t value = 0;
+    uint64_t value = 0, round = 0;
     while (flap && __atomic_load_n(&stop, __ATOMIC_RELAXED) < THREADS) {
         MUST(fbx_link_set(fabric, 0, 0));
         /* Nothing lands now: what we write ourselves into our own memory stays. */
@@ -88,6 +88,17 @@ static void run(uint32_t flags, int flap)
         MUST(fbx_link_set(fabric, 0, 1));
         MUST(fbx_mw_set_trans(fabric, 1, 0, 0, 0, 64u << 20, FBX_PERM_RW, FBX_UNCACHED));
         MUST(fbx_mw_set_trans(fabric, 1, 0, 0, 0, 64u << 20, FBX_PERM_RW, FBX_WRITE_COMBINING));
+        /* A link is set while traffic crosses it: slots of its calendar get another length as well. */
+        uint64_t link[FBX_LINK_KEYS] = {0};
+        link[FBX_LINK_DELAY_PS] = 1000 + 1000 * (round % 3);
+        link[FBX_LINK_GEN] = 1 + round % 5;
+        link[FBX_LINK_LANES] = round % 2 ? 16 : 1;
+        MUST(fbx_link_configure(fabric, 0, round % 7 ? 1u << FBX_LINK_DELAY_PS | 1u << FBX_LINK_GEN | 1u << FBX_LINK_LANES : 0, link));
+        struct fbx_estimate e;
+        MUST(fbx_estimate(own, FBX_LOAD, base, 8, &e));
+        uint64_t delays = 2 * (1000 + (round % 7 ? link[FBX_LINK_DELAY_PS] : 1000));
+        CHECK(e.completes_ps >= delays && e.completes_ps < delays + 1000000);
+        round++;
     }
     uint64_t want = 0;
     for (int i = 0; i < THREADS; i++) {

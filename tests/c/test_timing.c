@@ -31,6 +31,7 @@ static double natural_log(double x)
 
 struct link {
     struct fbxl_direction d;
+    struct fbxi_figures figures;
     fbx_au64 calendar[FBX_CAL_SLOTS];
 };
 
@@ -38,10 +39,11 @@ static struct link *link_new(uint64_t tlp_ps)
 {
     struct link *l = aligned_alloc(64, (sizeof *l + 63) & ~63ull);
     memset(l, 0, sizeof *l);
-    l->d.tlp_ps = tlp_ps;
-    l->d.slot_shift = 14;
-    while ((1ull << l->d.slot_shift) < 2 * tlp_ps)
-        l->d.slot_shift++;
+    l->figures.tlp_ps = tlp_ps;
+    l->figures.slot_shift = 14;
+    l->figures.calendar = l->calendar;
+    while ((1ull << l->figures.slot_shift) < 2 * tlp_ps)
+        l->figures.slot_shift++;
     return l;
 }
 
@@ -82,7 +84,7 @@ static void shared_last_hop(uint64_t packet_ps, double load, uint64_t far_ps, do
     double ours = 0, ideal = 0, count = 0;
     for (int i = 0; i < COUNT; i++) {
         uint64_t end;
-        CHECK(fbxi_reserve(&l->d, &l->d, l->calendar, p[i].at, p[i].duration, 0, &p[i].start, &end) == 0);
+        CHECK(fbxi_reserve(&l->d, &l->figures, p[i].at, p[i].duration, 0, &p[i].start, &end) == 0);
         CHECK(p[i].start >= p[i].at);
         CHECK(end >= p[i].start + p[i].duration);
         if (p[i].near) {
@@ -118,7 +120,7 @@ static void in_order_is_exact(void)
         uint64_t duration = 800 + random64() % 9000, start, end, at;
         t += -6000.0 * natural_log(1 - uniform());
         at = (uint64_t)t;
-        fbxi_reserve(&l->d, &l->d, l->calendar, at, duration, 0, &start, &end);
+        fbxi_reserve(&l->d, &l->figures, at, duration, 0, &start, &end);
         uint64_t want = at > busy ? at : busy;
         busy = want + duration;
         uint64_t error = start > want ? start - want : want - start;
@@ -145,7 +147,7 @@ static void bulk_is_fair(int flows)
             if (cursor[i] < cursor[next])
                 next = i;
         uint64_t start, end;
-        CHECK(fbxi_reserve(&l->d, &l->d, l->calendar, cursor[next], piece_ps, 1, &start, &end) == 0);
+        CHECK(fbxi_reserve(&l->d, &l->figures, cursor[next], piece_ps, 1, &start, &end) == 0);
         CHECK(start >= cursor[next]);
         cursor[next] = end;
         served[next]++;
@@ -175,11 +177,11 @@ static void small_beside_bulk(void)
     for (int n = 0; n < 20000; n++) {
         at += 100000 + random64() % 100000;
         while (cursor < at + 2000000) { /* bulk has reserved ahead, as far as it does */
-            fbxi_reserve(&l->d, &l->d, l->calendar, cursor, 16 * packet, 1, &start, &end);
+            fbxi_reserve(&l->d, &l->figures, cursor, 16 * packet, 1, &start, &end);
             cursor = end;
             pieces++;
         }
-        fbxi_reserve(&l->d, &l->d, l->calendar, at, small, 0, &start, &end);
+        fbxi_reserve(&l->d, &l->figures, at, small, 0, &start, &end);
         waited += (double)(start - at);
         /* Round robin of two ports, one always full: a packet of bulk is on the wire, uniformly far into it. */
         expected += uniform() * (double)packet;
@@ -204,7 +206,7 @@ static void garbage(void)
             if (n % 64 == 0)
                 fbx_poke(&l->calendar[i], random64());
         uint64_t at = random64() % (1ull << 40), start, end;
-        fbxi_reserve(&l->d, &l->d, l->calendar, at, random64() % 1000000, n & 1, &start, &end);
+        fbxi_reserve(&l->d, &l->figures, at, random64() % 1000000, n & 1, &start, &end);
         CHECK(start >= at && end >= start);
         CHECK(end - at < 1ull << 40);
     }

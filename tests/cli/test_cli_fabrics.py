@@ -75,8 +75,8 @@ def test_a_life(cli: Cli) -> None:
     text = "lab: fabrex-pair, 3 nodes, 2 links, timing on, ordering posted\n"
     assert cli.good("up", "fabrex-pair", "--name", "lab").out == text
     header, row = cli.good("list").out.splitlines()
-    assert header.split() == ["NAME", "STATE", "LIFE", "NODES", "ATTACHED", "TIMING", "ORDERING", "MEMORY", "AGE"]
-    assert row.split()[:7] == ["lab", "up", "persistent", "3", "0", "on", "posted"]
+    assert header.split() == ["NAME", "STATE", "LIFE", "NODES", "LINKS", "ATTACHED", "TIMING", "ORDERING", "MEMORY", "AGE"]
+    assert row.split()[:8] == ["lab", "up", "persistent", "3", "2", "0", "on", "posted"]
     [fabric] = cli.good("list", "--json").document["fabrics"]
     assert (fabric["name"], fabric["alive"], fabric["timing"], fabric["processes"]) == ("lab", True, "on", 0)
     assert "fabricctl down lab" in cli.bad(4, "up", "fabrex-pair", "--name", "lab")
@@ -186,7 +186,21 @@ def test_links(cli: Cli) -> None:
     result = cli("mem", "read", "lab", "host1+0x40", "--from", "host0")
     assert result.code == 1 and "down" in result.err
     assert cli.good("link", "up", "lab", LINK, "--json").document["links"][0]["up"] is True
-    assert cli.good("link", "reset", "lab", LINK).out == f"{LINK}: up\n"
+    assert cli.good("link", "set", "lab", LINK, "delay=500ns", "gen=3").out == (
+        f"{LINK}: delay 500 ns (described as 5 ns), gen 3 (described as 4), lanes 16, mps 256, mrrs 512, rcb 64\n"
+    )
+    shown = cli.good("link", "show", "lab", LINK)
+    assert shown.out.splitlines()[1].split()[5:10] == ["500", "ns", "delay,", "gen", "0"]
+    assert cli.good("inspect", "lab", "--json").document["links"][0]["changed"] == {"delay_ps": 5000, "gen": 4}
+    assert cli.good("list", "--json").document["fabrics"][0]["links_changed"] == 1
+    assert "2 (1 changed)" in cli.good("list").out
+    assert "no unit" in cli.bad(2, "link", "set", "lab", LINK, "delay=5")
+    assert "gen is given twice" in cli.bad(2, "link", "set", "lab", LINK, "gen=5", "gen=4")
+    assert "no KEY=VALUE" in cli.bad(2, "link", "set", "lab", LINK, "delay")
+    assert "did you mean 'delay'" in cli.bad(2, "link", "set", "lab", LINK, "dealy=5ns")
+    assert "missing: KEY=VALUE" in cli.bad(2, "link", "set", "lab", LINK)
+    found = cli.good("link", "reset", "lab", LINK, "--json").document["links"][0]
+    assert found["changed"] == {} and found["delay_ps"] == 5000 and found["gen"] == 4
     assert "did you mean" in cli.bad(3, "link", "down", "lab", "host0:ntb0-sw0:p7")
 
 

@@ -32,9 +32,11 @@ def notice(sources: str) -> str:
 
 # Module, its heading, and the classes and functions to show, in the order in which a reader meets them.
 API: list[tuple[str, str, list[str]]] = [
-    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics", "Link"]),
+    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
+    ("link", "Links", ["Link"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
+    ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
@@ -140,7 +142,7 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory") and name != "Link" else f"fabrex.{module}.{name}"
+            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered") else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
@@ -207,7 +209,7 @@ class Layout:
         text = (ROOT / "csrc" / "layout.h").read_text(encoding="utf-8")
         self.values: dict[str, int] = {}
         self.defines: list[tuple[str, str, str]] = []
-        for name, value, comment in re.findall(r"^#define (FBX_\w+) ([^\n/]+?)(?:\s*/\* ([^\n]*?) \*/)?$", text, re.M):
+        for name, value, comment in re.findall(r"^#define (FBXL?_\w+) ([^\n/]+?)(?:\s*/\* ([^\n]*?) \*/)?$", text, re.M):
             number = re.sub(r"(?<=[0-9a-fA-F])u(?:ll)?\b", "", value).strip()
             self.values[name] = int(eval(number, {"__builtins__": {}}, dict(self.values)))  # constants of our own header
             self.defines.append((name, value.strip(), comment))
