@@ -408,6 +408,15 @@ static uint64_t read_issue(const struct reader *r)
     return r->requests >= r->tags ? max64(r->issue_ps, tag_free(r, r->requests - r->tags)) : r->issue_ps;
 }
 
+/* One request of `bytes` there and back on idle links. */
+static uint64_t trip(const struct reader *r, uint64_t bytes)
+{
+    if (bytes >= r->mrrs)
+        return r->trip_ps;
+    uint64_t headers = packets(0, r->mrrs, r->mps) - packets(0, bytes, r->mps);
+    return r->trip_ps - fbx_bytes_to_ps(r->slowest, r->mrrs - bytes + headers * FBX_CPLD_HEADER);
+}
+
 /* One chunk's requests and completions. `floor_ps`: earlier posted writes on the way, which requests push before them. */
 static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
                      uint64_t floor_ps, int reserve, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
@@ -427,8 +436,9 @@ static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uin
     const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
     r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
-    *last_ps = max64(arrives, last_issue + r->trip_ps);
-    *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
+    const uint64_t rest = bytes > (count - 1) * r->mrrs ? bytes - (count - 1) * r->mrrs : 1;
+    *last_ps = max64(arrives, last_issue + trip(r, rest));
+    *first_ps = min64(*last_ps, max64(issue + trip(r, bytes), arrives > spread ? arrives - spread : 0));
     *samples_ps = sample;
     __typeof__(r->past[0]) *past = &r->past[r->planned++ % RING];
     past->first = r->requests;
@@ -564,6 +574,10 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
+        /* Memory slower than the links holds it back. */
+        if (n->facts->region_count)
+            out->departs_ps = max64(out->departs_ps, setup + memory_time(f, n->facts->first_region, bytes));
+        out->arrives_ps = max64(out->arrives_ps, out->departs_ps + fbx_peek(&route->fixed_ps));
         out->completes_ps = out->departs_ps;
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
         return 0;
