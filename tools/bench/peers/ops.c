@@ -2,7 +2,7 @@
  *
  * fabrex from C, through libfabrex as any program would use it. Arguments: COMMAND DIRECTORY FABRIC NODE GVA ...
  *
- *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes beside memcpy to the same memory
+ *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes and DMA beside memcpy between the same memory
  *   posted BATCHES            timing on: what it takes to issue a posted store
  *   poll   COUNT raw|api|wait watch a word of the node's own memory: say each stamp, and how much later it was seen
  *   send   COUNT raw|api GAP  write time stamps there, one every GAP ns; say those at which it was interrupted
@@ -37,7 +37,30 @@ static double bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva
     return median(slice, slices);
 }
 
-static void plain(fbx_node *node, uint64_t gva, int rounds)
+static void dma_copy(fbx_node *node, const struct fbx_dma *d)
+{
+    uint64_t id;
+    must(fbx_dma_submit(node, d, &id), "fbx_dma_submit");
+    must(fbx_dma_wait(node, id, UINT64_MAX), "fbx_dma_wait");
+    fbx_dma_release(node, id);
+}
+
+/* Small descriptors: what submitting one takes, and what each takes of a channel that is always full. */
+static void descriptors(fbx_node *node, const struct fbx_dma *d)
+{
+    enum { COUNT = 20000 };
+    static uint64_t samples[COUNT];
+    static double each[COUNT];
+    uint64_t total;
+    must(fbx_bench_dma(node, d, 64, COUNT, samples, &total), "fbx_bench_dma");
+    for (uint32_t i = 0; i < COUNT; i++)
+        each[i] = (double)samples[i] / 1e3;
+    say("dma_submit", d->bytes, median(each, COUNT));
+    must(fbx_bench_dma(node, d, 64, COUNT, NULL, &total), "fbx_bench_dma");
+    say("dma_queue", d->bytes, (double)total / COUNT / 1e3);
+}
+
+static void plain(fbx_fabric *fabric, fbx_node *node, uint64_t gva, int rounds)
 {
     enum { GATHERED = 4096 };
     static uint64_t gvas[GATHERED], values[GATHERED];
@@ -46,6 +69,13 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
     int writable;
     memset(data, 1, BULK_MAX);
     must(fbx_map(node, gva, BULK_MAX, &view, &writable), "fbx_map");
+    struct fbx_node_info own;
+    struct fbx_buffer near;
+    void *source;
+    must(fbx_node_info(fabric, fbx_node_index(node), &own), "fbx_node_info");
+    must(fbx_alloc(node, own.first_region, BULK_MAX, 4096, "", &near), "fbx_alloc");
+    must(fbx_map(node, near.gva, BULK_MAX, &source, &writable), "fbx_map");
+    memset(source, 1, BULK_MAX);
     for (uint64_t i = 0; i < GATHERED; i++)
         gvas[i] = gva + i * 64;
     bench(node, FBX_LOAD, &gva, 1, 1000000);
@@ -69,8 +99,17 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
                 memcpy(view, data, bulk_bytes[i]);
                 __asm__ __volatile__("" ::: "memory");
             });
+            const struct fbx_dma d = {.dst = gva, .src = near.gva, .bytes = bulk_bytes[i]};
+            MEASURE("dma", bulk_bytes[i], bulk_count(bulk_bytes[i]), dma_copy(node, &d));
+            MEASURE("memcpy_shared", bulk_bytes[i], bulk_count(bulk_bytes[i]), {
+                memcpy(view, source, bulk_bytes[i]);
+                __asm__ __volatile__("" ::: "memory");
+            });
         }
+        const struct fbx_dma small = {.dst = gva, .src = near.gva, .bytes = 8};
+        descriptors(node, &small);
     }
+    must(fbx_free(fabric, &near), "fbx_free");
 }
 
 /* Bursts that the queue holds, with nobody at the target; and without end, so that delivery is in it. */
@@ -257,7 +296,7 @@ int main(int argc, char **argv)
     const char *command = argv[1];
     uint64_t gva = strtoull(argv[5], NULL, 0), number = strtoull(argv[6], NULL, 0);
     if (!strcmp(command, "plain"))
-        plain(node, gva, (int)number);
+        plain(fabric, node, gva, (int)number);
     else if (!strcmp(command, "posted"))
         posted(node, gva, (int)number);
     else if (!strcmp(command, "poll") && argc == 8)
