@@ -39,6 +39,7 @@
 #define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
 #define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define AHEAD_MOST_PS 200000000u /* on a slow link by the time of a chunk, up to so much: who wakes late keeps its turn */
 #define POST_AHEAD_PS 500000u /* what will still travel is posted so long before the last byte departs: posting takes time */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
@@ -109,7 +110,7 @@ struct channel {
     struct reader reader;
     struct chunk ring[RING];
     uint32_t ring_head, ring_sampled, ring_tail;
-    uint64_t chunk_bytes, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
+    uint64_t chunk_bytes, ahead_ps, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
     uint64_t next_ps, final_ps; /* when to come again; final_ps: that is the end of the job, and nothing moves then */
     uint64_t stalled_ns, own_tail;
     uint8_t *bounce, *scratch;
@@ -292,6 +293,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
+    ch->ahead_ps = AHEAD_PS;
     ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
@@ -463,6 +465,15 @@ static uint64_t plan_at(const struct channel *ch, const struct job *j)
     return max64(max64(ch->write_ps, ch->source_ps), ch->sink_ps);
 }
 
+/* What `bytes` take on the narrowest link of a way. */
+static uint64_t narrowest_ps(const struct fbxi_route *route, int back, uint64_t bytes)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        most = max64(most, fbx_observe_pointer(back ? &route->hop[i].back_figures : &route->hop[i].out_figures)->ps_per_byte_q24);
+    return fbx_bytes_to_ps(most, bytes);
+}
+
 /* Reserve the next chunk. */
 static int plan(struct channel *ch, struct job *j, uint64_t now)
 {
@@ -498,8 +509,13 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
                         .bytes = (uint32_t)step, .remote = from != NULL};
-    uint64_t ready_first, ready;
+    uint64_t ready_first, ready, took = 0;
     int clamped = 0;
+    if (from)
+        took = narrowest_ps(from, 1, step);
+    if (to)
+        took = max64(took, narrowest_ps(to, 0, step));
+    ch->ahead_ps = max64(AHEAD_PS, min64(took, AHEAD_MOST_PS));
     if (from) {
         if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
@@ -979,7 +995,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 break;
             ch->ring_head++;
         }
-        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
+        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + ch->ahead_ps) {
             if ((status = plan(ch, j, now)))
                 return status;
             if (budget)
@@ -1003,7 +1019,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
             next = end;
         } else if (ch->ring_tail - ch->ring_head < RING) {
             uint64_t at = plan_at(ch, j);
-            next = at > AHEAD_PS ? at - AHEAD_PS : 0;
+            next = at > ch->ahead_ps ? at - ch->ahead_ps : 0;
         }
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);
