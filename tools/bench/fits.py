@@ -84,7 +84,9 @@ def _sisci() -> Iterator[Fit]:
         yield row("PIO read of 8 B", "ns", 2e9 / 1122126, ns("load", 8), "fitted", "delays, pio.read")
         yield row("DMA write of 1 B", "ns", 2e9 / 224457, ns("dma_write", 1), "fitted", "dma.setup_write")
         yield row("DMA read of 1 B", "ns", 2e9 / 80099, ns("dma_read", 1), "fitted", "dma.setup_read")
-        yield row("DMA write of 16 MiB", "GB/s", count(1239, 16 * MIB), rate("dma_write", 16 * MIB), "fitted", "lanes, a whole number")
+        yield row(
+            "DMA write of 16 MiB", "GB/s", count(1239, 16 * MIB), rate("dma_write", 16 * MIB), "fitted", "lanes, a whole number"
+        )
         yield row("DMA read of 16 MiB", "GB/s", count(597, 16 * MIB), rate("dma_read", 16 * MIB), "fitted", "dma.tags")
         yield row("PIO read of 128 B", "ns", 2e9 / 136701, ns("read", 128), "fitted", "pio.access_bytes")
         yield row("PIO write of 2 MiB", "GB/s", count(7383, 2 * MIB), rate("write", 2 * MIB), "predicted")
@@ -128,8 +130,8 @@ def _nfp() -> Iterator[Fit]:
         yield Fit("pcie-bench", NFP, f"Broadwell, DMA read of {size} B", "ns", measured, model, role, fitted.get(size, ""))
     slower = ("nodes.host0.memory.dram.latency=150ns",)
     for size, measured, model in zip((64, 2048), (600, 1173), medians([64, 2048], slower), strict=True):
-        yield Fit("pcie-bench", NFP, f"Haswell, DMA read of {size} B", "ns", measured, model, "fitted" if size == 64 else "predicted",
-                  "40 ns more in the host" if size == 64 else "")  # fmt: skip
+        role, remark = ("fitted", "40 ns more in the host") if size == 64 else ("predicted", "")
+        yield Fit("pcie-bench", NFP, f"Haswell, DMA read of {size} B", "ns", measured, model, role, remark)
 
 
 PRESETS: dict[str, Callable[[], Iterator[Fit]]] = {"ntb-measured": _sisci, "pcie-bench": _nfp}
@@ -145,7 +147,14 @@ def _number(value: float) -> str:
 
 
 def _cells(fit: Fit) -> list[str]:
-    return [fit.what, f"{_number(fit.measured)} {fit.unit}", f"{_number(fit.model)} {fit.unit}", f"{fit.error:+.1%}", fit.role, fit.remark]
+    return [
+        fit.what,
+        f"{_number(fit.measured)} {fit.unit}",
+        f"{_number(fit.model)} {fit.unit}",
+        f"{fit.error:+.1%}",
+        fit.role,
+        fit.remark,
+    ]
 
 
 def markdown(rows: list[Fit]) -> str:
@@ -168,8 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = fits()
     worst = max((abs(fit.error) for fit in rows if fit.role == "predicted"), default=0.0)
     if given.json:
-        json.dump({"schema_version": 1, "tool": "fits", "worst": worst, "rows": [{**asdict(fit), "error": fit.error} for fit in rows]},
-                  sys.stdout, indent=1)  # fmt: skip
+        said = [{**asdict(fit), "error": fit.error} for fit in rows]
+        json.dump({"schema_version": 1, "tool": "fits", "worst": worst, "rows": said}, sys.stdout, indent=1)
         print()
     elif given.markdown:
         print(markdown(rows))
@@ -177,7 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
         for preset in PRESETS:
             chosen = [fit for fit in rows if fit.preset == preset]
             print(f"{preset}: {chosen[0].source}")
-            print(common.table(["FIGURE", "MEASURED", "MODEL", "OFF BY", "", ""], [_cells(fit)[:5] + ["  " + fit.remark] for fit in chosen]))
+            cells = [_cells(fit) for fit in chosen]
+            width = max(len(cell[5]) for cell in cells)
+            print(common.table(["FIGURE", "MEASURED", "MODEL", "OFF BY", "", ""], [[*c[:5], c[5].ljust(width)] for c in cells]))
             print()
         print(f"the prediction that is farthest off is {worst:.1%} off")
     return 0 if worst <= LIMIT else 1

@@ -104,9 +104,7 @@ class _Fabrex:
         context = common.fabric(topology, **options)
         made = context.__enter__()
         self._open.append(context)
-        owner = subprocess.Popen(
-            [sys.executable, "-c", _OWNER, made.directory, made.name, str(common.ROOT)], stdin=subprocess.PIPE
-        )
+        owner = subprocess.Popen([sys.executable, "-c", _OWNER, made.directory, made.name, str(common.ROOT)], stdin=subprocess.PIPE)
         self._open.append(owner)
         made.get("ready", timeout=20.0)
         return made
@@ -180,7 +178,8 @@ COMPARED = [
 FLOORS = ("chase_in_cache", "chase_in_memory", "atomic_add", "counter", "cache_line", "futex_wake")
 WORDS = {"chase_in_cache": "pointer in cache", "chase_in_memory": "pointer in memory", "atomic_add": "lock add",
          "counter": "clock counter", "cache_line": "cache line, core to core", "futex_wake": "futex wake",
-         "memcpy_there": "memcpy to the same memory", "memcpy_shared": "memcpy, same memory both", "python_empty": "empty call"}  # fmt: skip
+         "memcpy_there": "memcpy to the same memory", "memcpy_shared": "memcpy, same memory both",
+         "python_empty": "empty call"}  # fmt: skip
 
 
 def _rows(samples: Samples) -> list[dict[str, Any]]:
@@ -206,8 +205,8 @@ def _rows(samples: Samples) -> list[dict[str, Any]]:
 
 def _bulk(samples: Samples) -> dict[str, list[tuple[int, float, float, float]]]:
     """Bytes per second by size, with quartiles, of what copies in bulk."""
-    names = {"write": "fabrex write", "dma": "fabrex DMA", "memcpy": "memcpy", "ucp_put": "UCX put", "shmem_putmem": "OpenSHMEM putmem",
-             "mpi_put": "MPI Put (mpi4py)"}  # fmt: skip
+    names = {"write": "fabrex write", "dma": "fabrex DMA", "memcpy": "memcpy", "ucp_put": "UCX put",
+             "shmem_putmem": "OpenSHMEM putmem", "mpi_put": "MPI Put (mpi4py)"}  # fmt: skip
     found: dict[str, list[tuple[int, float, float, float]]] = {}
     for name, words in names.items():
         for size in BULK:
