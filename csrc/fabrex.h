@@ -391,7 +391,7 @@ struct fbx_dma {
     uint64_t list_count;
     uint64_t signal, signal_value; /* FBX_DMA_SIGNAL: 8 bytes stored behind the data, in the destination's node */
     uint64_t fill; /* FBX_DMA_FILL: no source, but this pattern of fill_bytes (1, 2, 4 or 8) */
-    uint32_t fill_bytes, flags, channel, tc;
+    uint32_t fill_bytes, flags, channel, tc, path, pad;
 };
 struct fbx_dma_status {
     int32_t status; /* AGAIN while it is under way */
