@@ -32,7 +32,8 @@ def notice(sources: str) -> str:
 
 # Module, its heading, and the classes and functions to show, in the order in which a reader meets them.
 API: list[tuple[str, str, list[str]]] = [
-    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
+    ("fabric", "Fabrics", ["Fabric", "attach"]),
+    ("listing", "Finding fabrics", ["fabrics"]),
     ("link", "Links", ["Link"]),
     ("event", "Events", ["Events", "Event"]),
     ("node", "Nodes", ["Node", "Operation"]),
@@ -144,7 +145,7 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
+            dotted = f"fabrex.{name}" if module in ("fabric", "listing", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
