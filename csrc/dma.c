@@ -613,14 +613,16 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     memset(&r, 0, sizeof r);
     reader_for(n, &r, route, f->region_facts[x->region].latency_ps);
     r.issue_ps = r.return_ps = r.memory_ps = setup;
-    uint64_t chunk = PIECE, done = 0, first, last = setup, half_done = 0, half_ps = 0, sample = 0;
+    uint64_t chunk = PIECE, done = 0, first, last = setup, begins = 0, half_done = 0, half_ps = 0, sample = 0;
     while (chunk > r.mrrs && chunk > (uint64_t)r.tags * r.mrrs)
         chunk /= 2;
     for (uint32_t i = 0; done < bytes; i++) {
         uint64_t step = min64(bytes - done, chunk - ((offset + done) & (chunk - 1)));
         plan_read(f, &r, x->region, offset + done, step, 0, 0, &sample, &first, &last);
-        if (!i)
+        if (!i) {
             out->departs_ps = r.issue_ps;
+            begins = first;
+        }
         done += step;
         if (i == 2048) {
             half_done = done;
@@ -635,6 +637,8 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     }
     out->arrives_ps = sample;
     out->completes_ps = last;
+    if (n->facts->region_count) /* where the data goes */
+        out->completes_ps = max64(last, begins + memory_time(f, n->facts->first_region, bytes));
     out->wire_bytes = bytes + packets(offset, bytes, r.mrrs) * FBX_MRD_HEADER + packets(offset, bytes, r.mps) * FBX_CPLD_HEADER;
     return 0;
 }

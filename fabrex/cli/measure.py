@@ -154,7 +154,7 @@ def idle(topology: Any, delays: bool) -> Any:
             kept = {word: value for word, value in node.pop(key, {}).items() if word in ("access_bytes", "wc", "channels")}
             if key == "dma":
                 kept["tags"] = 1024
-            if kept and node["kind"] != "switch":
+            if kept and node["kind"] in ("host", "accelerator"):
                 node[key] = kept
         if "memory" in node:
             node["memory"] = {tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()}
@@ -187,13 +187,12 @@ def open_place(topology: Any, timing: bool, ordering: str, shown: str, room: int
     if not reach:
         usage(f"{source} of {shown} reaches no other memory")
     target = (hosts or reach)[-1]
-    for end in (source, target):
-        for tier in list(topology.nodes[end].memory.values())[:1]:
-            room = min(room, tier.size // 4)
+    smallest = min(tier.size for end in (source, target) for tier in list(topology.nodes[end].memory.values())[:1])
+    room = min(room, smallest // 4)
     fabric = Fabric.create(topology, timing=timing, ordering=ordering)
     try:
         node = fabric.attach(source)
-        size = max(2 * room + 64, MIB)  # strided takes twice its size, put_signal a line before
+        size = max(2 * room + 64, min(MIB, smallest // 2))  # strided takes twice its size, put_signal a line before
         far = node.alloc(size, on=target, name="bench-far")
         near = node.alloc(size, name="bench-near") if topology.nodes[source].memory else far
         for buffer in {far.gva: far, near.gva: near}.values():

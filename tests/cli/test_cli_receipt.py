@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 
 import fabrex
-from fabrex.cli import bench, card, figures, receipt
+import fabrex.presets
+from fabrex.cli import bench, card, figures, measure, receipt
 from fabrex.cli.histogram import BITS, Histogram, interval, ratio_interval
 from fabrex.cli.output import CommandError
 
@@ -297,3 +298,23 @@ def test_dilation_brings_a_rate_within_reach(cli: Cli) -> None:
 def test_bad_options_are_refused_before_anything_is_measured(cli: Cli, words: tuple[str, ...], code: int, why: str) -> None:
     result = cli("bench", *words)
     assert result.code == code and why in result.err, result.err
+
+
+@pytest.mark.parametrize("name", fabrex.presets.names())
+def test_every_preset_has_an_idle_twin(name: str) -> None:
+    """The floor's topology: the same nodes and ways, valid, and with less time everywhere."""
+    topology = fabrex.Topology.preset(name)
+    for delays in (False, True):
+        twin = measure.idle(topology, delays)
+        assert list(twin.nodes) == list(topology.nodes) and list(twin.links) == list(topology.links)
+        tiers = [tier for node in twin.nodes.values() for tier in node.memory.values()]
+        assert not any(tier.latency_ps or tier.rate_bps for tier in tiers)
+        for link in topology.links.values():
+            assert twin.links[link.name].raw_bps >= link.raw_bps
+            assert twin.links[link.name].delay_ps == (link.delay_ps if delays else 0)
+
+
+def test_a_card_of_a_small_memory(cli: Cli) -> None:
+    """Sizes that a tier cannot hold are left out, not an error."""
+    words = ("--topology", "pcie-bench", "--op", "dma_read", "--api", "c", "--timing", "on", "--json")
+    assert [row["size"] for row in cli.good(*QUICK, *words).document["rows"]] == [4096, 65536]
