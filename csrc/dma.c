@@ -383,7 +383,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
     if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
-        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 32);
         ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
     }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
@@ -534,7 +534,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
-            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
             ready_first += late;
             ready += late;

@@ -115,7 +115,8 @@ class Completion:
         while True:
             scheduler = self._node._scheduler
             if scheduler is not None and not self.done() and not self._node.closed:
-                scheduler.watch(self._node._address, 4, self._id, (1 << 64) - 1 if deadline is None else min(deadline, (1 << 64) - 1))
+                never = (1 << 64) - 1
+                scheduler.watch(self._node._address, 4, self._id, never if deadline is None else min(deadline, never))
             limit = SLICE_NS
             if deadline is not None and not fabric.closed:
                 limit = min(limit, max(deadline - fabric.now_ps, 0) // 1000)
