@@ -164,9 +164,9 @@ def idle(topology: Any, delays: bool) -> Any:
             link["delay"] = "0ns"
         if "pcie" in link:
             link["pcie"] = {key: value for key, value in link["pcie"].items() if key in ("mps", "mrrs", "rcb")}
-            link["pcie"] |= {"gen": 6, "lanes": 16}
+            link["pcie"] |= {"gen": 6, "lanes": 32}
         else:
-            link["ethernet"] |= {"rate": "1Tb/s"}
+            link["ethernet"] |= {"rate": "100Tb/s"}
     return Topology.from_dict(document)
 
 
