@@ -135,6 +135,7 @@ _MODULES = (
     "errors",
     "event",
     "fabric",
+    "fidelity",
     "graph",
     "link",
     "listing",

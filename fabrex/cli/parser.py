@@ -384,6 +384,7 @@ def build() -> Parser:
     at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
     at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
     at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    at.add_argument("--dilation", metavar="K", help="stretch modelled time: 4 lets a second of the fabric take four here")
     at.add_argument("--card", nargs="?", const="", metavar="FILE",
                     help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
     at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")

@@ -40,6 +40,7 @@ API: list[tuple[str, str, list[str]]] = [
     ("memory", "Buffers", ["Buffer"]),
     ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
+    ("fidelity", "Fidelity", ["Disturbance", "shortfalls"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "MsiDescriptor", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
