@@ -830,14 +830,16 @@ add("put_signal+pull", "M4", PAIR, _pull_signal(), "host0", [1], [0])
 
 
 def _dma_order(**how: Any) -> dict[str, Any]:
+    edge = 4096  # no packet crosses it
+
     def writer(node: Any) -> None:
         source = at(node, "host0", SOURCE)
         node.store(source, 1)
         node.store(source + 8, 1)
-        node.dma.copy(at(node, "host1", 56), source, 16, **how)
+        node.dma.copy(at(node, "host1", edge - 8), source, 16, **how)
 
     def reader(node: Any) -> tuple[int, int]:
-        return node.load(at(node, "host1", 64)), node.load(at(node, "host1", 56))
+        return node.load(at(node, "host1", edge)), node.load(at(node, "host1", edge - 8))
 
     return _pair(writer, reader)
 
