@@ -98,6 +98,7 @@ def run(
     raises: bool = True,
     decisions: list[tuple[int, int, int]] | None = None,
     log: bool = False,
+    stale: bool | Iterable[str] = (),
 ) -> Result:
     """Run node programs under the virtual clock; the same seed gives the same run, bit for bit.
 
@@ -118,6 +119,7 @@ def run(
         raises: raise what a program raised, or Deadlock; otherwise it is in the result.
         decisions: (kind, key, value): these decisions and no others; everything else takes its harmless course.
         log: note the decisions of the seed that were not harmless.
+        stale: nodes that cache remote memory without coherence; True for all.
     Returns:
         A Result.
     Raises:
@@ -133,6 +135,9 @@ def run(
         raise InvalidArgument(f"a seed is an int of 64 bits, not {seed!r}")
     if isinstance(topology, os.PathLike):
         topology = os.fspath(topology)
+    caching = set(programs) if stale is True else set(stale or ())
+    if unknown := caching - set(programs):
+        raise InvalidArgument(f"{', '.join(sorted(unknown))}: no program, so there is nothing that caches")
     simulation, key, given = take(topology, ordering, strict_errors)
     result = Result(seed, simulation.ordering)
     usable = False
@@ -152,7 +157,7 @@ def run(
         try:
             taken: set[str] = set()
             for name, _, _ in listed:
-                nodes.append(simulation.fabric.attach(name, "client" if name in taken else "owner"))
+                nodes.append(simulation.fabric.attach(name, "client" if name in taken else "owner", stale=name in caching))
                 taken.add(name)
                 held.append(sys.getrefcount(nodes[-1]))
             _Run(simulation, greenlet, listed, list(nodes), result).go(guard)
