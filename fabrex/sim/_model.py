@@ -317,6 +317,7 @@ class Node(Standing):
         facts = world.topology.nodes[name]
         self.owner = not number and not client
         self._order: dict[str, Any] = {}
+        self._past = False  # operations of begin() go past the cache
         requester: tuple[int, ...] = (self.index, 0) if self.owner else (self.index, program + 1, number)
         self._handle = Handle((program, number), self.index, requester, facts.pio.wc, name in world.stale)
         self.fabric = Fabric(world, self)
@@ -439,7 +440,7 @@ class Node(Standing):
 
     def _load(self, kind: str, gva: int, size: int, target: int, text: str, finish: Any, asynchronous: bool, **how: Any) -> Any:
         words = list(_words(gva, size))
-        local, cached = target == self.index, self._handle.stale and target != self.index
+        local, cached = target == self.index, self._handle.stale and target != self.index and not asynchronous
 
         def answer(values: Sequence[int]) -> Any:
             data = bytearray(size)
@@ -519,7 +520,7 @@ class Node(Standing):
             request = Request("post", self._handle, text, answer=answer, number="home")
             request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
             return self._do(request.access((), self._drains()).later((), objects))
-        if self._handle.stale:
+        if self._handle.stale and not self._past:
             request = Request("cached", self._handle, text, answer=answer, words=tuple(words))
             own = {("y", self.index, word) for word in objects}
             return self._do(request.access(objects, own).later((), objects | set(issue_objects(tlp))))
@@ -611,7 +612,11 @@ class Node(Standing):
     def begin(self, kind: str, gva: int, *arguments: Any, size: int = 8, **how: Any) -> Any:
         """Start an operation without waiting for it."""
         if kind in ("store", "write"):
-            getattr(self, kind)(gva, *arguments, **({"size": size} if kind == "store" else {}), **how)
+            past, self._past = self._past, True
+            try:
+                getattr(self, kind)(gva, *arguments, **({"size": size} if kind == "store" else {}), **how)
+            finally:
+                self._past = past
             return _Done(kind, gva)
         if kind in ("load", "read"):
             if kind == "load":

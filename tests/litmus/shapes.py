@@ -236,7 +236,7 @@ def _iriw(places: tuple[str, str]) -> dict[str, Any]:
 iriw = every(4) - {(1, 0, 1, 0)}
 add("IRIW", "P3 G1", BOX4, _iriw(one), "host2 host3", iriw, [(1, 0, 1, 0)], about="a write becomes visible to all at once")
 add("IRIW+boxes", "P3 G1", BOXES4, _iriw(two), "host2 host3", iriw, [(1, 0, 1, 0)])
-add("IRIW+stale", "S1", BOX4, _iriw(one), "host2 host3", every(4), stale="host2 host3")
+add("IRIW+stale", "S1", BOX4, _iriw(one), "host2 host3", every(4), must=iriw, stale="host2 host3", about="a cache may fetch ahead")
 
 
 def _wrc(node0: str, between: Callable[[Any], None]) -> dict[str, Any]:

@@ -23,5 +23,5 @@ def test_adversary_shows_only_what_is_allowed(test: Litmus) -> None:
 def test_what_cannot_be_run_still_cannot(name: str) -> None:
     """So that the list of exceptions does not outlive its reasons."""
     (test,) = (test for test in everything() if test.name == name)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - a deadlock, or a call that is not known
+    with pytest.raises(Exception):  # noqa: B017 - a deadlock, or a call that is not known
         shows(test, range(1))
