@@ -143,6 +143,7 @@ _MODULES = (
     "ntb",
     "pcie",
     "registered",
+    "sim",
     "tlp",
     "topology",
     "units",
