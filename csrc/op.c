@@ -203,6 +203,14 @@ static int find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scrat
     return 0;
 }
 
+static int on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path)
+{
+    int status = route_to(n, x->target, path, &x->route);
+    if (!status)
+        x->status = way_status(n, x->target, x->route);
+    return status;
+}
+
 /* The same on the path that the operation takes. */
 static int find_for(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset)
 {
@@ -212,10 +220,7 @@ static int find_for(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t
     if (*out != scratch)
         *scratch = **out;
     *out = scratch;
-    if ((status = route_to(n, scratch->target, op->path, &scratch->route)))
-        return status;
-    scratch->status = way_status(n, scratch->target, scratch->route);
-    return 0;
+    return on_path(n, scratch, op->path);
 }
 
 /* The way that a resolved operation takes; NULL if it was never built. */
@@ -1806,9 +1811,12 @@ int fbx_fence(fbx_node *n)
         for (uint32_t s = 0; s < FBX_STREAMS; s++) {
             struct fbxi_route *route = fbx_observe_pointer(&n->routes[target * FBX_PATHS + s / FBX_CLASSES]);
             struct fbxl_queue *q = own_queue(n, route, s % FBX_CLASSES);
-            uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-            if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
-                fbx_poke(&n->fence_floor, last);
+            const uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+            if (!last)
+                continue;
+            /* Later, and not at the same time: of two things at one time somebody may see the second first. */
+            if (last >= fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
+                fbx_poke(&n->fence_floor, last + 1);
         }
     }
     fbx_fence_sleep();
@@ -2202,6 +2210,7 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 {
     return resolve(n, gva, bytes, generation, x, offset);
 }
+int fbxi_on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path) { return x->route && path ? on_path(n, x, path) : 0; }
 int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
 {
     return posted_queue(n, route, tc, out);
