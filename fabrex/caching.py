@@ -239,4 +239,3 @@ class CachingNode(Node):
         """As `Node.compare_swap`, at the memory itself; this node's copy of the line goes."""
         self._around(gva, size)
         return super().compare_swap(gva, expected, desired, size, **attributes)
-

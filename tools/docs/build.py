@@ -32,7 +32,8 @@ def notice(sources: str) -> str:
 
 # Module, its heading, and the classes and functions to show, in the order in which a reader meets them.
 API: list[tuple[str, str, list[str]]] = [
-    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
+    ("fabric", "Fabrics", ["Fabric", "attach"]),
+    ("listing", "Lists", ["fabrics"]),
     ("link", "Links", ["Link"]),
     ("event", "Events", ["Events", "Event"]),
     ("node", "Nodes", ["Node", "Operation"]),
@@ -41,6 +42,13 @@ API: list[tuple[str, str, list[str]]] = [
     ("dma", "DMA", ["Dma", "Completion"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
+    ("sim/_run", "Virtual clock", ["run", "Result"]),
+    ("sim/_errors", "What ends a simulation", ["Deadlock", "LimitReached", "NotDeterministic"]),
+    ("sim/_trace", "Traces", ["Trace", "TraceEvent", "Site"]),
+    ("sim/_search", "Looking for seeds that fail", ["search", "Failure"]),
+    ("sim/_explain", "Failures that explain themselves", ["explain", "Explanation"]),
+    ("sim/_record", "Record and replay", ["record", "Recording", "Recorded", "replay", "Replay"]),
+    ("sim/_explore", "Exhaustive clock", ["explore", "Exploration"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -144,7 +152,8 @@ def api() -> str:
         for name in names:
             node = top[name]
             dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
-            dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
+            dotted = f"fabrex.{name}" if name in ("Topology", "Completion", "fabrics") else dotted
+            dotted = f"fabrex.sim.{name}" if module.startswith("sim/") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")
