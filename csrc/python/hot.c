@@ -759,9 +759,9 @@ static PyMethodDef requester_methods[] = {
                 "Returns when the write has its place in the egress; it is visible at the peer at its arrival.\n"
                 "Faults of the fabric do not raise: see flush(check=True). Raises: AddressError, AlignmentError,\n"
                 "OverflowError, CompleterAbort, OutOfFabricMemory, ClosedHandle. See fbx_store()."),
-    FAST(fetch_add, "fetch_add($self, gva, value, /, size=8)\n--\n\nAdd (4 or 8 bytes, wrapping) and return the old value. See fbx_fetch_add()."),
-    FAST(swap, "swap($self, gva, value, /, size=8)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
-    FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
+    FAST(fetch_add, "fetch_add($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nAdd (4 or 8 bytes, wrapping) and return the old value. See fbx_fetch_add()."),
+    FAST(swap, "swap($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
+    FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
     FAST(empty, "empty($self, *args, **kwargs)\n--\n\nDo nothing: the cost of a call, for benchmarks."),
     {"_dma_copy", (PyCFunction)(void (*)(void))requester_dma_copy, METH_FASTCALL | METH_KEYWORDS, "_dma_copy($self, dst, src, size, /)\n--\n\n"},
     {"_dma_release", (PyCFunction)(void (*)(void))requester_dma_release, METH_FASTCALL | METH_KEYWORDS, "_dma_release($self, number, /)\n--\n\n"},
