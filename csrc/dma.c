@@ -22,6 +22,7 @@
 #include "pcie.h"
 #include "registered.h"
 #include "trace.h"
+#include "tier.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -86,6 +87,7 @@ struct reader {
     const struct fbxi_route *route;
     uint64_t version; /* of its figures */
     uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
+    uint64_t gap_ps; /* between requests, at least, by non-posted credits */
     uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
     uint64_t requests, planned;
     uint32_t tags, mrrs, mps;
@@ -277,7 +279,14 @@ static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *r
     r->version = fbx_peek(&route->version);
     r->mrrs = fbx_peek(&route->mrrs) < 64 ? 64 : fbx_peek(&route->mrrs) > PIECE ? PIECE : fbx_peek(&route->mrrs);
     r->mps = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps);
+    /* Completions come back into the node's own port: what it has credits for is all that may be outstanding. */
+    const struct fbxi_figures *own = fbxi_out(route);
+    const uint64_t cpls = packets(0, r->mrrs, r->mps);
     r->tags = n->facts->tags ? n->facts->tags : 1;
+    r->tags = (uint32_t)max64(1, min64(min64(r->tags, own->completions / cpls), own->completion_bytes / r->mrrs));
+    r->gap_ps = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        r->gap_ps = max64(r->gap_ps, fbx_observe_pointer(&route->hop[i].out_figures)->request_gap_ps);
     fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
     fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
     r->trip_ps = back.arrives_ps;
@@ -419,26 +428,32 @@ static uint64_t read_issue(const struct reader *r)
 }
 
 /* One chunk's requests and completions. `floor_ps`: earlier posted writes on the way, which requests push before them. */
-static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
-                     uint64_t floor_ps, int reserve, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
+static int plan_read(fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
+                     uint64_t floor_ps, int reserve, uint64_t now, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
 {
     const uint64_t count = packets(offset, bytes, r->mrrs), cpls = packets(offset, bytes, r->mps);
     const uint64_t issue = read_issue(r), last = r->requests + count - 1;
     const uint64_t last_issue = last >= r->tags && count <= r->tags ? max64(issue, tag_free(r, last - r->tags)) : issue;
     struct fbxi_flight out, back;
     int clamped = fbxi_send(r->route, 0, issue, 0, count, FBX_MRD_HEADER, 1, reserve, &out);
-    r->issue_ps = max64(out.departs_ps, last_issue);
+    r->issue_ps = max64(max64(out.departs_ps, last_issue), issue + count * r->gap_ps);
     /* The burst's first request is there before its last. */
     uint64_t sample = out.arrives_ps - (out.departs_ps - issue) / count * (count - 1);
-    sample = max64(max64(sample, floor_ps) + f->region_facts[region].latency_ps, r->memory_ps);
-    r->memory_ps = sample + memory_time(f, region, bytes);
+    sample = max64(sample, floor_ps);
+    sample = max64(sample + fbxi_tier_latency(f, region, now == FBX_ASK ? FBX_ASK : sample), r->memory_ps);
+    r->memory_ps = fbxi_tier_access(f, region, sample, bytes, 1, now, &sample);
     clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
     uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
     const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
-    r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
+    const uint64_t due = arrives > back.jitter_ps ? arrives - back.jitter_ps : 0;
+    r->return_ps = max64(back.departs_ps, due > fixed_ps ? due - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
-    *last_ps = max64(arrives, last_issue + r->trip_ps);
-    *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
+    /* One request that is not a full one has a shorter answer. */
+    uint64_t trip_ps = r->trip_ps;
+    if (count == 1 && bytes < r->mrrs)
+        trip_ps -= min64(trip_ps, fbx_bytes_to_ps(r->slowest, r->mrrs - bytes + (packets(0, r->mrrs, r->mps) - min64(cpls, packets(0, r->mrrs, r->mps))) * FBX_CPLD_HEADER));
+    *last_ps = max64(arrives, last_issue + trip_ps);
+    *first_ps = min64(*last_ps, max64(issue + trip_ps, arrives > spread ? arrives - spread : 0));
     *samples_ps = sample;
     __typeof__(r->past[0]) *past = &r->past[r->planned++ % RING];
     past->first = r->requests;
@@ -506,7 +521,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         const int reserve = reserves(from, read_issue(&ch->reader), now);
         struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
-                             reserve, &c->samples_ps, &ready_first, &ready);
+                             reserve, now, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
             uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
@@ -523,16 +538,18 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps));
         struct fbxi_flight flight;
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
+        flight.arrives_ps = fbxi_tier_write(f, ch->dst.x.region, flight.arrives_ps, fbx_bytes_to_ps(fbxi_out(to)->ps_per_byte_q24, step), step, 1, now);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
         struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
-        c->arrives_ps = max64(max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps)), fbx_peek(&n->fence_floor));
+        const uint64_t through = max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps));
+        c->arrives_ps = max64(through, fbx_peek(&n->fence_floor));
         if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
-        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps;
-        if (c->arrives_ps > departs + ahead)
-            departs = c->arrives_ps - ahead;
+        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps + flight.jitter_ps;
+        if (through > departs + ahead)
+            departs = through - ahead;
         ch->write_ps = c->leaves_ps = departs;
         ch->completes_ps = max64(ch->completes_ps, departs);
         if (f->ordering == FBX_IMMEDIATE)
@@ -555,7 +572,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
 
 int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out)
 {
-    const fbx_fabric *f = n->fabric;
+    fbx_fabric *f = n->fabric;
     uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
     /* What it pushes comes from memory of its own. */
     if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
@@ -571,7 +588,8 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     if (kind == FBX_DMA_WRITE) {
         uint64_t tlps = packets(offset, bytes, fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps));
         fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
-        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
+        there.arrives_ps = fbxi_tier_write(n->fabric, x->region, there.arrives_ps, fbx_bytes_to_ps(fbxi_out(route)->ps_per_byte_q24, bytes), bytes, 1, FBX_ASK);
+        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps + there.jitter_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = out->departs_ps;
@@ -588,7 +606,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         chunk /= 2;
     for (uint32_t i = 0; done < bytes; i++) {
         uint64_t step = min64(bytes - done, chunk - ((offset + done) & (chunk - 1)));
-        plan_read(f, &r, x->region, offset + done, step, 0, 0, &sample, &first, &last);
+        plan_read(f, &r, x->region, offset + done, step, 0, 0, FBX_ASK, &sample, &first, &last);
         if (!i)
             out->departs_ps = r.issue_ps;
         done += step;

@@ -29,6 +29,7 @@ EXPECTED = {
     "nvlink-ib",
     "squadrack",
     "supernode-32",
+    "xeon-e3",
 }
 
 

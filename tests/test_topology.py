@@ -132,7 +132,8 @@ def test_counts_and_patterns() -> None:
 def test_defaults_fill_gaps_only() -> None:
     topology = Topology.load(FULL)
     assert topology.nodes["host0"].memory["dram"] == Memory("dram", 2**30, 80_000)
-    assert topology.nodes["host2"].memory["dram"] == Memory("dram", 2 * 2**30, 90_000, 307_200_000_000 * 8)
+    assert topology.nodes["host2"].memory["dram"] == Memory("dram", 2 * 2**30, 90_000, 307_200_000_000 * 8,
+        {"distribution": "exponential", "mean_ps": 5_000, "max_ps": 1_000_000})  # fmt: skip
     assert topology.nodes["gpu0"].memory["hbm"].rate_bps == 3_200_000_000_000 * 8
     assert (topology.nodes["host0"].dma.channels, topology.nodes["host0"].dma.tags) == (2, 64)
     assert topology.nodes["gpu0"].dma.setup_read_ps == 400_000

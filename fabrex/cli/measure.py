@@ -126,9 +126,7 @@ def idle(topology: Any) -> Any:
             if kept and node["kind"] != "switch":
                 node[key] = kept
         if "memory" in node:
-            node["memory"] = {
-                tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()
-            }
+            node["memory"] = {tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()}
     for link in document["links"]:
         link.pop("jitter", None)
         link["delay"] = "0ns"

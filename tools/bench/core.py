@@ -253,6 +253,22 @@ def python(report: Report, rounds: int) -> None:
                 report.add("python", f"Python load of {wanted} ns{words}: median off by", offs, 10 if wanted < 1000 else 3, "%")
 
 
+def _passed(watch: list[str], send: list[str], how: str, least: int) -> list[float]:
+    """Run a watcher and a sender, and return the median time in between, if `least` were seen undisturbed."""
+    watcher = common.start(watch, -1)
+    assert watcher.stdout
+    watcher.stdout.readline()
+    sender = common.start(send, 0)
+    away = {stamp for _, stamp, _ in common.lines(sender.communicate(timeout=60)[0])}
+    try:
+        out, _ = watcher.communicate(timeout=40)
+    except subprocess.TimeoutExpired:
+        watcher.kill()
+        out, _ = watcher.communicate()
+    found = [value for name, stamp, value in common.lines(out) if name == how and stamp not in away]
+    return [statistics.median(found)] if len(found) > least else []
+
+
 def oneway(report: Report, rounds: int) -> None:
     """A store, until a polling process at the other node has seen it; against a flag in shared memory, in the same run."""
     program = common.ops()
@@ -266,21 +282,11 @@ def oneway(report: Report, rounds: int) -> None:
             node.flush()
             for _ in common.rounds(rounds):
                 for how, values in (("raw", floors), ("api", seen), ("wait", by_wait)):
-                    watcher = common.start(common.words(program, "poll", made, "host1", gva, count, how), -1)
-                    assert watcher.stdout
-                    watcher.stdout.readline()
                     gap = int(modelled) + 3000
                     way = "raw" if how == "raw" else "api"
-                    sender = common.start(common.words(program, "send", made, "host0", gva, count, way, gap), 0)
-                    away = {stamp for _, stamp, _ in common.lines(sender.communicate(timeout=60)[0])}
-                    try:
-                        out, _ = watcher.communicate(timeout=40)
-                    except subprocess.TimeoutExpired:
-                        watcher.kill()
-                        out, _ = watcher.communicate()
-                    found = [value for name, stamp, value in common.lines(out) if name == how and stamp not in away]
-                    if len(found) > count // 20:
-                        values.append(statistics.median(found))
+                    watch = common.words(program, "poll", made, "host1", gva, count, how)
+                    send = common.words(program, "send", made, "host0", gva, count, way, gap)
+                    values += _passed(watch, send, how, count // 20)
         if not floors:
             report.skip("oneway", "store to a polling process", "two processes do not get to run at once here")
             continue
@@ -292,6 +298,35 @@ def oneway(report: Report, rounds: int) -> None:
                 report.add("oneway", f"store to a process polling with {means}, {modelled:.0f} ns", values, limit, remark=words)
             else:
                 report.skip("oneway", f"store to a process polling with {means}", "the watcher saw nothing")
+
+
+def doorbell(report: Report, rounds: int) -> None:
+    """A doorbell, until a process that waits for it, or polls, has it; against a bare futex, and a flag, in the same run."""
+    program, kinds = common.ops(), ("futex", "wait", "raw", "poll", "events")
+    for wanted in (None, 1500):
+        seen: dict[str, list[float]] = {kind: [] for kind in kinds}
+        with common.fabric(_pair(wanted)) as made, made.attach("host0", role="client") as node:
+            gva = made.gva("host1", 128)
+            modelled = node.estimate("store", gva, 8)["arrives_ps"] / 1e3
+            for _ in common.rounds(rounds):
+                for how in kinds:
+                    # A waiter looks for a while before it sleeps; here it must have gone to sleep.
+                    count, gap = (1500, 300_000) if how in ("futex", "wait") else (4000, int(modelled) + 3000)
+                    begin, ring = ("poll", "send") if how == "raw" else ("bell", "ring")
+                    watch = common.words(program, begin, made, "host1", gva, count, how)
+                    send = common.words(program, ring, made, "host0", gva, count, how, gap)
+                    seen[how] += _passed(watch, send, how, count // 20)
+        if not all(seen.values()):
+            report.skip("doorbell", f"doorbell of {modelled:.0f} ns", "two processes do not get to run at once here")
+            continue
+        wake, floor = statistics.median(seen["futex"]), statistics.median(seen["raw"])
+        pairs = [a / b for a, b in zip(seen["wait"], seen["futex"], strict=False)]
+        words = f"{statistics.median(seen['wait']):.0f} ns of which {modelled:.0f} ns are modelled; futex {wake:.0f} ns"
+        report.add("doorbell", f"doorbell of {modelled:.0f} ns to a waiting process / bare futex", pairs, 1.5, "", remark=words)
+        words = f"floor of the machine {floor:.0f} ns, modelled {modelled:.0f} ns"
+        for how, means in (("poll", "fbx_db_read"), ("events", "fbx_ntb_wait_event")):
+            claim = f"doorbell to a process polling with {means}, {modelled:.0f} ns"
+            report.add("doorbell", claim, seen[how], max(modelled, floor) + 60, remark=words)
 
 
 # -- shared links -----------------------------------------------------------------------------------------------------
@@ -446,6 +481,7 @@ GROUPS: dict[str, Callable[[Report, int], None]] = {
     "delay": delay,
     "python": python,
     "oneway": oneway,
+    "doorbell": doorbell,
     "fair": fair,
     "arbitration": arbitration,
     "scale": scale,

@@ -6,6 +6,8 @@
  *   posted BATCHES            timing on: what it takes to issue a posted store
  *   poll   COUNT raw|api|wait watch a word of the node's own memory: say each stamp, and how much later it was seen
  *   send   COUNT raw|api GAP  write time stamps there, one every GAP ns; say those at which it was interrupted
+ *   bell   COUNT futex|wait|poll|events   wait for, or poll, doorbell 0 of the node: how much later each was seen; futex: bare
+ *   ring   COUNT futex|wait|poll|events GAP   ring it (host1's), one every GAP ns; say those at which it was interrupted
  *   push   BYTES START_PS NS  bulk writes, one after the other, from fabric time START_PS for NS; says bytes and ns
  *   chase  BATCHES PEERS LINES   follow addresses through lines of PEERS nodes' first regions, and pointers through the same
  */
@@ -13,7 +15,9 @@
 #include "fabrex.h"
 #include "measure.h"
 
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static void must(int status, const char *what)
@@ -163,6 +167,88 @@ static void send_stamps(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64
     }
 }
 
+struct bell { /* raw shared memory: when it was rung, the bare futex, and that no more comes */
+    uint64_t stamp;
+    uint32_t rung, over;
+};
+
+static struct bell *bell_at(fbx_node *node, uint64_t gva)
+{
+    struct bell *bell = (struct bell *)(void *)word_at(node, gva);
+    fbx_unmap(node, gva); /* nobody need keep it current for us: doorbells are not in it */
+    return bell;
+}
+
+static void watch_bell(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t count, const char *how)
+{
+    struct bell *bell = bell_at(node, gva);
+    struct fbx_ntb_event event;
+    uint64_t bits, n = 0, last = 0;
+    struct {
+        uint64_t stamp, took;
+    } *taken = calloc(count + 1, sizeof *taken);
+    memset(bell, 0, sizeof *bell);
+    while (fbx_ntb_wait_event(node, &event, 1, 0) > 0)
+        ;
+    say("ready", 8, 0);
+    const uint64_t limit = now_ns() + 30000000000u;
+    uint32_t seen = 0;
+    uint64_t look = fbx_fabric_now(fabric);
+    for (uint32_t spins = 0; n < count && !__atomic_load_n(&bell->over, __ATOMIC_ACQUIRE); spins++) {
+        int rung;
+        if (how[0] == 'f') {
+            const struct timespec second = {1, 0};
+            while (__atomic_load_n(&bell->rung, __ATOMIC_ACQUIRE) == seen && !bell->over)
+                syscall(SYS_futex, &bell->rung, FUTEX_WAIT, seen, &second, NULL, 0);
+            seen = __atomic_load_n(&bell->rung, __ATOMIC_ACQUIRE);
+            rung = 1;
+        } else if (how[0] == 'p') {
+            must(fbx_db_read(node, &bits), "fbx_db_read");
+            rung = (int)(bits & 1);
+        } else {
+            rung = fbx_ntb_wait_event(node, &event, 1, how[0] == 'w' ? 1000000000u : 0) > 0 && event.kind == FBX_NTB_DOORBELL;
+        }
+        const uint64_t before = look, stamp = __atomic_load_n(&bell->stamp, __ATOMIC_ACQUIRE);
+        look = fbx_fabric_now(fabric);
+        if (rung && how[0] != 'f')
+            must(fbx_db_clear(node, 1), "fbx_db_clear");
+        if (!(spins & 0xffff) && now_ns() > limit)
+            break;
+        if (rung && stamp != last && (how[0] == 'f' || how[0] == 'w' || look - before < AWAY_PS))
+            taken[n].stamp = stamp, taken[n++].took = look - stamp;
+        last = rung ? stamp : last;
+    }
+    for (uint64_t i = n / 10; i < n; i++)
+        printf("%s %llu %.3f\n", how, (unsigned long long)taken[i].stamp, (double)taken[i].took / 1e3);
+    fflush(stdout);
+}
+
+static void ring_bell(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t count, const char *how, uint64_t gap_ns)
+{
+    struct bell *bell = bell_at(node, gva);
+    uint64_t next = fbx_fabric_now(fabric);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t stamp;
+        while ((stamp = fbx_fabric_now(fabric)) < next)
+            ;
+        __atomic_store_n(&bell->stamp, stamp, __ATOMIC_RELEASE);
+        if (how[0] == 'f') {
+            __atomic_add_fetch(&bell->rung, 1, __ATOMIC_RELEASE);
+            syscall(SYS_futex, &bell->rung, FUTEX_WAKE, 1, NULL, NULL, 0);
+        } else {
+            must(fbx_peer_db_set(node, 0, 1), "fbx_peer_db_set");
+        }
+        if (how[0] != 'f' && how[0] != 'w' && fbx_fabric_now(fabric) - stamp > AWAY_PS)
+            printf("away %llu 0\n", (unsigned long long)stamp);
+        next = stamp + gap_ns * 1000 + (stamp >> 4) % 200000; /* not in step with the watcher's rounds */
+    }
+    while (fbx_fabric_now(fabric) < next + 5000000000u)
+        ;
+    __atomic_store_n(&bell->over, 1, __ATOMIC_RELEASE);
+    __atomic_add_fetch(&bell->rung, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &bell->rung, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
 static void push(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
 {
     char *data = calloc(1, bytes);
@@ -264,6 +350,10 @@ int main(int argc, char **argv)
         poll_stamps(fabric, node, gva, number, argv[7]);
     else if (!strcmp(command, "send") && argc == 9)
         send_stamps(fabric, node, gva, number, argv[7], strtoull(argv[8], NULL, 0));
+    else if (!strcmp(command, "bell") && argc == 8)
+        watch_bell(fabric, node, gva, number, argv[7]);
+    else if (!strcmp(command, "ring") && argc == 9)
+        ring_bell(fabric, node, gva, number, argv[7], strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "push") && argc == 9)
         push(fabric, node, gva, number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "chase") && argc == 9)

@@ -103,9 +103,7 @@ class _Fabrex:
         context = common.fabric(topology, **options)
         made = context.__enter__()
         self._open.append(context)
-        owner = subprocess.Popen(
-            [sys.executable, "-c", _OWNER, made.directory, made.name, str(common.ROOT)], stdin=subprocess.PIPE
-        )
+        owner = subprocess.Popen([sys.executable, "-c", _OWNER, made.directory, made.name, str(common.ROOT)], stdin=subprocess.PIPE)
         self._open.append(owner)
         made.get("ready", timeout=20.0)
         return made
