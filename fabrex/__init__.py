@@ -144,6 +144,7 @@ _MODULES = (
     "ntb",
     "pcie",
     "registered",
+    "sim",
     "tlp",
     "topology",
     "units",

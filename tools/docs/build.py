@@ -43,6 +43,13 @@ API: list[tuple[str, str, list[str]]] = [
     ("fidelity", "Fidelity", ["Disturbance", "shortfalls"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "MsiDescriptor", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
+    ("sim/_run", "Virtual clock", ["run", "Result"]),
+    ("sim/_errors", "What ends a simulation", ["Deadlock", "LimitReached", "NotDeterministic"]),
+    ("sim/_trace", "Traces", ["Trace", "TraceEvent", "Site"]),
+    ("sim/_search", "Looking for seeds that fail", ["search", "Failure"]),
+    ("sim/_explain", "Failures that explain themselves", ["explain", "Explanation"]),
+    ("sim/_record", "Record and replay", ["record", "Recording", "Recorded", "replay", "Replay"]),
+    ("sim/_explore", "Exhaustive clock", ["explore", "Exploration"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -148,6 +155,7 @@ def api() -> str:
             top_level = module in ("fabric", "listing", "node", "memory", "registered", "event")
             dotted = f"fabrex.{name}" if top_level else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
+            dotted = f"fabrex.sim.{name}" if module.startswith("sim/") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")
