@@ -150,6 +150,7 @@ class FabricCache(Cache):
         super().__init__(layers=[FabricLayer(keys, values) for keys, values in views])
         self._ticket = 0
         self._seen = 0
+        self.bytes_pulled = 0  # by the last pull
 
     @property
     def address(self) -> KVAddress:
@@ -202,6 +203,15 @@ class FabricCache(Cache):
             peer.data, self.buffer.gva + HEADER, size, signal=peer.flag, value=self._announced(count), **options
         )
 
+    def estimate(self, peer: KVAddress, tokens: int, *, pull: bool = False) -> int:
+        """Return what the model gives a hand-over on an idle fabric, in ps: until the announcement is seen, or the data are here."""
+        size = self.layout.bytes_for(tokens)
+        if not pull:
+            moved = self.node.estimate("dma_write", peer.data, size)["arrives_ps"]
+            return int(moved)
+        told = self.node.estimate("store", peer.flag)["arrives_ps"]  # as long this way as the other
+        return int(told + self.node.estimate("dma_read", peer.data, size)["completes_ps"])
+
     def offer(self, peer: KVAddress, tokens: int | None = None) -> None:
         """Announce tokens that the peer is to `pull`: an 8-byte store."""
         self._like(peer)
@@ -234,6 +244,7 @@ class FabricCache(Cache):
         except WaitTimeout:
             done.cancel()
             raise
+        self.bytes_pulled = done.bytes_done
         self.truncate(tokens)
         return tokens
 

@@ -45,12 +45,20 @@ def prompts(count: int = 8, seed: int = 3, lengths: tuple[int, ...] = LENGTHS) -
     return [[noise.randrange(1, VOCABULARY) for _ in range(lengths[i % len(lengths)])] for i in range(count)]
 
 
+def _with(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the argument that hands a cache to a model; its name changed during transformers 5."""
+    import inspect
+
+    named = "cache" in inspect.signature(type(model).forward).parameters
+    return {"cache" if named else "past_key_values": cache, "use_cache": True}
+
+
 def prefill(model: Any, prompt: list[int], cache: Any) -> None:
     """Fill a cache with all of a prompt but its last token, which the decoder computes itself."""
     import torch
 
     with torch.inference_mode():
-        model(input_ids=torch.tensor([prompt[:-1]]), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor([prompt[:-1]]), **_with(model, cache))
 
 
 def decode(model: Any, prompt: list[int], cache: Any, count: int) -> list[int]:
@@ -60,7 +68,7 @@ def decode(model: Any, prompt: list[int], cache: Any, count: int) -> list[int]:
     tokens, last = [], prompt[-1]
     with torch.inference_mode():
         for _ in range(count):
-            logits = model(input_ids=torch.tensor([[last]]), past_key_values=cache, use_cache=True).logits
+            logits = model(input_ids=torch.tensor([[last]]), **_with(model, cache)).logits
             last = int(logits[0, -1].argmax())
             tokens.append(last)
     return tokens

@@ -3,7 +3,8 @@
 
 An engine that moves its KV cache with NIXL runs on a fabric unchanged: `fabricctl run --nixl TOPOLOGY -- COMMAND` puts this
 package in NIXL's place, and so does `SHIM_PATH` as the first entry of PYTHONPATH. Each process is a node of the fabric, by
-FABREX_FABRIC and FABREX_NODE. The backend is called FABREX, and answers to UCX.
+FABREX_FABRIC and FABREX_NODE. The backend is called FABREX, and answers to UCX. FABREX_NIXL_LOG names a file to which each
+transfer adds a line of JSON: what it moved, what it took, and what the model gave it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ._api import (
     DEFAULT_COMM_PORT,
+    agents,
     nixl_agent,
     nixl_agent_config,
     nixl_backend_handle,
@@ -25,6 +27,7 @@ SHIM_PATH = str(Path(__file__).resolve().parent / "shim")
 __all__ = [
     "DEFAULT_COMM_PORT",
     "SHIM_PATH",
+    "agents",
     "nixl_agent",
     "nixl_agent_config",
     "nixl_backend_handle",

@@ -42,12 +42,19 @@ from ._bindings import (
 from ._mail import NAME_LIMIT, Box, Lane, messages
 from ._memory import Attachment, Registrations, Rows, Table
 from ._metadata import FETCH, INVALIDATE, SEND, Listener, Metadata, directory_key, talk
-from ._transfer import DONE, FAILED, IDLE, Engine, Transfer, merge, usable
+from ._transfer import DONE, FAILED, IDLE, Engine, Log, Transfer, estimate, merge, usable
 from .logging import get_logger
 
 logger = get_logger(__name__)
 
 PLUGINS = ["FABREX", "UCX"]
+_agents: weakref.WeakSet[nixl_agent] = weakref.WeakSet()
+
+
+def agents() -> list[nixl_agent]:
+    """Return the agents of this process that are alive: an engine makes its own, and tests want to look at them."""
+    return [agent for agent in _agents if not agent._closed]
+
 nixl_backend_handle = int
 
 
@@ -209,7 +216,9 @@ class nixl_agent:
             self._box = Box(self._node)
             weak = weakref.ref(self)
             self._engine = Engine(self._node, _sender(weak), _pumper(weak), conf.enable_pthread or conf.capture_telemetry)
+            self._engine.log = Log.from_environment(self.name, self._node.name)
             self._closed = False
+            _agents.add(self)
             for backend in self.plugin_list if instantiate_all else conf.backends:
                 if backend in self.plugin_list:
                     self.create_backend(backend)
@@ -229,6 +238,15 @@ class nixl_agent:
 
     def __repr__(self) -> str:
         return f"<nixl_agent {self.name!r}{' (closed)' if self._closed else f' on {self._node.name}'}>"
+
+    @property
+    def node(self) -> Node:
+        """The node that it is on."""
+        return self._node
+
+    def regions(self) -> list[tuple[int, int, int]]:
+        """Return its registered memory: (address, bytes, global address) each."""
+        return [(row[2], row[3], row[4]) for row in self._registrations.table.rows()]
 
     @property
     def listen_port(self) -> int:
@@ -702,17 +720,10 @@ class nixl_agent:
     def estimate_xfer_ps(self, req_handle: nixl_xfer_handle) -> int:
         """Return the same in picoseconds (fabrex's own)."""
         transfer = self._transfer(req_handle)
-        if not transfer.bytes:
-            return 0
-        reads = transfer.op == nixl_xfer_op_t.NIXL_READ
         try:
-            gva = int(transfer.remote[0])
-            cost = self._node.estimate("dma_read" if reads else "dma_write", gva, transfer.bytes)["completes_ps"]
-            if not reads:  # DONE comes after the flush
-                cost += self._node.estimate("load", gva & ~7, 8)["completes_ps"]
+            return estimate(self._node, transfer)
         except FabricError as error:
             raise nixlRemoteDisconnectError(str(error)) from error
-        return int(cost)
 
     def get_xfer_telemetry(self, handle: nixl_xfer_handle) -> nixlXferTelemetry:
         """Return what a transfer took."""

@@ -8,6 +8,7 @@ success, the notification goes out. The thread is there for those who do not pol
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import threading
@@ -84,6 +85,49 @@ class Transfer:
         return out
 
 
+def estimate(node: Node, transfer: Transfer) -> int:
+    """Return what the model gives a transfer on an idle fabric, in ps."""
+    if not transfer.bytes:
+        return 0
+    gva = int(transfer.remote[0])
+    if transfer.op == nixl_xfer_op_t.NIXL_READ:
+        return int(node.estimate("dma_read", gva, transfer.bytes)["completes_ps"])
+    # DONE comes after the flush.
+    flush = node.estimate("load", gva & ~7, 8)["completes_ps"]
+    return int(node.estimate("dma_write", gva, transfer.bytes)["completes_ps"] + flush)
+
+
+class Log:
+    """A line of JSON for each transfer that ends."""
+
+    def __init__(self, path: str, agent: str, node: str) -> None:
+        self._path, self._agent, self._node = path, agent, node
+
+    @classmethod
+    def from_environment(cls, agent: str, node: str) -> Log | None:
+        """Return the log that FABREX_NIXL_LOG asks for."""
+        path = os.environ.get("FABREX_NIXL_LOG")
+        return cls(path, agent, node) if path else None
+
+    def add(self, transfer: Transfer, estimated_ps: int) -> None:
+        """Write it down."""
+        line = {
+            "agent": self._agent,
+            "node": self._node,
+            "to": transfer.agent,
+            "op": transfer.op.name.removeprefix("NIXL_"),
+            "bytes": transfer.bytes,
+            "pieces": len(transfer.sizes),
+            "posted_ps": transfer.posted_ps,
+            "measured_ps": transfer.seen_ps - transfer.posted_ps if transfer.state == DONE else None,
+            "modelled_ps": transfer.modelled_ps if transfer.state == DONE else None,
+            "estimated_ps": estimated_ps,
+            "error": None if transfer.error is None else f"{type(transfer.error).__name__}: {transfer.error}",
+        }
+        with open(self._path, "a", encoding="utf-8") as out:  # one write of less than a page: lines of processes do not mix
+            out.write(json.dumps(line) + "\n")
+
+
 class Engine:
     """All transfers of one agent.
 
@@ -99,6 +143,7 @@ class Engine:
         self._active: list[Transfer] = []
         self._next_channel = 0
         self._pid = os.getpid()
+        self.log: Log | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
         self._threaded = threaded
@@ -150,6 +195,12 @@ class Engine:
             transfer.completion = None
             transfer.error = self._translated(error)
             transfer.state = FAILED
+        if self.log is not None and not transfer.active:
+            cost = 0
+            with contextlib.suppress(FabricError):
+                cost = estimate(self._node, transfer)
+            with contextlib.suppress(OSError):
+                self.log.add(transfer, cost)
 
     def _translated(self, error: Exception) -> Exception:
         if not isinstance(error, FabricError):
