@@ -3,7 +3,8 @@
 
 The tensors are views of an exported buffer, so nothing is copied between the model and the fabric: what the model writes is
 what a peer's DMA reads, and the other way round. Raw access is functional and untimed; the hand-over is not. It is ordered by
-the fabric alone: `put_signal` when pushed, a doorbell word and then a DMA read when pulled.
+the fabric alone: `put_signal` when pushed, a doorbell word and then a DMA read when pulled. A cache has room for one announcement:
+announce the next when the peer says that it has taken the last.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any
 
-TIMEOUT = 300.0
+TIMEOUT = 90.0
 DMA = ("dma_write", "dma_read")
 
 
@@ -53,6 +53,16 @@ def _transformers(role: str, plan: dict[str, Any]) -> None:
             fabric.put(f"kv-{mine}", cache.address.pack())
             peer = KVAddress.unpack(fabric.get(f"kv-{other}", timeout=TIMEOUT))
             node.barrier("kv-ready", TIMEOUT, size=2)
+            # Once through everything: pages are mapped at the first touch, by each process for itself.
+            if role == "prefill":
+                cache.push(peer, cache.layout.tokens).wait(TIMEOUT)
+                node.barrier("kv-pushed", TIMEOUT, size=2)
+                cache.offer(peer, cache.layout.tokens)
+            else:
+                cache.receive(TIMEOUT)
+                node.barrier("kv-pushed", TIMEOUT, size=2)
+                cache.pull(peer, TIMEOUT)
+            node.barrier("kv-warm", TIMEOUT, size=2)
             for way in plan["ways"]:
                 for i, prompt in enumerate(prompts):
                     key = f"{way}-{i}"
