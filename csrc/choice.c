@@ -62,6 +62,8 @@ void fbxi_choices_free(fbx_fabric *f)
     }
 }
 
+uint64_t fbx_choose(fbx_fabric *f, uint32_t kind, uint64_t count) { return kind < 16 ? fbxi_choice(f, kind, count) : 0; }
+
 int fbx_choice_plan(fbx_fabric *f, const struct fbx_choice *fixed, uint64_t count, uint32_t flags)
 {
     if (f->clock.kind != FBX_VIRTUAL)

@@ -47,7 +47,19 @@ static inline uint64_t fbxi_choice_at(fbx_fabric *f, uint32_t kind, uint64_t key
     return __builtin_expect(f->choices != NULL, 0) ? fbxi_choice_decide(f, kind, key, n, drawn) : drawn;
 }
 
-/* The same, named by how many of this kind there have been in this process. */
+/* Harmless but once in `one_in` times; then one of 1 .. n-1. */
+static inline uint64_t fbxi_choice_rare(fbx_fabric *f, uint32_t kind, uint64_t key, uint64_t n, uint64_t one_in)
+{
+    if (n < 2)
+        return 0;
+    const uint64_t bits = fbxi_choice_bits(f->choice_seed, kind, key);
+    uint64_t drawn = 0;
+    if ((uint64_t)(((unsigned __int128)bits * one_in) >> 64) == 0)
+        drawn = 1 + (uint64_t)(((unsigned __int128)(bits * 0x9E3779B97F4A7C15ull ^ bits >> 32) * (n - 1)) >> 64);
+    return __builtin_expect(f->choices != NULL, 0) ? fbxi_choice_decide(f, kind, key, n, drawn) : drawn;
+}
+
+/* The same as fbxi_choice_at(), named by how many of this kind there have been in this process. */
 static inline uint64_t fbxi_choice(fbx_fabric *f, uint32_t kind, uint64_t n)
 {
     return fbxi_choice_at(f, kind, f->choice_count[kind & 15]++, n);

@@ -16,6 +16,7 @@
  * Descriptors are executed from private copies. What others may know of them is in dma_queue.c.
  */
 #include "dma_queue.h"
+#include "event.h"
 #include "journey.h"
 #include "ordering.h"
 #include "pcie.h"
@@ -45,6 +46,7 @@
 #define TARGETS 16u
 #define JOBS_BLOCK 64u
 #define JOBS_BLOCKS 1024u
+#define TELL_NS 10000000u /* between two events of one handle */
 
 _Static_assert(FBX_DMA_CHANNEL_LIMIT == FBX_DMA_CHANNELS && FBX_DMA_QUEUE_LIMIT == FBX_DMA_DEPTH, "what is promised is there");
 
@@ -57,6 +59,7 @@ struct job {
     struct fbxl_dma_slot *slot;
     struct fbx_error *error;
     uint64_t total, issued_ps, trace_id;
+    uint32_t trace_site;
     fbx_au64 moved, completes_ps, next_ps;
     fbx_au32 done, kind, waiters; /* done: futex word */
     int32_t status;
@@ -125,6 +128,7 @@ struct fbxi_dma {
     struct job *block[JOBS_BLOCKS], *free;
     uint32_t blocks;
     uint64_t generation;
+    fbx_au64 told_ns, untold; /* when an event told of a failure, and how many failed since */
 };
 
 struct fbxi_engine {
@@ -906,6 +910,28 @@ static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct 
     return 0;
 }
 
+static void trace_job(const struct channel *ch, const struct job *j, int status)
+{
+    fbx_fabric *f = ch->node->fabric;
+    const struct fbx_dma_piece p = piece_count(j) ? piece_at(j, 0) : (struct fbx_dma_piece){j->d.dst, j->d.src, 0};
+    const struct fbxi_trace_record r = {
+        .at_ps = timed(ch->node) ? fbxi_now(&f->clock) : 0, .id = j->trace_id, .gva = p.dst, .bytes = j->total, .digest = p.src,
+        .issued_ps = j->issued_ps, .completes_ps = fbx_peek(&j->completes_ps), .site = j->trace_site, .status = (int16_t)status,
+        .node = (uint16_t)ch->node->index, .target = (uint16_t)(ch->dst.x.route ? ch->dst.x.target : ch->node->index),
+        .event = FBX_TRACE_OP, .kind = (uint8_t)fbx_peek(&j->kind), .tc = (uint8_t)j->d.tc,
+        .attr = (uint8_t)((j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0))};
+    fbxi_trace(f, &r);
+}
+
+/* What was stored as it arrived, without a stay in the queue. */
+static void trace_chunk(const struct channel *ch, const struct job *j, const struct chunk *c)
+{
+    const struct fbxi_trace_record r = {
+        .at_ps = c->arrives_ps, .arrives_ps = c->arrives_ps, .id = j->trace_id, .gva = c->dst, .bytes = c->bytes,
+        .node = (uint16_t)ch->node->index, .target = (uint16_t)ch->dst.x.target, .event = FBX_TRACE_VISIBLE, .kind = FBXL_ENTRY_WRITE};
+    fbxi_trace(ch->node->fabric, &r);
+}
+
 static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t now)
 {
     fbx_node *n = ch->node;
@@ -963,6 +989,8 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
             budget -= min64(budget, c->moved - before);
             if (c->moved < c->bytes)
                 break;
+            if (fbxi_tracing(f) && ch->dst.x.route)
+                trace_chunk(ch, j, c);
             ch->ring_head++;
         }
         if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
@@ -1049,6 +1077,8 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!lane)
         return status ? status : fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
+    if (n->fabric->sim)
+        n->fabric->trace_site = j->trace_site;
     if (ch->phase == IDLE && ((status = begin(ch, j, now)) || (status = scratch(ch, j))))
         return status;
     if (ch->phase == MOVES) {
@@ -1126,6 +1156,18 @@ static void give_back(struct fbxi_dma *dma, struct job *j)
     dma->free = j;
 }
 
+/* An event, or one more that the next event counts: a program that goes on submitting what fails must not fill the ring. */
+static void tell_failure(fbx_node *n, int status)
+{
+    struct fbxi_dma *dma = n->dma;
+    const uint64_t now = fbxi_monotonic_ns();
+    uint64_t told = fbx_peek(&dma->told_ns);
+    if ((told && now - told < TELL_NS) || !fbx_claim(&dma->told_ns, told, now))
+        fbx_count(&dma->untold, 1);
+    else
+        fbxi_event(n->fabric, &(struct fbxi_event){FBX_EVENT_DMA_FAILED, n->index, UINT32_MAX, UINT32_MAX, (uint64_t)-status, fbx_swap(&dma->untold, 0)});
+}
+
 /* Claimed. It is complete, however it went. */
 static void finish(struct channel *ch, struct job *j, int status)
 {
@@ -1142,6 +1184,8 @@ static void finish(struct channel *ch, struct job *j, int status)
         }
         error->op = (int)fbx_peek(&j->kind);
     }
+    if (status && status != FBX_E_CANCELLED && status != FBX_E_CLOSED)
+        tell_failure(n, status);
     if (first && timed(n)) {
         if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
             fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);
@@ -1150,6 +1194,8 @@ static void finish(struct channel *ch, struct job *j, int status)
         ch->free_ps = status ? fbxi_now(&n->fabric->clock) : ch->completes_ps;
         fbx_poke(&j->completes_ps, ch->free_ps);
     }
+    if (fbxi_tracing(n->fabric))
+        trace_job(ch, j, status);
     if (first) {
         fbx_poke(&ch->lent, fbx_peek(&ch->lenders) != 0);
         ch->phase = IDLE;
@@ -1593,6 +1639,7 @@ int fbx_dma_submit(fbx_node *n, const struct fbx_dma *d, uint64_t *id)
     j->total = total;
     j->issued_ps = timed(n) ? fbxi_now(&f->clock) : 0;
     j->trace_id = fbxi_trace_id(f);
+    j->trace_site = f->trace_site;
     if (d->list) {
         j->list = malloc((d->list_count ? d->list_count : 1) * sizeof *j->list);
         if (j->list)
@@ -1766,6 +1813,28 @@ int fbx_dma_release(fbx_node *n, uint64_t id)
     pthread_mutex_unlock(&n->dma->mutex);
     let_go(n, j);
     return 0;
+}
+
+uint64_t fbxi_dma_next(const fbx_node *n)
+{
+    uint64_t next = NEVER;
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        const struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head)
+            next = min64(next, fbx_peek(&ch->head->next_ps));
+    }
+    return next;
+}
+
+void fbxi_dma_step(fbx_node *n)
+{
+    for (uint32_t i = 0; n->dma && i < FBX_DMA_CHANNELS; i++) {
+        struct channel *ch = n->dma->channel[i];
+        if (ch && ch->head && claim(ch)) {
+            step(ch, 0);
+            unclaim(ch);
+        }
+    }
 }
 
 void fbxi_dma_detach(fbx_node *n)

@@ -75,3 +75,5 @@ int fbxi_fail_at(int code, int op, int node, uint64_t gva, const char *format, .
     va_end(arguments);
     return code;
 }
+
+void fbxi_fail_again(const struct fbx_error *record) { last = *record; }

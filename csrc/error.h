@@ -12,4 +12,6 @@ int fbxi_fail_system(int code, const char *format, ...) __attribute__((format(pr
 /* Attach the operation's address, node and kind to the record. */
 int fbxi_fail_at(int code, int op, int node, uint64_t gva, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
+/* Make an earlier record the last one again: for who reports later than it failed. */
+void fbxi_fail_again(const struct fbx_error *record);
 #endif

@@ -86,7 +86,8 @@ typedef struct fbx_node fbx_node;
 enum fbx_kind { FBX_HOST = 1, FBX_ACCELERATOR = 2, FBX_MEMORY = 3, FBX_SWITCH = 4 };
 enum fbx_ordering { FBX_POSTED = 0, FBX_IMMEDIATE = 1, FBX_ADVERSARIAL = 2 };
 enum fbx_clock { FBX_REAL = 0, FBX_VIRTUAL = 1 };
-enum fbx_flags { FBX_PERSISTENT = 1, FBX_TIMING = 2, FBX_AUTO_WINDOWS = 4, FBX_STRICT = 8, FBX_NO_SERVICE = 64 };
+enum fbx_flags { FBX_PERSISTENT = 1, FBX_TIMING = 2, FBX_AUTO_WINDOWS = 4, FBX_STRICT = 8, FBX_NO_SERVICE = 64,
+                 FBX_PRIVATE = 128 /* no files: nobody else can open it, and it ends with its handle */ };
 enum fbx_profile_id { FBX_PROFILE_FABREX, FBX_PROFILE_XEON_GEN3, FBX_PROFILE_XEON_GEN4, FBX_PROFILE_AMD,
                       FBX_PROFILE_IDT, FBX_PROFILE_SWITCHTEC, FBX_PROFILE_EPF, FBX_PROFILES };
 
@@ -189,6 +190,40 @@ enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MP
 FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
 /* The FBX_LINK_KEYS values in force, or (described) those of the topology. */
 FBX_API int fbx_link_values(fbx_fabric *fabric, uint32_t link, int described, uint64_t *values);
+
+/* ---- events --------------------------------------------------------------------------------------------------------- */
+
+/* What has happened to a fabric: the last 1,024 events are kept, numbered from 0. `a` and `b` are: NODE_ATTACHED, NODE_DETACHED:
+ * process and role (enum fbx_attach); NODE_LOST: process; LINK_SET, one for each value: key (enum
+ * fbx_link_key) and value; WINDOW_SET: translation and bytes, and `link`
+ * is the peer; WRITES_DROPPED, AER: how many since the last such event, and in all; DMA_FAILED: the error (negated) and how many
+ * more failed since the last such event; FABRIC_*: process. `other` is the window. */
+#define FBX_EVENT_KINDS(X)                                                                                             \
+    X(1, FABRIC_UP) X(2, FABRIC_DOWN) X(3, NODE_ATTACHED) X(4, NODE_DETACHED) X(5, NODE_LOST) X(6, LINK_DOWN) X(7, LINK_UP)   \
+    X(8, LINK_SET) X(9, LINK_RESET) X(10, WINDOW_SET) X(11, WINDOW_CLEARED) X(12, NTB_DISABLED) X(13, NTB_ENABLED)        \
+    X(14, WRITES_DROPPED) X(15, AER) X(16, DMA_FAILED)
+enum fbx_event_kind {
+#define FBX_X(number, name) FBX_EVENT_##name = number,
+    FBX_EVENT_KINDS(FBX_X)
+#undef FBX_X
+};
+struct fbx_event {
+    uint64_t number, ps, unix_ns; /* fabric time and the time of day */
+    uint32_t kind, node, other, link; /* UINT32_MAX: none */
+    uint64_t a, b;
+};
+/* "LINK_DOWN"; NULL for a number that is no kind. */
+FBX_API const char *fbx_event_name(uint32_t kind);
+/* Numbers of the oldest event that is still there, and of the next one. */
+FBX_API int fbx_events_range(fbx_fabric *fabric, uint64_t *first, uint64_t *next);
+/* Read up to `room` events from number *cursor on; returns how many. *cursor becomes the number to go on with, and *lost
+ * grows by those that were overwritten before they were read. */
+FBX_API int fbx_events_read(fbx_fabric *fabric, uint64_t *cursor, struct fbx_event *out, uint32_t room, uint64_t *lost);
+/* Sleep until there is an event `cursor`: 0, AGAIN after max_wait_ns or a signal, CLOSED when no more will come. */
+FBX_API int fbx_events_wait(fbx_fabric *fabric, uint64_t cursor, uint64_t max_wait_ns);
+/* A handle that only looks on: for fbx_fabric_topology() and fbx_events_*(), CLOSED for everything else. It does not keep
+ * anybody from taking the fabric down. */
+FBX_API int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out);
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------ */
 
@@ -483,6 +518,8 @@ enum fbx_choice_flags {
     FBX_CHOICE_ONLY = 2 /* decisions that are not in the table are 0 */
 };
 /* From now on these decisions are as in the table, the others as the seed says or 0. Both 0: no table, no log. */
+/* One of 0 .. count-1, as the seed says; 0 for what is no fabric's. */
+FBX_API uint64_t fbx_choose(fbx_fabric *fabric, uint32_t kind, uint64_t count);
 FBX_API int fbx_choice_plan(fbx_fabric *fabric, const struct fbx_choice *fixed, uint64_t count, uint32_t flags);
 /* Copy the log; returns how many there are. */
 FBX_API uint64_t fbx_choice_log(fbx_fabric *fabric, struct fbx_choice *out, uint64_t room);
@@ -492,7 +529,9 @@ enum fbx_trace_event {
     FBX_TRACE_VISIBLE = 2, /* a posted write is delivered */
     FBX_TRACE_DROPPED = 3, /* a posted write vanished */
     FBX_TRACE_CONTROL = 4, /* a link or a node changed: kind says what, target which */
-    FBX_TRACE_NOTE = 5 /* for whoever runs programs */
+    FBX_TRACE_NOTE = 5, /* for whoever runs programs */
+    FBX_TRACE_BEGIN = 6, /* recording: an operation begins; sequence: its place among all that is recorded; passed: its requester */
+    FBX_TRACE_STEP = 7 /* recording: it was taken further, as of at_ps */
 };
 struct fbx_trace_record {
     uint64_t at_ps, id; /* id: the operation's, from 1; a write's VISIBLE has that of the write */
@@ -510,6 +549,9 @@ struct fbx_trace_record {
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
 FBX_API int fbx_trace_stop(fbx_fabric *fabric);
+/* Record, beside the rest, when operations begin and are taken further, so that the same can be done again under the virtual
+ * clock. While a process records, its operations and those of others that record reserve links one after the other. */
+FBX_API int fbx_record(fbx_fabric *fabric, int on);
 /* Records made in all; the digest of them all, those that did not stay included (two words). */
 FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
 /* Copy up to `count` records from number `first` on; returns how many. Numbers that did not stay are skipped: *first
@@ -517,6 +559,64 @@ FBX_API uint64_t fbx_trace_count(fbx_fabric *fabric, uint64_t digest[2]);
 FBX_API uint64_t fbx_trace_copy(fbx_fabric *fabric, uint64_t *first, struct fbx_trace_record *out, uint64_t count);
 /* The place in the program that operations begun from now on belong to. */
 FBX_API void fbx_trace_site(fbx_fabric *fabric, uint32_t site);
+
+/* ---- programs under the virtual clock -----------------------------------------------------------------------------
+
+ * One thread runs any number of programs, one at a time, on a private fabric whose clock is virtual. The running program
+ * says what it waits for; fbx_sim_next() moves time on and says which program runs then. How programs are switched (coroutines,
+ * callbacks) is the caller's matter. Everything follows from the seed: the same one gives the same run, bit for bit. */
+
+typedef struct fbx_sim fbx_sim;
+enum fbx_sim_limits { FBX_SIM_NOBODY = 0x7fffffff };
+enum fbx_sim_end {
+    FBX_SIM_DONE = -1001, /* all programs have ended, and what they wrote is visible */
+    FBX_SIM_DEADLOCK = -1002, /* nothing can happen any more, and a program waits */
+    FBX_SIM_LIMIT = -1003, /* time or the number of events has reached its limit */
+    FBX_SIM_LOOK = -1004 /* nothing special: look for signals and call again */
+};
+enum fbx_sim_state { FBX_SIM_ENDED, FBX_SIM_READY, FBX_SIM_OPERATES, FBX_SIM_POLLS, FBX_SIM_PARKED };
+enum fbx_sim_what { FBX_SIM_MEMORY = 1, FBX_SIM_EVENTS = 2, FBX_SIM_NAMES = 3, FBX_SIM_DMA = 4, FBX_SIM_CHANGE = 5, FBX_SIM_SLEEP = 6 };
+struct fbx_sim_options {
+    uint64_t step_ps; /* what an operation costs its program at least */
+    uint64_t limit_ps, limit_events; /* 0: none */
+    uint32_t stalls; /* keep programs from the processor now and then, as the seed says */
+    uint32_t pad;
+};
+struct fbx_sim_task {
+    uint32_t state, what, node, size;
+    int32_t compare, result;
+    uint64_t gva, value, last, next_ps, deadline_ps, since_ps, operations;
+    uint32_t op_kind, op_target;
+};
+/* The fabric must be private and virtual, and nobody attached. What it looks like now is what a reset brings back. */
+FBX_API int fbx_sim_open(fbx_fabric *fabric, fbx_sim **out);
+FBX_API void fbx_sim_free(fbx_sim *sim);
+/* As new: no memory written, no time passed, nobody attached (nodes must have been detached), no program. */
+FBX_API int fbx_sim_reset(fbx_sim *sim, uint64_t seed, const struct fbx_sim_options *options);
+/* A program that runs on `node`; returns its number. It is ready at once. */
+FBX_API int fbx_sim_spawn(fbx_sim *sim, fbx_node *node);
+/* The program that runs now, or FBX_SIM_NOBODY. */
+FBX_API uint32_t fbx_sim_current(const fbx_sim *sim);
+/* What the running program waits for: an operation that fbx_op_begin() answered with `status` (it stays where it is until then);
+ * a time; a value in memory, polled with loads; something else. Or that it has ended. */
+FBX_API void fbx_sim_op(fbx_sim *sim, fbx_node *node, struct fbx_op *op, int status);
+FBX_API void fbx_sim_sleep(fbx_sim *sim, uint64_t until_ps);
+FBX_API void fbx_sim_wait_until(fbx_sim *sim, fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
+                                uint64_t deadline_ps);
+FBX_API void fbx_sim_watch(fbx_sim *sim, fbx_node *node, int what, uint64_t which, uint64_t deadline_ps);
+FBX_API void fbx_sim_exit(fbx_sim *sim);
+/* All programs have ended, however that came: what is under way still arrives with fbx_sim_next(). */
+FBX_API void fbx_sim_stop(fbx_sim *sim);
+/* Move on: the program that runs now, or how it ended. */
+FBX_API int fbx_sim_next(fbx_sim *sim);
+/* Of the program that runs now: what became of its wait (AGAIN: the deadline came), and the value found. */
+FBX_API int fbx_sim_result(fbx_sim *sim, uint64_t *value);
+FBX_API int fbx_sim_look(fbx_sim *sim, uint32_t task, struct fbx_sim_task *out);
+/* An operation's record that stays where it is while other programs run, and 64 bytes for its data: one for each program. */
+FBX_API struct fbx_op *fbx_sim_record(fbx_sim *sim, void **wide);
+FBX_API fbx_sim *fbx_sim_of(fbx_fabric *fabric);
+/* How many events there were. */
+FBX_API uint64_t fbx_sim_events(const fbx_sim *sim);
 
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */
 
@@ -531,6 +631,7 @@ FBX_API int fbx_bench_dma(fbx_node *node, const struct fbx_dma *descriptor, uint
 FBX_API uint64_t fbx_ticks(void);
 /* Static memory of the core: pointers to the functions that the _hot extension calls. */
 FBX_API const void *fbx_hot_table(void);
+FBX_API const void *fbx_sim_table(void);
 FBX_API uint64_t fbx_layout_hash(void);
 
 #ifndef FBX_CDEF

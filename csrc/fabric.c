@@ -6,6 +6,7 @@
  */
 #include "internal.h"
 #include "choice.h"
+#include "event.h"
 #include "link.h"
 #include "ntb.h"
 #include "pcie.h"
@@ -171,6 +172,9 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
         !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
+    uint64_t events;
+    if (!fbxi_event_ring(h, &events))
+        return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged: it has no place for events");
     return 0;
 }
 
@@ -249,6 +253,7 @@ static void locate_tables(fbx_fabric *f)
     f->heap_offset = h->heap_offset;
     f->heap_bytes = h->heap_bytes;
     f->instance = h->instance;
+    fbxi_event_ring(h, &f->events_offset);
     f->uid = h->uid;
     f->nodes = fbxi_at(f, h->table[FBXL_NODES].offset);
     f->regions = fbxi_at(f, h->table[FBXL_REGIONS].offset);
@@ -436,7 +441,7 @@ static int start(fbx_fabric *f)
     if (status)
         return status;
     register_fabric(f);
-    return f->flags & FBX_NO_SERVICE ? 0 : fbxi_service_start(f);
+    return f->flags & FBX_NO_SERVICE || f->clock.kind != FBX_REAL ? 0 : fbxi_service_start(f);
 }
 
 int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
@@ -453,6 +458,26 @@ int fbx_fabric_open(const char *directory, const char *name, fbx_fabric **out)
         status = fbxi_fail(FBX_E_NOT_FOUND, "the process that owned '%s' is gone, and the fabric with it", name);
     else
         status = start(f);
+    if (status) {
+        fbx_fabric_free(f);
+        return status;
+    }
+    *out = f;
+    return 0;
+}
+
+int fbx_fabric_observe(const char *directory, const char *name, fbx_fabric **out)
+{
+    fbx_fabric *f = NULL;
+    int status = open_control(directory, name, &f);
+    if (status)
+        return status;
+    if (earlier_boot(f) || fbx_observe(&f->header->state) & FBXL_CLOSED || ((f->flags & FBXL_OWNED) && !owner_alive(f)))
+        status = fbxi_fail(FBX_E_NOT_FOUND, "no fabric '%s' in %s", name, f->directory);
+    else
+        fbxi_clock_load(&f->clock, f->header);
+    f->observer = 1;
+    fbx_poke(&f->closed, 1); /* for whatever needs a session */
     if (status) {
         fbx_fabric_free(f);
         return status;
@@ -488,10 +513,13 @@ int fbx_fabric_open_fds(int control_fd, const int *region_fds, uint32_t count, f
 
 static void end_fabric(fbx_fabric *f)
 {
-    fbx_or(&f->header->state, FBXL_CLOSED);
+    if (!(fbx_or(&f->header->state, FBXL_CLOSED) & FBXL_CLOSED))
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_DOWN, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
     for (uint32_t i = 0; i < high; i++)
         fbx_add(&f->requesters[i].generation, 1);
+    if (f->flags & FBX_PRIVATE)
+        return; /* its memory goes with its last mapping */
     char path[400];
     snprintf(path, sizeof path, "%s/fabrex@%u@%s", f->directory, f->uid, f->name);
     /* Only if the name still means this fabric: another may have been made since. */
@@ -520,6 +548,7 @@ int fbx_fabric_close(fbx_fabric *f)
     if (fbx_peek(&f->forked) || !f->header)
         return 0;
     fbxi_service_stop(f);
+    fbxi_event_look(f);
     for (fbx_node *n = f->node_list; n; n = n->next)
         fbx_node_detach(n);
     fbxi_engine_stop(f);
@@ -669,9 +698,9 @@ int fbx_fabric_prune(const char *directory)
 
 static uint64_t align_up(uint64_t value, uint64_t align) { return (value + align - 1) & ~(align - 1); }
 
-static void link_values(const struct fbx_config_link *l, uint64_t value[FBXL_LINK_VALUES])
+static void link_values(const struct fbx_config_link *l, uint64_t value[FBX_LINK_VALUES])
 {
-    memset(value, 0, FBXL_LINK_VALUES * sizeof *value);
+    memset(value, 0, FBX_LINK_VALUES * sizeof *value);
     value[FBX_LINK_DELAY_PS] = l->delay_ps;
     value[FBX_LINK_GEN] = l->gen;
     value[FBX_LINK_LANES] = l->lanes;
@@ -714,7 +743,7 @@ static int check_config(const struct fbx_config *c)
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
-        uint64_t value[FBXL_LINK_VALUES];
+        uint64_t value[FBX_LINK_VALUES];
         link_values(l, value);
         if (fbxi_link_check(l->name, l->kind, value)) {
             char why[256];
@@ -806,8 +835,11 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
         status = check_config(c);
     if (status)
         return status;
+    const int hidden = (c->flags & FBX_PRIVATE) != 0;
+    if (hidden && c->flags & FBX_PERSISTENT)
+        return fbxi_fail(FBX_E_INVALID, "a private fabric cannot outlive its creator");
     struct stat there;
-    if (!stat(path, &there) && fbx_fabric_reclaim(directory, c->name) == 0 && !stat(path, &there))
+    if (!hidden && !stat(path, &there) && fbx_fabric_reclaim(directory, c->name) == 0 && !stat(path, &there))
         return fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name);
     uint64_t instance = 0;
     while (!instance)
@@ -820,7 +852,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     f->creator = 1;
     snprintf(temporary, sizeof temporary, "%s/fabrex@%u@%s@%016llx@new", directory, (unsigned)getuid(), c->name,
              (unsigned long long)instance);
-    f->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    f->fd = hidden ? memfd_create(c->name, MFD_CLOEXEC)
+                   : open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (f->fd < 0) {
         status = fbxi_fail_system(system_code(FBX_E_NOT_FOUND), "cannot make a file in %s", directory);
         fbx_poke(&f->closed, 1);
@@ -863,6 +896,8 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
             layout.topology_offset = align_up(at, 64);
             layout.topology_bytes = c->topology_bytes;
             at = layout.topology_offset + c->topology_bytes;
+            layout.extension[0] = (struct fbxl_extension){FBXL_EVENTS, 1, align_up(at, 64), sizeof(struct fbxl_events)};
+            at = layout.extension[0].offset + layout.extension[0].bytes;
             eager_end = at;
         }
         at = align_up(at, i == FBXL_NODES ? 64 : 4096);
@@ -884,7 +919,7 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     read_id("/etc/machine-id", layout.machine_id);
     layout.flags = (c->flags & FBX_PERSISTENT ? 0 : FBXL_OWNED) | (c->flags & FBX_TIMING ? FBXL_TIMING : 0) |
                    (c->flags & FBX_AUTO_WINDOWS ? FBXL_AUTO_WINDOWS : 0) | (c->flags & FBX_STRICT ? FBXL_STRICT : 0) |
-                   (c->flags & FBX_NO_SERVICE);
+                   (c->flags & (FBX_NO_SERVICE | FBX_PRIVATE));
     const char *fence = getenv("FABREX_EXPLICIT_FENCE");
     if ((fence && fence[0] == '1') || fbxi_membarrier_register())
         layout.flags |= FBXL_EXPLICIT_FENCE;
@@ -918,10 +953,19 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     if (c->topology_bytes)
         memcpy(fbxi_at(f, layout.topology_offset), c->topology, c->topology_bytes);
     locate_tables(f);
-    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) || (status = make_regions(f)))
+    if ((status = fill(f, c)) || (status = keep_facts(f)) || (status = fbxi_session_open(f)) ||
+        (!hidden && (status = make_regions(f))))
         goto fail;
+    fbxi_clock_load(&f->clock, f->header);
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_FABRIC_UP, UINT32_MAX, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), 0});
     /* Everything is there. Pairs with: the first look at the magic in map_control(). */
     fbx_publish(&f->header->magic, FBX_MAGIC);
+    if (hidden) {
+        if ((status = start(f)))
+            goto fail;
+        *out = f;
+        return 0;
+    }
     if (link(temporary, path)) {
         status = errno == EEXIST ? fbxi_fail(FBX_E_EXISTS, "a fabric '%s' is there already", c->name)
                                  : fbxi_fail_system(FBX_E_SYSTEM, "cannot name the fabric '%s'", c->name);
@@ -936,8 +980,10 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
 fail_named:
     unlink(path);
 fail:
-    unlink(temporary);
-    remove_segments(directory, (uint32_t)getuid(), c->name, instance);
+    if (!hidden) {
+        unlink(temporary);
+        remove_segments(directory, (uint32_t)getuid(), c->name, instance);
+    }
     fbx_poke(&f->closed, 1);
     fbx_fabric_free(f);
     return status;
@@ -1161,7 +1207,9 @@ int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
             fbxi_drop_undelivered(f, link);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){up ? FBX_EVENT_LINK_UP : FBX_EVENT_LINK_DOWN, UINT32_MAX, UINT32_MAX, link, 0, 0});
         fbxi_ntb_links_changed(f, link, UINT32_MAX);
+    }
     return status;
 }

@@ -21,4 +21,21 @@ struct fbx_hot {
     int (*dma_submit)(fbx_node *node, const struct fbx_dma *descriptor, uint64_t *id);
     int (*dma_release)(fbx_node *node, uint64_t id);
 };
+
+/* The same for programs under the virtual clock (sim.c). */
+struct fbx_hot_sim {
+    uint32_t version, op_bytes;
+    int (*begin)(fbx_node *node, struct fbx_op *op);
+    uint32_t (*current)(const fbx_sim *sim);
+    int (*next)(fbx_sim *sim);
+    void (*op)(fbx_sim *sim, fbx_node *node, struct fbx_op *op, int status);
+    void (*sleep)(fbx_sim *sim, uint64_t until_ps);
+    void (*wait_until)(fbx_sim *sim, fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value, uint64_t deadline_ps);
+    void (*watch)(fbx_sim *sim, fbx_node *node, int what, uint64_t which, uint64_t deadline_ps);
+    void (*exit)(fbx_sim *sim);
+    int (*result)(fbx_sim *sim, uint64_t *value);
+    struct fbx_op *(*record)(fbx_sim *sim, void **wide);
+    uint64_t (*now)(const fbx_sim *sim);
+    void (*site)(fbx_sim *sim, uint32_t site);
+};
 #endif

@@ -15,6 +15,7 @@
 
 #define FBX_MAX_HOPS 24u
 #define FBX_CLASSES 8u /* traffic classes */
+#define FBX_PATHS 4u /* ways between two nodes that operations can choose from */
 #define FBX_HOLD_BYTES (256u << 10) /* most that is copied under one in-operation mark */
 /* No write waits longer than this behind its link's delays: a word that says so was scribbled over. */
 #define FBX_BACKLOG_PS 4000000000000ull
@@ -33,7 +34,9 @@ struct fbxi_route {
     fbx_au32 mps, mrrs;
     fbx_au64 fixed_ps; /* delays of the way, one direction */
     fbx_au64 version; /* counts refreshes */
+    uint32_t path;
     struct fbxl_queue *queue[FBX_CLASSES]; /* towards the target, by traffic class; NULL until the first posted write */
+    fbx_au32 looked[FBX_CLASSES]; /* how many queues the target had when none was found */
     fbx_au64 drained[FBX_CLASSES]; /* sequence of the last write there when this handle drained its write-combining buffers */
     /* Round trips made and their payloads: [0] by the home thread, [1] by others. They reach the links' counters when
      * somebody looks (fbxi_publish_counts); eight locked additions would cost a load more than its reservations. */
@@ -96,7 +99,7 @@ struct fbx_node {
     struct fbxl_requester *slot;
     struct fbxl_stats *stats;
     struct fbxi_xl *xl;
-    struct fbxi_route **routes; /* by target node */
+    struct fbxi_route **routes; /* by target node and path */
     fbx_au64 *dependencies;
     uint64_t binding_ps, own_ps; /* what a timed call costs beside its wait: with its binding, and from C */
     uint32_t attr, tc; /* of operations that do not say otherwise */
@@ -146,9 +149,9 @@ struct fbx_fabric {
     pthread_mutex_t figures_mutex; /* their lists; taken last */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
-    uint64_t heap_offset, heap_bytes, instance;
+    uint64_t heap_offset, heap_bytes, instance, events_offset;
     uint32_t uid;
-    uint32_t flags, ordering, creator;
+    uint32_t flags, ordering, creator, observer;
     fbx_au32 closed, forked;
     struct fbxi_clock clock;
     struct fbxi_region_map *maps;
@@ -167,8 +170,9 @@ struct fbx_fabric {
     struct fbxi_registered *registered; /* registered.c; NULL until somebody registers or uses registered memory */
     uint32_t *node_sessions; /* scratch of the reaper */
     char directory[256], name[FBX_NAME_BYTES];
+    struct fbx_sim *sim; /* sim.c; NULL: the clock is real, or moved by hand */
     struct fbxi_tracer *tracer, *tracer_kept; /* trace.c; tracer NULL: off */
-    uint32_t trace_site;
+    uint32_t trace_site, recording; /* recording: operations tell the trace whenever they are looked at */
     struct fbxi_choices *choices; /* choice.c; NULL: what the seed says, without a log */
     uint64_t choice_seed, choice_count[16];
     struct fbx_fabric *next; /* registry of the process, for fork */
@@ -253,16 +257,19 @@ int fbxi_profile_windows(const struct fbx_config *config, uint32_t node, uint32_
                          uint32_t *lut, uint64_t *max_bytes);
 
 /* ---- route.c ------------------------------------------------------------------------------------------------------ */
-int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route);
+int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, struct fbxi_route *route);
 /* Has a link of the way been set since the route was looked at? */
 int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route);
 /* Take over what its links are set to now. One thread at a time. */
 int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route);
 int fbxi_routes_init(fbx_fabric *f);
-/* The directions of the way, last hop first; room for FBX_MAX_HOPS. */
-int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *count);
+/* The directions of the way, last hop first; room for FBX_MAX_HOPS. Path 0 is the shortest way, each further one the
+ * shortest that shares no link with those before it; INVALID if there is none. */
+int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, uint32_t *directions, uint32_t *count);
 
 /* ---- posted.c ----------------------------------------------------------------------------------------------------- */
+/* A stream is a traffic class on a path: class | path << 3. */
+#define FBX_STREAMS (FBX_CLASSES * FBX_PATHS)
 int fbxi_queue_get(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc, struct fbxl_queue **out);
 struct fbxl_queue *fbxi_queue_find(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t tc);
 struct fbxi_post {
@@ -299,6 +306,9 @@ uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs be
 /* ---- dma.c ----------------------------------------------------------------------------------------------------------- */
 void fbxi_dma_detach(fbx_node *n); /* what is under way ends with CLOSED */
 void fbxi_dma_free(fbx_node *n);
+/* Where nothing runs by itself: when the handle's DMA wants to be stepped (UINT64_MAX: there is none), and doing so. */
+uint64_t fbxi_dma_next(const fbx_node *n);
+void fbxi_dma_step(fbx_node *n);
 void fbxi_engine_stop(fbx_fabric *f);
 void fbxi_engine_free(fbx_fabric *f);
 void fbxi_engine_forked(fbx_fabric *f);

@@ -56,6 +56,8 @@ struct fbxl_extension { /* what later versions add without moving anything */
     uint64_t offset, bytes;
 };
 
+enum { FBXL_EVENTS = 1 }; /* ids of extensions */
+
 enum { FBXL_OWNED = 1, FBXL_TIMING = 2, FBXL_AUTO_WINDOWS = 4, FBXL_STRICT = 8, FBXL_EXPLICIT_FENCE = 16,
        FBXL_CLOSED = 32 /* in state: the fabric was taken down */ };
 
@@ -107,10 +109,11 @@ struct fbxl_header {
     /* the fault plan's slot and the trace's switch, for those who bring them */
     _Alignas(64) fbx_au64 fault_plan;
     fbx_au64 fault_generation;
-    fbx_au64 trace_rings;
-    fbx_au32 trace_on;
+    fbx_au64 trace_order; /* counts what was recorded; written by the lock's holder */
+    fbx_au32 trace_on; /* processes that record */
     uint32_t pad7;
-    uint64_t pad8[4];
+    struct fbxl_lock trace_lock; /* while somebody records, whoever records reserves one after the other */
+    uint64_t pad8[2];
     /* counters of what should never happen; anyone adds */
     _Alignas(64) fbx_au64 corrupt_resets;
     fbx_au64 takeovers;
@@ -160,8 +163,8 @@ struct fbxl_node {
     _Alignas(64) fbx_au64 posted_dropped; /* posted writes that vanished: link, node, window */
     fbx_au64 delivered;
     fbx_au64 aer_correctable, aer_nonfatal, aer_fatal;
-    fbx_au64 events;
-    uint64_t pad3[2];
+    fbx_au64 events; /* of its NTB, taken */
+    fbx_au64 dropped_told, aer_told; /* what the fabric's events have told of the counters */
 };
 
 struct fbxl_window { /* 64 bytes, two snapshots and a switch */
@@ -192,14 +195,14 @@ struct fbxl_region {
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
-#define FBXL_LINK_VALUES 16u /* as many as there are keys, or more */
+#define FBX_LINK_VALUES 16u /* as many as there are keys, or more */
 struct fbxl_link {
     char name[FBX_NAME_BYTES * 3];
     uint32_t node[2];
     char port[2][FBX_PORT_BYTES];
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
     uint32_t home; /* machine on which it is reserved */
-    uint64_t value[FBXL_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
+    uint64_t value[FBX_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
@@ -211,7 +214,7 @@ struct fbxl_link {
 #define FBX_CAL_LENGTHS 27u /* slots of 2^14 to 2^40 ps */
 struct fbxl_link_setting {
     struct {
-        fbx_au64 value[FBXL_LINK_VALUES];
+        fbx_au64 value[FBX_LINK_VALUES];
     } snapshot[2];
     fbx_au64 calendar[2][FBX_CAL_LENGTHS]; /* heap offset by direction and length of a slot, where it is not the described one */
 };
@@ -295,7 +298,7 @@ enum { FBXL_NAME_FREE = 0, FBXL_NAME_VALUE, FBXL_NAME_BARRIER, FBXL_NAME_BUFFER 
 /* A queue of posted writes from one node towards another in one traffic class: producers under `producer`, deliverers
  * under the target's delivery lock. Cells of 64 bytes; an entry is a header and its payload, never wrapping. */
 struct fbxl_queue {
-    uint32_t source, target, traffic_class, ordinal;
+    uint32_t source, target, traffic_class, ordinal; /* traffic_class: class | path << 3 */
     uint32_t cells, pad0;
     fbx_au64 next; /* heap offset of the next queue of the same target */
     fbx_au64 ntb_applied; /* last entry that changed the target's registers, as far as they themselves do not say it */
@@ -373,6 +376,22 @@ struct fbxl_ntb {
     fbx_au32 spad[FBX_NTB_SPADS];
 };
 
+/* What has happened, for those who look on (event.c). An extension; anyone writes. */
+#define FBX_EVENTS 1024u
+#define FBX_EVENT_WORDS 6u
+struct fbxl_event {
+    fbx_au64 number; /* of the event, plus 1; 0 while it is written */
+    fbx_au64 word[FBX_EVENT_WORDS]; /* fabric time, wall time, kind | other << 32, node | link << 32, a, b */
+    fbx_au64 sum; /* over number and words: two writers a turn of the ring apart may meet */
+};
+struct fbxl_events {
+    fbx_au64 next; /* number of the next event */
+    fbx_au32 changed; /* futex word of those who wait for one */
+    fbx_au32 sleepers;
+    uint64_t pad[6];
+    struct fbxl_event event[FBX_EVENTS];
+};
+
 #define FBX_OP_KINDS 12u
 #define FBX_HIST_BINS 40u
 struct fbxl_stats { /* of one requester; its own threads add */
@@ -393,6 +412,7 @@ _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell")
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");
 _Static_assert(sizeof(struct fbxl_direction) == 64, "reservations of two directions must not share a line");
+_Static_assert(sizeof(struct fbxl_event) == 64, "an event is one line");
 _Static_assert(sizeof(struct fbxl_header) <= 4096, "the header is one page");
 
 /* Identifies the layout: version, sizes of everything above, constants. Checked at attach. */
@@ -405,6 +425,7 @@ static inline uint64_t fbxi_layout_hash(void)
         sizeof(struct fbxl_requester), sizeof(struct fbxl_lane), sizeof(struct fbxl_buffer), sizeof(struct fbxl_name),
         sizeof(struct fbxl_queue), sizeof(struct fbxl_entry), sizeof(struct fbxl_stats), sizeof(struct fbxl_window),
         sizeof(struct fbxl_dma), sizeof(struct fbxl_dma_slot), sizeof(struct fbxl_ntb), sizeof(struct fbxl_link_setting),
+        sizeof(struct fbxl_events),
         FBX_SLOT_SHIFT, FBX_COMMIT_SHIFT, FBX_CAL_SLOTS, FBX_BAR_BASE, __BYTE_ORDER__};
     for (unsigned i = 0; i < sizeof of / sizeof of[0]; i++)
         h = FBX_HASH_(h, of[i]);

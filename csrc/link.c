@@ -11,12 +11,13 @@
  */
 #include "link.h"
 
+#include "event.h"
 #include "pcie.h"
 #include "timing.h"
 
 #include <stdlib.h>
 
-_Static_assert(FBX_LINK_KEYS <= FBXL_LINK_VALUES, "every value has a place in the segment");
+_Static_assert(FBX_LINK_KEYS <= FBX_LINK_VALUES, "every value has a place in the segment");
 
 static const char *const names[FBX_LINK_KEYS] = {
     "delay", "gen", "lanes", "mps", "mrrs", "rcb", "rate", "mtu", "overhead_bytes", "posted_credits_header",
@@ -276,6 +277,13 @@ int fbx_link_configure(fbx_fabric *f, uint32_t link, uint32_t keys, const uint64
     if (!status)
         status = fbxi_invalidate_dependents(f, link);
     fbxi_control_unlock(f);
+    if (status && status != FBX_E_BUSY)
+        return status;
+    for (int key = 0; key < FBX_LINK_KEYS; key++)
+        if (keys >> key & 1)
+            fbxi_event(f, &(struct fbxi_event){FBX_EVENT_LINK_SET, UINT32_MAX, UINT32_MAX, link, (uint64_t)key, value[key]});
+    if (!keys)
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_LINK_RESET, UINT32_MAX, UINT32_MAX, link, 0, 0});
     return status;
 }
 

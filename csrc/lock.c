@@ -9,6 +9,7 @@
  * A lock word names its holder's session and incarnation. A dead holder's lock is taken over by a compare-and-swap from
  * exactly that word, and the taker repairs what the lock protects; a living holder's lock is never stolen.
  */
+#include "event.h"
 #include "internal.h"
 #include "registered.h"
 
@@ -97,6 +98,9 @@ static void bury(fbx_fabric *f, uint32_t session)
             fbx_publish(&f->nodes[node].state, FBXL_LOST);
             fbx_publish(&f->nodes[node].owner, 0);
             fbxi_invalidate_dependents(f, f->link_count + node);
+            fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_LOST, node, UINT32_MAX, UINT32_MAX, s->pid, 0});
+        } else if (node < f->node_count) {
+            fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_DETACHED, node, UINT32_MAX, UINT32_MAX, s->pid, r->kind});
         }
         uint32_t lanes = fbxi_high(f, FBXL_LANES);
         for (uint32_t l = 0; l < lanes; l++)

@@ -3,12 +3,14 @@
  * Being a node: taking its owner slot or a client slot, lanes for threads, and giving all of it back.
  */
 #include "dma_queue.h"
+#include "event.h"
 #include "internal.h"
 #include "ntb.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 static int take_lane(fbx_fabric *f, uint32_t requester, fbx_au32 **out)
 {
@@ -163,7 +165,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     /* Entries of 16 bytes must not straddle lines. */
     n->tlb = aligned_alloc(64, ((f->region_count + 1) * sizeof *n->tlb + 63) & ~63ull);
     n->xl = calloc(f->region_count + 1, sizeof *n->xl);
-    n->routes = calloc(f->node_count, sizeof *n->routes);
+    n->routes = calloc((size_t)f->node_count * FBX_PATHS, sizeof *n->routes);
     n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
     n->used_target = calloc(f->node_count, 1);
     int status = 0;
@@ -221,6 +223,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->next = f->node_list;
     f->node_list = n;
     pthread_mutex_unlock(&f->mutex);
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_ATTACHED, n->index, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), n->kind});
     *out = n;
     return 0;
 }
@@ -253,6 +256,7 @@ int fbx_node_detach(fbx_node *n)
     for (struct fbxi_extra_lane *e = n->extra; e; e = e->next)
         release_lane(f, e->lane);
     n->lane = &n->forked_lane;
+    fbxi_event(f, &(struct fbxi_event){FBX_EVENT_NODE_DETACHED, n->index, UINT32_MAX, UINT32_MAX, (uint64_t)getpid(), n->kind});
     return 0;
 }
 
@@ -271,7 +275,7 @@ void fbx_node_free(fbx_node *n)
     pthread_mutex_unlock(&f->mutex);
     fbxi_dma_free(n);
     fbxi_ntb_close(n);
-    for (uint32_t i = 0; i < f->node_count; i++)
+    for (uint32_t i = 0; i < f->node_count * FBX_PATHS; i++)
         free(n->routes[i]);
     while (n->extra) {
         struct fbxi_extra_lane *e = n->extra;

@@ -644,7 +644,7 @@ int fbxi_ntb_linked(fbx_fabric *f, uint32_t a, uint32_t b)
     uint32_t directions[FBX_MAX_HOPS], hops;
     if (fbx_observe(&f->nodes[a].ntb_down) || fbx_observe(&f->nodes[b].ntb_down) ||
         fbx_observe(&f->nodes[a].state) == FBXL_LOST || fbx_observe(&f->nodes[b].state) == FBXL_LOST ||
-        fbxi_way(f, a, b, directions, &hops))
+        fbxi_way(f, a, b, 0, directions, &hops))
         return 0;
     for (uint32_t i = 0; i < hops; i++)
         if (fbx_observe(&f->links[directions[i] / 2].state))
@@ -668,7 +668,7 @@ int fbx_ntb_link_is_up(fbx_node *n, uint64_t *peers, uint32_t *speed, uint32_t *
     int status = fbxi_ntb_usable(n);
     uint64_t up = status ? 0 : peers_up(f, n->index);
     uint32_t peer, directions[FBX_MAX_HOPS], hops = 0;
-    if (up && (fbxi_ntb_peer(n, (uint32_t)__builtin_ctzll(up), &peer) || fbxi_way(f, n->index, peer, directions, &hops)))
+    if (up && (fbxi_ntb_peer(n, (uint32_t)__builtin_ctzll(up), &peer) || fbxi_way(f, n->index, peer, 0, directions, &hops)))
         hops = 0;
     if (peers)
         *peers = up;
@@ -691,7 +691,7 @@ int fbx_ntb_peer_is_up(fbx_node *n, uint32_t pidx)
 static int crosses(fbx_fabric *f, uint32_t a, uint32_t b, uint32_t link)
 {
     uint32_t directions[FBX_MAX_HOPS], hops;
-    if (fbxi_way(f, a, b, directions, &hops))
+    if (fbxi_way(f, a, b, 0, directions, &hops))
         return 0;
     for (uint32_t i = 0; i < hops; i++)
         if (directions[i] / 2 == link)
@@ -781,6 +781,12 @@ static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint
     if (fd && any_event(n, d))
         fifo_ring(f, n->index);
     return (int)count;
+}
+
+int fbxi_ntb_any(fbx_node *n)
+{
+    struct fbxl_ntb *d;
+    return own(n, &d) || any_event(n, d); /* an error is worth a look, too */
 }
 
 int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, uint64_t max_wait_ns)

@@ -36,6 +36,8 @@ int fbxi_ntb_linked(fbx_fabric *f, uint32_t a, uint32_t b);
 void fbxi_ntb_links_changed(fbx_fabric *f, uint32_t link, uint32_t node);
 /* The service thread's look at a handle whose events somebody polls. */
 void fbxi_ntb_look(fbx_node *n);
+/* Whether there are events for the handle. */
+int fbxi_ntb_any(fbx_node *n);
 void fbxi_ntb_reset(fbx_fabric *f, uint32_t node);
 void fbxi_ntb_close(fbx_node *n);
 #endif

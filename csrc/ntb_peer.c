@@ -3,6 +3,7 @@
  * What a node does to the registers of its peers' NTB devices, over the fabric: writes are posted behind the data that
  * went there before, reads are round trips that push it. And its own NTB's link, which opens and closes that way.
  */
+#include "event.h"
 #include "internal.h"
 #include "ntb.h"
 
@@ -54,6 +55,8 @@ static int sample(fbx_node *n, uint32_t peer, int (*look)(fbx_fabric *, uint32_t
     struct fbx_op op = {.kind = FBX_FLUSH, .operand = {peer}};
     const struct fbxi_clock *clock = &n->fabric->clock;
     uint64_t ticks, value = UINT64_MAX;
+    if (n->fabric->sim) /* a program made the round trip already, with an operation that others could run beside */
+        return look(n->fabric, peer, which, out) ? FBX_E_INVALID : 0;
     int sampled = 0, status = fbx_op_begin(n, &op);
     for (;;) {
         if (!sampled && (op.state == FBX_RETURNS || (op.state == FBX_DONE && !status))) {
@@ -196,8 +199,10 @@ static int set_link(fbx_node *n, uint32_t down)
             fbxi_drop_of_node(f, n->index);
     }
     fbxi_control_unlock(f);
-    if (changed)
+    if (changed) {
+        fbxi_event(f, &(struct fbxi_event){down ? FBX_EVENT_NTB_DISABLED : FBX_EVENT_NTB_ENABLED, n->index, UINT32_MAX, UINT32_MAX, 0, 0});
         fbxi_ntb_links_changed(f, UINT32_MAX, n->index);
+    }
     return status;
 }
 

@@ -75,23 +75,23 @@ static int usable(fbx_node *n, int op, uint64_t gva)
     return 0;
 }
 
-static int route_to(fbx_node *n, uint32_t target, struct fbxi_route **out)
+static int route_to(fbx_node *n, uint32_t target, uint32_t path, struct fbxi_route **out)
 {
-    *out = fbx_observe_pointer(&n->routes[target]);
+    *out = fbx_observe_pointer(&n->routes[target * FBX_PATHS + path]);
     if (LIKELY(*out))
         return 0;
     struct fbxi_route *route = malloc(sizeof *route);
-    int status = route ? fbxi_route_build(n->fabric, n->index, target, route) : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    int status = route ? fbxi_route_build(n->fabric, n->index, target, path, route) : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     if (status) {
         free(route);
         return status;
     }
     pthread_mutex_lock(&n->mutex);
-    if (n->routes[target])
+    if (n->routes[target * FBX_PATHS + path])
         free(route);
     else
-        fbx_publish_pointer(&n->routes[target], route);
-    *out = n->routes[target];
+        fbx_publish_pointer(&n->routes[target * FBX_PATHS + path], route);
+    *out = n->routes[target * FBX_PATHS + path];
     pthread_mutex_unlock(&n->mutex);
     return 0;
 }
@@ -146,7 +146,7 @@ static int resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generatio
     x->region = t.region;
     x->base = map ? map->rw : NULL;
     x->route = NULL;
-    if (t.target != n->index && (status = route_to(n, t.target, &x->route)))
+    if (t.target != n->index && (status = route_to(n, t.target, 0, &x->route)))
         return status;
     x->status = way_status(n, t.target, x->route);
     x->generation = generation;
@@ -203,6 +203,27 @@ static int find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scrat
     return 0;
 }
 
+/* The same on the path that the operation takes. */
+static int find_for(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset)
+{
+    int status = find(n, gva, bytes, scratch, out, offset);
+    if (LIKELY(status || !op->path || !(*out)->route))
+        return status;
+    if (*out != scratch)
+        *scratch = **out;
+    *out = scratch;
+    if ((status = route_to(n, scratch->target, op->path, &scratch->route)))
+        return status;
+    scratch->status = way_status(n, scratch->target, scratch->route);
+    return 0;
+}
+
+/* The way that a resolved operation takes; NULL if it was never built. */
+static struct fbxi_route *route_of(fbx_node *n, const struct fbx_op *op)
+{
+    return fbx_observe_pointer(&n->routes[op->target * FBX_PATHS + op->path]);
+}
+
 static int refuse(fbx_node *n, const struct fbx_op *op, int code, uint32_t target)
 {
     static const char *const what[] = {"load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush",
@@ -247,7 +268,7 @@ static int posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, stru
     *out = fbx_observe_pointer(&route->queue[tc]);
     if (LIKELY(*out))
         return 0;
-    int status = fbxi_queue_get(n->fabric, n->index, route->target, tc, out);
+    int status = fbxi_queue_get(n->fabric, n->index, route->target, tc | route->path << 3, out);
     if (!status)
         fbx_publish_pointer(&route->queue[tc], *out);
     return status;
@@ -259,10 +280,14 @@ static struct fbxl_queue *own_queue(fbx_node *n, struct fbxi_route *route, uint3
     if (!route)
         return NULL;
     struct fbxl_queue *q = fbx_observe_pointer(&route->queue[tc]);
-    if (!q && fbx_observe(&n->fabric->nodes[route->target].queues)) {
-        q = fbxi_queue_find(n->fabric, n->index, route->target, tc);
+    /* Look again only where there is one more than when there was none. */
+    const uint32_t count = q ? 0 : fbx_observe(&n->fabric->nodes[route->target].queue_count);
+    if (count && count != fbx_peek(&route->looked[tc])) {
+        q = fbxi_queue_find(n->fabric, n->index, route->target, tc | route->path << 3);
         if (q)
             fbx_publish_pointer(&route->queue[tc], q);
+        else if (fbx_observe(&n->fabric->nodes[route->target].queues))
+            fbx_poke(&route->looked[tc], count);
     }
     return q;
 }
@@ -381,7 +406,7 @@ static int move(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl *
     uint64_t offset = 0;
     const uint64_t gva = op->gva + op->done;
     for (int attempt = 0; attempt < 1000; attempt++) {
-        if ((status = find(n, gva, bytes, scratch, x, &offset)))
+        if ((status = find_for(n, op, gva, bytes, scratch, x, &offset)))
             return status;
         if (!permitted(op, *x))
             return refuse(n, op, FBX_E_ABORT, (*x)->target);
@@ -430,7 +455,7 @@ static void count(fbx_node *n, struct fbx_op *op)
     count_one(n, &k->count, &k->count_home);
     if (op->bytes > 64)
         fbx_count(&k->bytes, op->bytes);
-    struct fbxi_route *route = op->private_[4] && op->target < n->fabric->node_count ? n->routes[op->target] : NULL;
+    struct fbxi_route *route = op->private_[4] && op->target < n->fabric->node_count ? route_of(n, op) : NULL;
     if (!route || op->kind == FBX_WRITE)
         return;
     /* One round trip, or as many as a bulk read made. */
@@ -450,7 +475,7 @@ static void count(fbx_node *n, struct fbx_op *op)
 void fbxi_publish_counts(fbx_node *n)
 {
     pthread_mutex_lock(&n->mutex);
-    for (uint32_t target = 0; target < n->fabric->node_count; target++) {
+    for (uint32_t target = 0; target < n->fabric->node_count * FBX_PATHS; target++) {
         struct fbxi_route *route = n->routes[target];
         for (int i = 0; route && i < 2; i++) {
             struct fbxi_trips *made = &route->made[i], *told = &route->published[i];
@@ -501,7 +526,7 @@ static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op 
         .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
         .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
         .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
-    r.sequence = op->kind == FBX_STORE ? op->sequence : 0;
+    r.sequence = op->kind == FBX_STORE || op->kind == FBX_OTHER ? op->sequence : 0;
     if (op->kind != FBX_FLUSH)
         r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
     fbxi_trace(n->fabric, &r);
@@ -570,14 +595,14 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
 
 /* A completion does not pass posted writes that travel the same way: what the target sent us before it answered is here
  * first. */
-static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps)
+static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint32_t stream, uint32_t attr, uint64_t completes_ps)
 {
     if (!fbx_observe(n->pending))
         return completes_ps;
-    struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, tc);
+    struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, stream);
     uint64_t last = q && fbx_observe(&q->head) != fbx_observe(&q->tail) ? fbx_observe(&q->last_arrives) : 0;
-    if (fbxi_adversarial(n->fabric) && attr & FBX_RO && last > completes_ps &&
-        fbxi_passes(n->fabric, fbxi_choice_key(n->requester, target, tc | 8u, fbx_peek(&n->requests)) | 1ull << 35))
+    if (fbxi_adversarial(n->fabric) && attr & (FBX_RO | FBX_IDO) && last > completes_ps &&
+        fbxi_passes(n->fabric, fbxi_choice_key(n->requester, target, stream | 8u, fbx_peek(&n->requests)) | 1ull << 35))
         return completes_ps;
     return last > completes_ps && last - completes_ps < FBX_BACKLOG_PS ? last : completes_ps;
 }
@@ -592,7 +617,7 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
     for (;;) {
         uint64_t left = op->bytes - op->done, step = min64(left, FBX_HOLD_BYTES);
         if (op->bytes > 64) {
-            int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+            int status = find_for(n, op, op->gva + op->done, 1, &scratch, &x, &offset);
             if (status)
                 return status;
             step = min64(step, x->hi - offset);
@@ -630,7 +655,7 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
 /* A request pushes its requester's earlier posted writes before it: they are visible before it reads. */
 static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now)
 {
-    struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
+    struct fbxi_route *route = op->target == n->index ? NULL : route_of(n, op);
     struct fbxl_queue *q = op->private_[6] ? own_queue(n, route, op->tc) : NULL;
     const uint32_t whose = op->attr & FBX_IDO ? n->requester : UINT32_MAX;
     if (LIKELY(!q || !fbxi_holds(n->fabric, q, op->private_[6], whose)))
@@ -639,13 +664,15 @@ static int own_writes_pending(fbx_node *n, const struct fbx_op *op, uint64_t now
     return fbxi_holds(n->fabric, q, op->private_[6], whose);
 }
 
-/* A flush is a read on every class that this node uses towards the target. private_: 8.. the tails of their streams. */
-static void note_streams(fbx_node *n, struct fbx_op *op, struct fbxi_route *route)
+/* A flush is a read on every path and class that this node uses towards the target. private_: 8.. the tails of their
+ * streams. */
+static void note_streams(fbx_node *n, struct fbx_op *op)
 {
     const fbx_fabric *f = n->fabric;
-    for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
-        struct fbxl_queue *q = own_queue(n, route, tc);
-        op->private_[8 + tc] = q ? fbx_observe(&q->tail) : 0;
+    for (uint32_t s = 0; s < FBX_STREAMS; s++) {
+        struct fbxi_route *route = fbx_observe_pointer(&n->routes[op->target * FBX_PATHS + s / FBX_CLASSES]);
+        struct fbxl_queue *q = own_queue(n, route, s % FBX_CLASSES);
+        op->private_[8 + s] = q ? fbx_observe(&q->tail) : 0;
         uint64_t last = q && f->flags & FBXL_TIMING ? fbx_observe(&q->last_arrives) : 0;
         if (last > op->arrives_ps && last - op->arrives_ps < FBX_BACKLOG_PS) {
             op->completes_ps += last - op->arrives_ps;
@@ -654,11 +681,12 @@ static void note_streams(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     }
 }
 
-static int streams_hold(fbx_node *n, const struct fbx_op *op, struct fbxi_route *route)
+static int streams_hold(fbx_node *n, const struct fbx_op *op)
 {
-    for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
-        struct fbxl_queue *q = op->private_[8 + tc] ? own_queue(n, route, tc) : NULL;
-        if (q && fbxi_holds(n->fabric, q, op->private_[8 + tc], UINT32_MAX))
+    for (uint32_t s = 0; s < FBX_STREAMS; s++) {
+        struct fbxi_route *route = fbx_observe_pointer(&n->routes[op->target * FBX_PATHS + s / FBX_CLASSES]);
+        struct fbxl_queue *q = op->private_[8 + s] ? own_queue(n, route, s % FBX_CLASSES) : NULL;
+        if (q && fbxi_holds(n->fabric, q, op->private_[8 + s], UINT32_MAX))
             return 1;
     }
     return 0;
@@ -709,7 +737,7 @@ static int write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
             op->next_ps = p[2] - PLAN_AHEAD_PS;
             return FBX_E_AGAIN;
         }
-        int status = find(n, op->gva + p[1], 1, &scratch, &x, &offset);
+        int status = find_for(n, op, op->gva + p[1], 1, &scratch, &x, &offset);
         if (status)
             return finish(n, op, status, now);
         uint64_t step = min64(min64(op->bytes - p[1], LINE - (offset & (LINE - 1))), x->hi - offset);
@@ -808,7 +836,7 @@ static int read_pieces(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     uint64_t *p = op->private_, offset;
     const uint32_t unit = op->kind == FBX_LOAD ? 8 : LINE;
     for (;;) {
-        int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+        int status = find_for(n, op, op->gva + op->done, 1, &scratch, &x, &offset);
         if (status)
             return finish(n, op, status, now);
         if (x->status)
@@ -854,7 +882,7 @@ static int read_pieces(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
                     return finish(n, op, status, now);
             }
             op->done += step;
-            op->completes_ps = pushed_by_completion(n, x->target, op->tc, op->attr, op->completes_ps);
+            op->completes_ps = pushed_by_completion(n, x->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
             op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
             if (op->state == FBX_ISSUED)
                 continue;
@@ -884,7 +912,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
         while (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] <= now) {
             uint64_t end = p[8 + p[3] % RING * 2], step;
             for (; op->done < end; op->done += step) {
-                if ((status = find(n, op->gva + op->done, 1, &scratch, &x, &offset)))
+                if ((status = find_for(n, op, op->gva + op->done, 1, &scratch, &x, &offset)))
                     return finish(n, op, status, now);
                 step = min64(end - op->done, x->hi - offset);
                 status = move(n, op, lane, &x, &scratch, step, now);
@@ -901,7 +929,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             p[3]++;
         }
         if (p[1] < op->bytes && p[4] - p[3] < RING && p[2] <= now + 2 * 1000000u) {
-            if ((status = find(n, op->gva + p[1], 1, &scratch, &x, &offset)))
+            if ((status = find_for(n, op, op->gva + p[1], 1, &scratch, &x, &offset)))
                 return finish(n, op, status, now);
             uint64_t step = min64(op->bytes - p[1], min64(p[6] - (offset & (p[6] - 1)), x->hi - offset));
             /* The CPU's write buffers make packets of 64 bytes, uncached stores packets of its access width. */
@@ -942,7 +970,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 /* The last byte has departed. The rest travels on its own. */
                 struct fbxl_queue *q;
                 while (op->done < op->bytes) {
-                    if ((status = find(n, op->gva + op->done, 1, &scratch, &x, &offset)) ||
+                    if ((status = find_for(n, op, op->gva + op->done, 1, &scratch, &x, &offset)) ||
                         (status = posted_queue(n, x->route, op->tc, &q)))
                         return finish(n, op, status, now);
                     while (p[3] != p[4] && p[8 + p[3] % RING * 2] <= op->done)
@@ -982,7 +1010,7 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
         op->next_ps = p[1] >= op->bytes ? p[2] : p[4] - p[3] < RING ? p[2] - 2 * 1000000u : UINT64_MAX;
         if (p[3] != p[4] && p[8 + p[3] % RING * 2 + 1] < op->next_ps)
             op->next_ps = p[8 + p[3] % RING * 2 + 1];
-        if (op->next_ps <= now) {
+        if (op->next_ps <= now && !f->recording) {
             now = fbxi_now(&f->clock);
             if (op->next_ps <= now)
                 continue;
@@ -1015,7 +1043,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxl_queue *q;
     uint64_t offset;
     for (;;) {
-        int status = find(n, op->gva, op->bytes, &scratch, &x, &offset);
+        int status = find_for(n, op, op->gva, op->bytes, &scratch, &x, &offset);
         if (status)
             return finish(n, op, status, now);
         op->target = x->target;
@@ -1110,11 +1138,11 @@ static int scalar_ok(fbx_node *n, struct fbx_op *op)
     return 0;
 }
 
-int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+static int advance(fbx_node *n, struct fbx_op *op, uint64_t now);
+
+static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
 {
     fbx_fabric *f = n->fabric;
-    /* First: what is done from here on is inside the modelled time. */
-    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset = 0;
     op->done = 0;
@@ -1130,7 +1158,8 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     op->injected = 0;
     op->completes_ps = 0;
     if (fbxi_tracing(f)) {
-        op->trace_id = fbxi_trace_id(f);
+        if (!f->recording)
+            op->trace_id = fbxi_trace_id(f);
         op->departs_ps = op->arrives_ps = op->sequence = 0;
     }
     int status = usable(n, op->kind, op->gva);
@@ -1139,8 +1168,9 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
     if (!status && scalar)
         status = scalar_ok(n, op);
-    if (!status && op->tc >= FBX_CLASSES)
-        status = fbxi_fail(FBX_E_INVALID, "traffic class %u: they are 0 to %u", op->tc, FBX_CLASSES - 1);
+    if (!status && (op->tc >= FBX_CLASSES || op->path >= FBX_PATHS))
+        status = fbxi_fail(FBX_E_INVALID, "traffic class %u, path %u: they are 0 to %u, and 0 to %u", op->tc, op->path, FBX_CLASSES - 1,
+                           FBX_PATHS - 1);
     if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
         status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
     fbx_au32 *lane = status ? NULL : fbxi_lane(n);
@@ -1157,22 +1187,22 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             return finish(n, op, fbxi_fail(FBX_E_NOT_FOUND, "no node %llu", (unsigned long long)op->operand[0]), now);
         op->target = (uint32_t)op->operand[0];
         struct fbxi_route *route = NULL;
-        if (op->target != n->index && (status = route_to(n, op->target, &route)))
+        if (op->target != n->index && (status = route_to(n, op->target, op->path, &route)))
             return finish(n, op, status, now);
         if (route && (status = way_status(n, op->target, route)))
             return finish(n, op, status, now);
         op->arrives_ps = op->completes_ps = now;
         if ((f->flags & FBXL_TIMING) && route)
             time_request(n, op, route, UINT32_MAX, now, 0, 4);
-        note_streams(n, op, route);
+        note_streams(n, op);
         op->state = FBX_TRAVELS;
         op->next_ps = op->arrives_ps;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     if (!(f->flags & FBXL_TIMING)) {
         if (!scalar) { /* all of it must be reachable before any of it moves */
             for (uint64_t at = 0; at < op->bytes; at += x->hi - offset) {
-                if ((status = find(n, op->gva + at, 1, &scratch, &x, &offset)))
+                if ((status = find_for(n, op, op->gva + at, 1, &scratch, &x, &offset)))
                     return finish(n, op, status, now);
                 if ((x->hi - offset) < op->bytes - at && x->hi == f->region_facts[x->region].bytes)
                     return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
@@ -1184,7 +1214,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
     }
     if (op->kind == FBX_STORE) {
         /* Look first whether it is our own memory: that takes no time here. */
-        if ((status = find(n, op->gva, op->bytes, &scratch, &x, &offset)))
+        if ((status = find_for(n, op, op->gva, op->bytes, &scratch, &x, &offset)))
             return finish(n, op, status, now);
         if (x->route && fbxi_adversarial(f) && op->bytes > 8 && !x->status && permitted(op, x)) {
             op->target = x->target;
@@ -1193,10 +1223,10 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         if (x->route)
             return begin_store(n, op, lane, now);
     } else {
-        if ((status = find(n, op->gva, scalar ? op->bytes : 1, &scratch, &x, &offset)))
+        if ((status = find_for(n, op, op->gva, scalar ? op->bytes : 1, &scratch, &x, &offset)))
             return finish(n, op, status, now);
         for (uint64_t at = 0, o = offset; !scalar && at < op->bytes; at += x->hi - o) {
-            if ((status = find(n, op->gva + at, 1, &scratch, &x, &o)))
+            if ((status = find_for(n, op, op->gva + at, 1, &scratch, &x, &o)))
                 return finish(n, op, status, now);
             if (x->hi - o < op->bytes - at && x->hi == f->region_facts[x->region].bytes)
                 return finish(n, op, fbxi_fail_at(FBX_E_ADDRESS, op->kind, (int)n->index, op->gva,
@@ -1235,7 +1265,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
             op->done = bytes;
             op->completes_ps = op->next_ps = flight.departs_ps;
             op->state = FBX_RETURNS;
-            return fbx_op_advance(n, op);
+            return advance(n, op, fbxi_now(&f->clock));
         }
         if ((status = fbxi_commit(f, x->region, offset, min64(op->bytes, x->hi - offset))))
             return finish(n, op, status, now);
@@ -1245,7 +1275,7 @@ int fbx_op_begin(fbx_node *n, struct fbx_op *op)
         op->state = FBX_ISSUED;
         op->completes_ps = now;
         op->next_ps = now;
-        return fbx_op_advance(n, op);
+        return advance(n, op, fbxi_now(&f->clock));
     }
     time_request(n, op, x->route, x->region, now,
                  op->kind == FBX_LOAD || op->kind == FBX_WAIT ? 0 : op->kind == FBX_CAS ? 2 * op->bytes : op->bytes,
@@ -1263,7 +1293,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
     struct fbxi_xl scratch, *x = NULL;
     uint64_t offset;
     for (;;) {
-        int status = find(n, op->gva + op->done, 1, &scratch, &x, &offset);
+        int status = find_for(n, op, op->gva + op->done, 1, &scratch, &x, &offset);
         if (status)
             return finish(n, op, status, now);
         if (x->status)
@@ -1291,7 +1321,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
             if (status)
                 return finish(n, op, status, now);
             op->done += step;
-            op->completes_ps = pushed_by_completion(n, x->target, op->tc, op->attr, op->completes_ps);
+            op->completes_ps = pushed_by_completion(n, x->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
             op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
         }
         if (op->state == FBX_RETURNS) {
@@ -1325,11 +1355,11 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
             return FBX_E_AGAIN;
         }
         if (op->kind == FBX_FLUSH) {
-            struct fbxi_route *route = op->target == n->index ? NULL : n->routes[op->target];
+            struct fbxi_route *route = op->target == n->index ? NULL : route_of(n, op);
             if (route && (status = way_status(n, op->target, route)))
                 return finish(n, op, status, now);
             fbxi_deliver(f, op->target, now);
-            if (streams_hold(n, op, route))
+            if (streams_hold(n, op))
                 return stalled(n, op, FBX_E_COMPLETION_TIMEOUT, now);
         } else {
             struct fbxi_xl scratch, *x = NULL;
@@ -1343,7 +1373,7 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
                 return finish(n, op, status, now);
             op->done = op->bytes;
         }
-        op->completes_ps = pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
+        op->completes_ps = pushed_by_completion(n, op->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
         op->state = FBX_RETURNS;
     }
     if (now < op->completes_ps) {
@@ -1355,12 +1385,49 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     return finish(n, op, 0, now);
 }
 
+/* The same while it is recorded: in one order for all who record, so that doing it again in that order, as of the same times,
+ * makes the same reservations. */
+static __attribute__((noinline)) int recorded(fbx_node *n, struct fbx_op *op, int begins, uint64_t now)
+{
+    fbx_fabric *f = n->fabric;
+    struct fbxl_header *h = f->header;
+    int held = fbxi_lock(f, &h->trace_lock, FBX_STALL_NS) >= 0; /* a stopped one makes the recording worse, nothing else */
+    if (begins) {
+        now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+        op->trace_id = fbxi_trace_id(f);
+    }
+    fbx_poke(&h->trace_order, fbx_peek(&h->trace_order) + 1);
+    struct fbxi_trace_record r = {.at_ps = now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .sequence = fbx_peek(&h->trace_order),
+                                  .passed = n->requester, .node = (uint16_t)n->index, .kind = (uint8_t)op->kind, .tc = op->tc,
+                                  .attr = op->attr, .event = begins ? FBX_TRACE_BEGIN : FBX_TRACE_STEP};
+    if (op->kind == FBX_FLUSH)
+        r.target = (uint16_t)op->operand[0];
+    fbxi_trace(f, &r);
+    int status = begins ? begin(n, op, now) : advance(n, op, now);
+    if (held)
+        fbxi_unlock(f, &h->trace_lock);
+    return status;
+}
+
+int fbx_op_begin(fbx_node *n, struct fbx_op *op)
+{
+    const fbx_fabric *f = n->fabric;
+    /* First: what is done from here on is inside the modelled time. */
+    const uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0;
+    return UNLIKELY(f->recording) ? recorded(n, op, 1, 0) : begin(n, op, now);
+}
+
+static int further(fbx_node *n, struct fbx_op *op, uint64_t now)
+{
+    return UNLIKELY(n->fabric->recording) ? recorded(n, op, 0, now) : advance(n, op, now);
+}
+
 int fbx_op_advance(fbx_node *n, struct fbx_op *op)
 {
     if (op->state == FBX_DONE)
         return op->status;
     const fbx_fabric *f = n->fabric;
-    return advance(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
+    return further(n, op, f->flags & FBXL_TIMING || f->clock.kind ? fbxi_now(&f->clock) : UINT64_MAX);
 }
 
 int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
@@ -1392,7 +1459,7 @@ int fbx_op_wait(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
             first = ticks;
         else if (max_wait_ns != UINT64_MAX && ticks - first > max_wait_ns / 1000 * clock->ticks_per_us)
             return FBX_E_AGAIN;
-        advance(n, op, fbxi_ticks_to_ps(clock, ticks));
+        further(n, op, fbxi_ticks_to_ps(clock, ticks));
     }
     return op->status;
 }
@@ -1696,11 +1763,11 @@ int fbx_scatter(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t c
 /* Write-combining buffers leave: what is stored from now on does not pass what they held. */
 static void drain_towards(fbx_node *n, uint32_t target)
 {
-    struct fbxi_route *route = fbx_observe_pointer(&n->routes[target]);
-    for (uint32_t tc = 0; route && tc < FBX_CLASSES; tc++) {
-        struct fbxl_queue *q = own_queue(n, route, tc);
+    for (uint32_t s = 0; s < FBX_STREAMS; s++) {
+        struct fbxi_route *route = fbx_observe_pointer(&n->routes[target * FBX_PATHS + s / FBX_CLASSES]);
+        struct fbxl_queue *q = own_queue(n, route, s % FBX_CLASSES);
         if (q)
-            fbx_poke(&route->drained[tc], fbx_observe(&q->sequence));
+            fbx_poke(&route->drained[s % FBX_CLASSES], fbx_observe(&q->sequence));
     }
 }
 
@@ -1731,10 +1798,11 @@ int fbx_fence(fbx_node *n)
     int status = usable(n, FBX_OTHER, 0);
     const uint64_t now = fbxi_now(&n->fabric->clock);
     for (uint32_t i = 0; !status && i < fbx_observe(&n->used_targets_count); i++) {
-        struct fbxi_route *route = n->routes[n->used_targets[i]];
-        drain_towards(n, n->used_targets[i]);
-        for (uint32_t tc = 0; tc < FBX_CLASSES; tc++) {
-            struct fbxl_queue *q = own_queue(n, route, tc);
+        const uint32_t target = n->used_targets[i];
+        drain_towards(n, target);
+        for (uint32_t s = 0; s < FBX_STREAMS; s++) {
+            struct fbxi_route *route = fbx_observe_pointer(&n->routes[target * FBX_PATHS + s / FBX_CLASSES]);
+            struct fbxl_queue *q = own_queue(n, route, s % FBX_CLASSES);
             uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
             if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
                 fbx_poke(&n->fence_floor, last);
@@ -1984,7 +2052,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
     uint64_t begin = 0, ticks;
     for (;;) {
         int status = usable(n, FBX_OTHER, 0);
-        if (status || (status = route_to(n, target, &route)))
+        if (status || (status = route_to(n, target, 0, &route)))
             return status;
         if (!(lane = fbxi_lane(n)))
             return fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
@@ -2007,7 +2075,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
             fbx_count(&f->header->reservations_clamped, 1);
         struct fbxi_post post = {.region = UINT32_MAX, .bytes = bytes, .kind = kind, .flags = FBXL_ENTRY_SCALAR,
-                                 .requester = n->requester, .offset = reg,
+                                 .requester = n->requester, .offset = reg, .trace_id = fbxi_tracing(f) ? fbxi_trace_id(f) : 0,
                                  .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence, .payload = &value};
         if (travels) {
             status = fbxi_post(f, q, &post);
@@ -2024,6 +2092,8 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             uint64_t ns = fbxi_monotonic_ns();
             if (!begin)
                 begin = ns;
+            if (f->sim)
+                return FBX_E_AGAIN; /* the program waits until there is room */
             if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
                 return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
                                  f->node_facts[target].name, n->facts->name);
@@ -2034,6 +2104,12 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
         if (status)
             return status;
         use_target(n, target);
+        if (fbxi_tracing(f)) {
+            struct fbx_op told = {.kind = FBX_OTHER, .gva = reg, .bytes = bytes, .operand = {value}, .target = target,
+                                  .trace_id = post.trace_id, .sequence = post.sequence, .issued_ps = now,
+                                  .departs_ps = flight.departs_ps, .arrives_ps = post.arrives_ps, .completes_ps = now};
+            trace_op(n, &told, now);
+        }
         if (travels)
             fbxi_ntb_posted(f, target);
         uint64_t credit = fbxi_out(route)->credit_ps;

@@ -15,6 +15,11 @@
 
 static inline int fbxi_adversarial(const fbx_fabric *f) { return __builtin_expect(f->ordering == FBX_ADVERSARIAL, 0); }
 
+static inline int fbxi_same_words(const struct fbxl_entry *a, const struct fbxi_post *b)
+{
+    return a->region == b->region && a->offset / 8 <= (b->offset + b->bytes - 1) / 8 && b->offset / 8 <= (a->offset + a->bytes - 1) / 8;
+}
+
 /* By which rule may `later` pass `earlier` of the same stream? FBX_RULE_NONE: it may not. */
 static inline uint32_t fbxi_may_pass(const struct fbxl_entry *earlier, const struct fbxi_post *later)
 {
@@ -22,9 +27,9 @@ static inline uint32_t fbxi_may_pass(const struct fbxl_entry *earlier, const str
         return FBX_RULE_RO;
     if (later->flags & FBXL_ENTRY_IDO && later->requester != earlier->requester)
         return FBX_RULE_IDO;
-    /* Two buffers leave in any order until they are drained; what is in one buffer leaves as it was written. */
+    /* Buffers leave in any order, whole or in parts, until they are drained; the same 8 bytes leave as they were last. */
     if (later->flags & FBXL_ENTRY_COMBINING && earlier->flags & FBXL_ENTRY_COMBINING && later->requester == earlier->requester &&
-        earlier->sequence > later->drained && (earlier->region != later->region || earlier->offset / 64 != later->offset / 64))
+        earlier->sequence > later->drained && !fbxi_same_words(earlier, later))
         return FBX_RULE_COMBINING;
     return FBX_RULE_NONE;
 }
@@ -35,7 +40,7 @@ static inline uint64_t fbxi_unfair_ps(fbx_fabric *f, uint32_t kind, uint64_t key
 {
     static const uint64_t ps[FBX_DELAYS] = {0,       0,       0,        40000,    150000,    500000,
                                             1500000, 4000000, 12000000, 30000000, 100000000, 400000000};
-    return ps[fbxi_choice_at(f, kind, key, f->clock.kind == FBX_REAL ? FBX_DELAYS - 1 : FBX_DELAYS)];
+    return ps[fbxi_choice_at(f, kind, key, f->sim ? FBX_DELAYS : FBX_DELAYS - 1)];
 }
 
 /* Does a request that may pass what is before it do so? */

@@ -325,7 +325,8 @@ uint64_t fbxi_next_due(fbx_fabric *f, uint32_t target)
 /* Which earlier write this one has passed, of those of its source that are under way, and by what rule. For the trace. */
 static uint32_t passes(fbx_fabric *f, const struct fbxl_queue *of, const struct fbxl_entry *e, uint64_t *passed)
 {
-    const struct fbxi_post later = {.flags = e->flags, .requester = e->requester, .region = e->region, .offset = e->offset};
+    const struct fbxi_post later = {.flags = e->flags, .requester = e->requester, .region = e->region, .offset = e->offset,
+                                    .bytes = e->bytes ? e->bytes : 1};
     uint64_t oldest = e->trace_id;
     uint32_t rule = FBX_RULE_NONE, bound = 0;
     if (!e->trace_id)
@@ -347,7 +348,7 @@ static uint32_t passes(fbx_fabric *f, const struct fbxl_queue *of, const struct 
                 if (over(other) || !other->trace_id || other->trace_id >= oldest)
                     continue;
                 oldest = *passed = other->trace_id;
-                rule = q == of ? fbxi_may_pass(other, &later) : q->target == of->target ? FBX_RULE_TC : FBX_RULE_PATH;
+                rule = q == of ? fbxi_may_pass(other, &later) : q->target == of->target && q->traffic_class >> 3 == of->traffic_class >> 3 ? FBX_RULE_TC : FBX_RULE_PATH;
             }
         }
     return rule;
@@ -366,7 +367,7 @@ static void trace_entry(fbx_fabric *f, const struct fbxl_queue *q, const struct 
 {
     struct fbxi_trace_record r = {
         .at_ps = fbx_peek(&e->arrives_ps), .arrives_ps = fbx_peek(&e->arrives_ps), .id = e->trace_id, .sequence = e->sequence,
-        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)q->traffic_class,
+        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)(q->traffic_class & 7),
         .attr = e->flags & (FBXL_ENTRY_RO | FBXL_ENTRY_IDO), .kind = e->kind, .rule = (uint16_t)rule, .passed = passed,
         .event = e->flags & FBXL_ENTRY_DROPPED ? FBX_TRACE_DROPPED : FBX_TRACE_VISIBLE};
     r.gva = e->kind == FBXL_ENTRY_WRITE ? ((uint64_t)(e->region + 1) << FBX_SLOT_SHIFT) + e->offset : e->offset;
@@ -485,7 +486,7 @@ int fbxi_land(fbx_fabric *f, uint32_t source)
 {
     int status = 0;
     for (uint32_t target = 0; target < f->node_count && !status; target++)
-        for (uint32_t tc = 0; tc < FBX_CLASSES && !status && fbx_observe(&f->nodes[target].queues); tc++) {
+        for (uint32_t tc = 0; tc < FBX_STREAMS && !status && fbx_observe(&f->nodes[target].queues); tc++) {
             struct fbxl_queue *q = fbxi_queue_find(f, source, target, tc);
             status = q ? land(f, q) : 0;
         }
@@ -516,7 +517,7 @@ void fbxi_count_scalars(fbx_fabric *f, uint32_t link, uint64_t bytes[2], uint64_
                 break;
             at = fbx_observe(&q->next);
             uint64_t count = fbx_peek(&q->scalar_tlps), payload = fbx_peek(&q->scalar_bytes);
-            if (!count || fbxi_way(f, q->source, q->target, directions, &hops))
+            if (!count || fbxi_way(f, q->source, q->target, q->traffic_class >> 3 & (FBX_PATHS - 1), directions, &hops))
                 continue;
             for (uint32_t i = 0; i < hops; i++) {
                 if (directions[i] / 2 != link)
@@ -550,7 +551,7 @@ static void drop(fbx_fabric *f, uint32_t link, uint32_t of)
                 break;
             at = fbx_observe(&q->next);
             uint32_t crossed = UINT32_MAX, entries = 0;
-            if (!fbxi_way(f, q->source, target, directions, &hops))
+            if (!fbxi_way(f, q->source, target, q->traffic_class >> 3 & (FBX_PATHS - 1), directions, &hops))
                 for (uint32_t i = 0; i < hops; i++)
                     if (directions[i] / 2 == link || q->source == of || target == of)
                         crossed = directions[i];

@@ -167,6 +167,17 @@ int fbxi_registered_find(fbx_fabric *f, uint32_t region, uint64_t offset, struct
     return 0; /* whether its process lives is seen by whoever goes there */
 }
 
+void fbxi_registered_forget(fbx_fabric *f)
+{
+    struct fbxi_registered *r = fbx_observe_pointer(&f->registered);
+    if (!r)
+        return;
+    pthread_mutex_lock(&f->registered_mutex);
+    r->seen = UINT64_MAX;
+    r->count = 0;
+    pthread_mutex_unlock(&f->registered_mutex);
+}
+
 int fbxi_registers(fbx_fabric *f, uint32_t node)
 {
     struct fbxi_registered *r = fbx_observe_pointer(&f->registered);

@@ -14,6 +14,8 @@ struct fbxi_registration {
     uint64_t offset, bytes, address, start, nonce_at, nonce;
 };
 
+/* The table is another one, whatever its count of changes says. */
+void fbxi_registered_forget(fbx_fabric *f);
 /* The registration around `offset`. ADDRESS: there is none. */
 int fbxi_registered_find(fbx_fabric *f, uint32_t region, uint64_t offset, struct fbxi_registration *out);
 /* Whether this process registered memory of that node: its service thread then keeps it current. */

@@ -24,63 +24,68 @@ int fbxi_routes_init(fbx_fabric *f)
 }
 
 /* tree[node]: the direction by which the way from `source` enters it, or ~0. Breadth first: within one distance the
- * least delay wins, and of equals the first. Traffic passes through switches only; other nodes end a way. */
+ * least delay wins, and of equals the first. Traffic passes through switches only; other nodes end a way. `taken`: links
+ * that are not to be used, by index; NULL for none. */
+static uint32_t *grow(const fbx_fabric *f, uint32_t source, const uint8_t *taken)
+{
+    uint32_t *t = malloc(f->node_count * sizeof *t);
+    uint32_t *queue = malloc(f->node_count * sizeof *queue), *hops = malloc(f->node_count * sizeof *hops);
+    uint64_t *delay = malloc(f->node_count * sizeof *delay);
+    if (t && queue && hops && delay) {
+        for (uint32_t i = 0; i < f->node_count; i++) {
+            t[i] = UINT32_MAX;
+            hops[i] = UINT32_MAX;
+        }
+        uint32_t head = 0, last = 0;
+        queue[last++] = source;
+        hops[source] = 0;
+        delay[source] = 0;
+        while (head < last) {
+            uint32_t node = queue[head++];
+            if (node != source && f->node_facts[node].kind != FBXL_SWITCH)
+                continue;
+            for (uint32_t k = f->adjacent_first[node]; k < f->adjacent_first[node + 1]; k++) {
+                uint32_t direction = f->adjacent[k], to = f->link_facts[direction / 2].node[!(direction & 1)];
+                uint64_t d = delay[node] + f->link_facts[direction / 2].value[FBX_LINK_DELAY_PS] +
+                             (f->node_facts[to].kind == FBXL_SWITCH ? f->node_facts[to].delay_ps : 0);
+                if (taken && taken[direction / 2])
+                    continue;
+                if (hops[to] == UINT32_MAX) {
+                    queue[last++] = to;
+                    hops[to] = hops[node] + 1;
+                } else if (hops[to] != hops[node] + 1 || d >= delay[to]) {
+                    continue;
+                }
+                delay[to] = d;
+                t[to] = direction;
+            }
+        }
+    } else {
+        free(t);
+        t = NULL;
+    }
+    free(queue);
+    free(hops);
+    free(delay);
+    return t;
+}
+
 static uint32_t *tree(fbx_fabric *f, uint32_t source)
 {
     uint32_t *t = fbx_observe_pointer(&f->trees[source]);
     if (t)
         return t;
     pthread_mutex_lock(&f->mutex);
+    if (!f->trees[source] && (t = grow(f, source, NULL)))
+        fbx_publish_pointer(&f->trees[source], t);
     t = f->trees[source];
-    if (!t) {
-        t = malloc(f->node_count * sizeof *t);
-        uint32_t *queue = malloc(f->node_count * sizeof *queue), *hops = malloc(f->node_count * sizeof *hops);
-        uint64_t *delay = malloc(f->node_count * sizeof *delay);
-        if (t && queue && hops && delay) {
-            for (uint32_t i = 0; i < f->node_count; i++) {
-                t[i] = UINT32_MAX;
-                hops[i] = UINT32_MAX;
-            }
-            uint32_t head = 0, last = 0;
-            queue[last++] = source;
-            hops[source] = 0;
-            delay[source] = 0;
-            while (head < last) {
-                uint32_t node = queue[head++];
-                if (node != source && f->node_facts[node].kind != FBXL_SWITCH)
-                    continue;
-                for (uint32_t k = f->adjacent_first[node]; k < f->adjacent_first[node + 1]; k++) {
-                    uint32_t direction = f->adjacent[k], to = f->link_facts[direction / 2].node[!(direction & 1)];
-                    uint64_t d = delay[node] + f->link_facts[direction / 2].value[FBX_LINK_DELAY_PS] +
-                                 (f->node_facts[to].kind == FBXL_SWITCH ? f->node_facts[to].delay_ps : 0);
-                    if (hops[to] == UINT32_MAX) {
-                        queue[last++] = to;
-                        hops[to] = hops[node] + 1;
-                    } else if (hops[to] != hops[node] + 1 || d >= delay[to]) {
-                        continue;
-                    }
-                    delay[to] = d;
-                    t[to] = direction;
-                }
-            }
-            fbx_publish_pointer(&f->trees[source], t);
-        } else {
-            free(t);
-            t = NULL;
-        }
-        free(queue);
-        free(hops);
-        free(delay);
-    }
     pthread_mutex_unlock(&f->mutex);
     return t;
 }
 
-int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directions, uint32_t *length)
+static int follow(const fbx_fabric *f, uint32_t source, uint32_t target, const uint32_t *t, uint32_t *directions, uint32_t *length)
 {
-    uint32_t *t = tree(f, source), count = 0;
-    if (!t)
-        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    uint32_t count = 0;
     for (uint32_t at = target; at != source; at = f->link_facts[t[at] / 2].node[t[at] & 1]) {
         if (t[at] == UINT32_MAX)
             return fbxi_fail(FBX_E_UNSUPPORTED, "there is no way from %s to %s", f->node_facts[source].name,
@@ -92,6 +97,29 @@ int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t *directio
     }
     *length = count;
     return 0;
+}
+
+int fbxi_way(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, uint32_t *directions, uint32_t *length)
+{
+    const uint32_t *t = tree(f, source);
+    if (!t)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    int status = follow(f, source, target, t, directions, length);
+    uint8_t *taken = path && !status ? calloc(f->link_count + 1u, 1) : NULL;
+    if (path && !status && !taken)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    for (uint32_t p = 1; p <= path && !status; p++) {
+        for (uint32_t i = 0; i < *length; i++)
+            taken[directions[i] / 2] = 1;
+        uint32_t *other = grow(f, source, taken);
+        status = !other ? fbxi_fail(FBX_E_NO_MEMORY, "no memory") : follow(f, source, target, other, directions, length);
+        free(other);
+        if (status == FBX_E_UNSUPPORTED)
+            status = fbxi_fail(FBX_E_INVALID, "path %u: there %s %u from %s to %s that share%s no link", path, p == 1 ? "is" : "are", p,
+                               f->node_facts[source].name, f->node_facts[target].name, p == 1 ? "s" : "");
+    }
+    free(taken);
+    return status;
 }
 
 int fbxi_route_changed(const fbx_fabric *f, const struct fbxi_route *route)
@@ -135,14 +163,15 @@ int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route)
     return 0;
 }
 
-int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, struct fbxi_route *route)
+int fbxi_route_build(fbx_fabric *f, uint32_t source, uint32_t target, uint32_t path, struct fbxi_route *route)
 {
     uint32_t count, directions[FBX_MAX_HOPS];
-    int failed = fbxi_way(f, source, target, directions, &count);
+    int failed = fbxi_way(f, source, target, path, directions, &count);
     if (failed)
         return failed;
     memset(route, 0, sizeof *route);
     route->target = target;
+    route->path = path;
     route->hops = count;
     for (uint32_t i = 0; i < count; i++) {
         uint32_t direction = directions[count - 1 - i];

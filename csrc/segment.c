@@ -111,7 +111,7 @@ static int room_for(const fbx_fabric *f, int fd, uint64_t bytes)
         return 0;
     unchecked = 0;
     struct statvfs file_system;
-    if (!fstatvfs(fd, &file_system)) {
+    if (!(f->flags & FBX_PRIVATE) && !fstatvfs(fd, &file_system)) { /* memory without a name has no file system's limit */
         uint64_t left = (uint64_t)file_system.f_bavail * file_system.f_frsize;
         if (bytes > left)
             return fbxi_fail(FBX_E_NO_MEMORY, "%llu bytes wanted, %llu left in %s", (unsigned long long)bytes,
@@ -127,6 +127,8 @@ static int room_for(const fbx_fabric *f, int fd, uint64_t bytes)
 static int allocate(const fbx_fabric *f, int fd, uint64_t offset, uint64_t bytes)
 {
     int result;
+    if (f->flags & FBX_PRIVATE)
+        return 0; /* memory like any other of the process */
     do
         result = fallocate(fd, 0, (off_t)offset, (off_t)bytes);
     while (result && errno == EINTR);
@@ -223,10 +225,30 @@ static void region_path(const fbx_fabric *f, uint32_t region, char *out, size_t 
              (unsigned long long)f->instance, region);
 }
 
+/* The memory of a private fabric has no name: its descriptor is made when first needed and kept. */
+static int private_fd(fbx_fabric *f, uint32_t region)
+{
+    const uint64_t bytes = f->region_facts[region].bytes;
+    pthread_mutex_lock(&f->map_mutex);
+    if (f->maps[region].fd < 0) {
+        int fd = memfd_create("fabrex-region", MFD_CLOEXEC);
+        if (fd >= 0 && ftruncate(fd, (off_t)(bytes + bitmap_bytes(bytes)))) {
+            close(fd);
+            fd = -1;
+        }
+        f->maps[region].fd = fd;
+    }
+    int fd = f->maps[region].fd < 0 ? -1 : dup(f->maps[region].fd);
+    pthread_mutex_unlock(&f->map_mutex);
+    return fd;
+}
+
 static int region_fd(fbx_fabric *f, uint32_t region)
 {
     if (f->maps[region].fd >= 0)
         return dup(f->maps[region].fd);
+    if (f->flags & FBX_PRIVATE)
+        return private_fd(f, region);
     char path[400];
     region_path(f, region, path, sizeof path);
     return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);

@@ -4,6 +4,7 @@
  * without the API, and one of all the fabric's processes (whoever holds the leader's byte of the control file, which the
  * kernel releases at death) looks for sessions that died. No operation depends on it.
  */
+#include "event.h"
 #include "internal.h"
 #include "ntb.h"
 #include "registered.h"
@@ -73,6 +74,7 @@ static void *service(void *argument)
             }
             if (leader) {
                 fbxi_reap(f);
+                fbxi_event_look(f);
                 fbxi_end_if_orphan(f);
                 /* Memory boxes and nodes that nobody is have no thread of their own to keep views of them current. */
                 for (uint32_t i = 0; i < f->node_count; i++)

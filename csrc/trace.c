@@ -166,3 +166,13 @@ uint64_t fbx_trace_copy(fbx_fabric *f, uint64_t *first, struct fbx_trace_record 
 }
 
 void fbx_trace_site(fbx_fabric *f, uint32_t site) { f->trace_site = site; }
+
+int fbx_record(fbx_fabric *f, int on)
+{
+    if (on && !f->tracer)
+        return fbxi_fail(FBX_E_INVALID, "start the trace first");
+    if (f->recording != (uint32_t)!!on)
+        fbx_count(&f->header->trace_on, on ? 1 : 0xffffffffu);
+    f->recording = !!on;
+    return 0;
+}

@@ -10,7 +10,7 @@
 /* The public record (fabrex.h) is the internal one: nothing is copied twice. */
 #define fbxi_trace_record fbx_trace_record
 
-static inline int fbxi_tracing(const fbx_fabric *f) { return __builtin_expect(f->tracer != NULL, 0); }
+static inline bool fbxi_tracing(const fbx_fabric *f) { return __builtin_expect(f->tracer != NULL, 0); }
 void fbxi_trace_append(fbx_fabric *f, const struct fbxi_trace_record *record);
 static inline void fbxi_trace(fbx_fabric *f, const struct fbxi_trace_record *record)
 {

@@ -9,6 +9,7 @@
  *
  * A window is two snapshots and a switch, so that a reader sees one whole setting and a writer that dies leaves one.
  */
+#include "event.h"
 #include "internal.h"
 #include "registered.h"
 
@@ -369,7 +370,10 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
         return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
                          (unsigned long long)translation, (unsigned long long)bytes, f->node_facts[peer].name);
     struct setting s = {translation, bytes, peer, (uint32_t)perm & FBX_PERM_RW, attr, (uint32_t)mapping, FBXL_MW_SET};
-    return set(f, node, widx, &s);
+    status = set(f, node, widx, &s);
+    if (!status || status == FBX_E_BUSY)
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_WINDOW_SET, node, widx, peer, translation, bytes});
+    return status;
 }
 
 int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
@@ -382,6 +386,8 @@ int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
         return status;
     struct setting s = {.state = FBXL_MW_CLEARED};
     status = set(f, node, widx, &s);
+    if (!status || status == FBX_E_BUSY)
+        fbxi_event(f, &(struct fbxi_event){FBX_EVENT_WINDOW_CLEARED, node, widx, UINT32_MAX, 0, 0});
     /* What was translated before is on its way already: let it land before we say that nothing more will. */
     return status ? status : fbxi_land(f, node);
 }

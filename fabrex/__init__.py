@@ -102,9 +102,11 @@ if TYPE_CHECKING:
     from .errors import (
         WindowError as WindowError,
     )
+    from .event import Event as Event
+    from .event import Events as Events
     from .fabric import Fabric as Fabric
     from .fabric import attach as attach
-    from .fabric import fabrics as fabrics
+    from .listing import fabrics as fabrics
     from .memory import Buffer as Buffer
     from .node import Node as Node
     from .node import Operation as Operation
@@ -115,9 +117,11 @@ __version__ = "0.1.0"
 
 # Names and the modules that they come from: loaded when first used, so that `fabricctl list` and test collection stay quick.
 _LAZY = {
+    "Event": "event",
+    "Events": "event",
     "Fabric": "fabric",
     "attach": "fabric",
-    "fabrics": "fabric",
+    "fabrics": "listing",
     "Buffer": "memory",
     "Completion": "dma",
     "Node": "node",
@@ -125,7 +129,24 @@ _LAZY = {
     "Registered": "registered",
     "Topology": "topology",
 }
-_MODULES = ("dma", "errors", "fabric", "graph", "memory", "node", "ntb", "pcie", "registered", "tlp", "topology", "units")
+_MODULES = (
+    "caching",
+    "dma",
+    "errors",
+    "event",
+    "fabric",
+    "graph",
+    "link",
+    "listing",
+    "memory",
+    "node",
+    "ntb",
+    "pcie",
+    "registered",
+    "tlp",
+    "topology",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:

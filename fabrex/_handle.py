@@ -83,7 +83,9 @@ def check(code: int, node: Any = None) -> int:
 
 
 Requester = _hot.Requester
-_hot.bind(int(ffi.cast("uintptr_t", lib.fbx_hot_table())), raise_code)
+_hot.bind(
+    int(ffi.cast("uintptr_t", lib.fbx_hot_table())), int(ffi.cast("uintptr_t", lib.fbx_sim_table())), raise_code
+)
 
 
 class FabricHandle:

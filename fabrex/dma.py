@@ -113,6 +113,9 @@ class Completion:
 
             deadline = fabric.now_ps + seconds_to_ps(timeout)
         while True:
+            scheduler = self._node._scheduler
+            if scheduler is not None and not self.done() and not self._node.closed:
+                scheduler.watch(self._node._address, 4, self._id, (1 << 64) - 1 if deadline is None else min(deadline, (1 << 64) - 1))
             limit = SLICE_NS
             if deadline is not None and not fabric.closed:
                 limit = min(limit, max(deadline - fabric.now_ps, 0) // 1000)
@@ -190,8 +193,12 @@ class Dma:
         if visible or ro or ido:
             d.flags |= (_VISIBLE if visible else 0) | (_RO if ro else 0) | (_IDO if ido else 0)
         number = ffi.new("uint64_t *")
+        if self._node._scheduler is not None:
+            self._node._scheduler.site()
         check(lib.fbx_dma_submit(self._node._pointer(), d, number), self._node)
-        return Completion(self._node, int(number[0]), size)
+        completion = Completion(self._node, int(number[0]), size)
+        self._node._point()
+        return completion
 
     def copy(
         self,

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import weakref
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,25 +13,21 @@ import msgpack
 
 from ._handle import SLICE_NS, FabricHandle, check, encoded, ffi, lib, text
 from .errors import CorruptSegment, FabricNotFound, InvalidArgument, WaitTimeout
+from .event import Events
 from .link import Link, Links
+from .listing import ORDERINGS, default_directory, fabrics, info_dict
 from .memory import HANDLE_VERSION, Buffer
 from .node import Node, seconds_to_ps
 from .topology import Topology
 
 __all__ = ["Fabric", "Link", "Links", "attach", "fabrics"]
 
-_ORDERINGS = {"posted": 0, "immediate": 1, "adversarial": 2}
 _KINDS = {"host": 1, "accelerator": 2, "memory": 3, "switch": 4}
 _PROFILES = {"fabrex": 0, "xeon-gen3": 1, "xeon-gen4": 2, "amd": 3, "idt": 4, "switchtec": 5, "epf": 6}
 _ROLES = {"owner": 0, "client": 1, "any": 2}
 _STATES = ("powered", "lost", "off")
 _OPS = ("load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush", "wait", "dma_read", "dma_write", "other")
-_SEGMENT = re.compile(r"fabrex@(\d+)@([A-Za-z0-9_.-]+)(@.*)?")
 
-
-def default_directory() -> str:
-    """Return where segments live: FABREX_DIRECTORY, or /dev/shm."""
-    return os.environ.get("FABREX_DIRECTORY") or "/dev/shm"
 
 
 class Fabric:
@@ -60,6 +54,7 @@ class Fabric:
         self.links = Links(self)
         self._names = {name: i for i, name in enumerate(self.topology.nodes)}
         self._nodes: weakref.WeakSet[Node] = weakref.WeakSet()
+        self._scheduler: Any = None  # of fabrex.sim, under the virtual clock
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -96,26 +91,38 @@ class Fabric:
         if timing not in (None, True, False, "on", "off"):
             raise InvalidArgument(f"timing is on or off, not {timing!r}")
         order = ordering or described.ordering
-        if order not in _ORDERINGS:
-            raise InvalidArgument(f"ordering is one of {', '.join(_ORDERINGS)}, not {order!r}")
+        if order not in ORDERINGS:
+            raise InvalidArgument(f"ordering is one of {', '.join(ORDERINGS)}, not {order!r}")
         if order == "adversarial" and not timed:
             raise InvalidArgument("the adversary delays writes, so it needs time", hint="use timing=True, or fabrex.sim.run")
         place = directory or default_directory()
-        config, keep = _config(described)
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
+        flags = (lib.FBX_PERSISTENT if persistent else 0) | (lib.FBX_TIMING if timed else 0)
+        return cls._make(described, called, place, flags, order, seed, strict_errors)
+
+    @classmethod
+    def _make(
+        cls, described: Topology, called: str, place: str, flags: int, order: str, seed: int | None, strict_errors: bool
+    ) -> Fabric:
+        config, keep = _config(described)
         keep.append(ffi.new("char[]", encoded(called)))
         config.name = keep[-1]
         keep.append(ffi.new("char[]", os.fsencode(place)))
         config.directory = keep[-1]
         config.flags = (
-            (lib.FBX_PERSISTENT if persistent else 0)
-            | (lib.FBX_TIMING if timed else 0)
-            | (lib.FBX_AUTO_WINDOWS if described.windows == "auto" else 0)
-            | (lib.FBX_STRICT if strict_errors else 0)
+            flags | (lib.FBX_AUTO_WINDOWS if described.windows == "auto" else 0) | (lib.FBX_STRICT if strict_errors else 0)
         )
-        config.ordering = _ORDERINGS[order]
+        config.ordering = ORDERINGS[order]
+        config.clock = lib.FBX_VIRTUAL if flags & lib.FBX_PRIVATE else lib.FBX_REAL
         config.seed = described.seed if seed is None else seed
         return cls(FabricHandle(lambda out: lib.fbx_fabric_create(config, out)), place)
+
+    @classmethod
+    def _private(cls, described: Topology, order: str, seed: int, strict_errors: bool) -> Fabric:
+        """Make a fabric without files whose clock is virtual, for the programs of one thread of this process."""
+        if order not in ORDERINGS:
+            raise InvalidArgument(f"ordering is one of {', '.join(ORDERINGS)}, not {order!r}")
+        return cls._make(described, "sim", "/dev/shm", lib.FBX_PRIVATE | lib.FBX_TIMING, order, seed, strict_errors)
 
     @classmethod
     def open(cls, name: str, directory: str | None = None, timeout: float = 0.0) -> Fabric:
@@ -178,18 +185,24 @@ class Fabric:
 
     # -- nodes and memory ---------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, role: str = "any") -> Node:
+    def attach(self, name: str, role: str = "any", *, stale: bool = False) -> Node:
         """Become node `name`.
 
         Args:
             role: "owner" (the process that is the node), "client", or "any": the owner if there is none.
+            stale: it caches remote memory without coherence: see `fabrex.caching`.
         Raises:
             FabricNotFound: no such node. FabricExists: it has an owner. InvalidArgument: it is a switch.
         """
         if role not in _ROLES:
             raise InvalidArgument(f"role is one of {', '.join(_ROLES)}, not {role!r}")
         self._live()
-        node = Node(self, name, _ROLES[role])
+        if stale:
+            from .caching import CachingNode
+
+            node: Node = CachingNode(self, name, _ROLES[role])
+        else:
+            node = Node(self, name, _ROLES[role])
         self._nodes.add(node)
         return node
 
@@ -253,6 +266,7 @@ class Fabric:
         """Store `value` (bytes, at most 16 MiB) under `key`, replacing what was there."""
         data = ffi.from_buffer("char[]", value)
         check(lib.fbx_put(self._live(), encoded(key), data, len(data)))
+        self._point()
 
     def get(self, key: str, timeout: float | None = 0.0) -> bytes:
         """Return the value of `key`.
@@ -294,7 +308,11 @@ class Fabric:
                 check(code)
             if deadline is not None and self.now_ps >= deadline:
                 raise WaitTimeout(f"no {what} appeared in fabric {self.name!r} within {timeout} s")
-            check(lib.fbx_names_wait(self._live(), seen, SLICE_NS))
+            if self._scheduler is not None and (node := self._any_node()) is not None:
+                never = (1 << 64) - 1
+                self._scheduler.watch(node._address, 3, seen, never if deadline is None else min(deadline, never))
+            else:
+                check(lib.fbx_names_wait(self._live(), seen, SLICE_NS))
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -307,7 +325,7 @@ class Fabric:
         """Return facts about the fabric as a whole."""
         out = ffi.new("struct fbx_fabric_info *")
         check(lib.fbx_fabric_info(self._handle.live(), out))
-        return _info_dict(out)
+        return info_dict(out)
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return facts about every node: kind, state, owner, counters."""
@@ -361,6 +379,18 @@ class Fabric:
             }
         return report
 
+    def events(self, since: int = 0, *, follow: bool = False, timeout: float | None = None) -> Events:
+        """Return what has happened to the fabric: links, nodes, windows, lost writes, failed DMA, its end.
+
+        The fabric keeps the last 1,024 events. Whoever is slower than that misses some, and is told how many (`Event.lost`).
+
+        Args:
+            since: number of the first event.
+            follow: do not end at the last one, but wait for more until the fabric ends; sleeping costs no processor.
+            timeout: with `follow`: seconds of real time after which it ends when nothing more has happened.
+        """
+        return Events(self._handle, since, follow=follow, timeout=timeout)
+
     def reap(self) -> int:
         """Look for processes that died and clean up after them now; returns how many."""
         return check(lib.fbx_fabric_reap(self._live()))
@@ -369,6 +399,11 @@ class Fabric:
 
     def _live(self) -> Any:
         return self._handle.live()
+
+    def _point(self) -> None:
+        """Under the virtual clock: let others run whose turn it is."""
+        if self._scheduler is not None and self._scheduler.current() >= 0:
+            self._scheduler.point()
 
     def _any_node(self) -> Node | None:
         return next((node for node in list(self._nodes) if not node.closed), None)
@@ -404,36 +439,6 @@ class Fabric:
         if tier is not None and tier not in tiers:
             raise InvalidArgument(f"{node} has no tier {tier!r}; it has {', '.join(tiers)}")
         return int(out.first_region) + (tiers.index(tier) if tier else 0)
-
-
-def _info_dict(out: Any) -> dict[str, Any]:
-    return {
-        "name": text(out.name),
-        "directory": text(out.directory),
-        "persistent": bool(out.flags & lib.FBX_PERSISTENT),
-        "timing": bool(out.flags & lib.FBX_TIMING),
-        "windows": "auto" if out.flags & lib.FBX_AUTO_WINDOWS else "manual",
-        "ordering": {v: k for k, v in _ORDERINGS.items()}.get(out.ordering, "damaged"),
-        "nodes": int(out.node_count),
-        "links": int(out.link_count),
-        "links_changed": int(out.links_changed),
-        "processes": int(out.session_count),
-        "attached": int(out.requester_count),
-        "memory_bytes": int(out.memory_bytes),
-        "committed_bytes": int(out.committed_bytes),
-        "control_bytes": int(out.control_bytes),
-        "creator_pid": int(out.creator_pid),
-        "created_unix_ns": int(out.created_unix_ns),
-        "seed": int(out.seed),
-        "alive": bool(not out.closed and (out.owner_alive or out.flags & lib.FBX_PERSISTENT)),
-        "now_ps": int(out.now_ps),
-        "tick_hz": int(out.tick_hz),
-        "tick_cost_ps": int(out.tick_cost_ps),
-        "counters": {
-            name: int(getattr(out, name))
-            for name in ("corrupt_resets", "takeovers", "reservations_clamped", "sessions_reaped", "control_epoch")
-        },
-    }
 
 
 def _config(topology: Topology) -> tuple[Any, list[Any]]:
@@ -510,25 +515,3 @@ def attach(name: str | None = None, fabric: str | None = None, *, timeout: float
             hint="start it with `fabricctl run`, or set FABREX_FABRIC and FABREX_NODE",
         )
     return Fabric.open(where, timeout=timeout).attach(who)
-
-
-def fabrics(directory: str | None = None) -> list[dict[str, Any]]:
-    """Return this user's fabrics in `directory`, the damaged and the dead included (`alive` and `error` say which)."""
-    place = directory or default_directory()
-    found: list[dict[str, Any]] = []
-    try:
-        names = sorted(entry.name for entry in Path(place).iterdir())
-    except FileNotFoundError:
-        return found
-    for entry in names:
-        match = _SEGMENT.fullmatch(entry)
-        if not match or int(match[1]) != os.getuid() or match[3]:
-            continue
-        out = ffi.new("struct fbx_fabric_info *")
-        code = lib.fbx_fabric_probe(os.fsencode(place), match[2].encode(), out)
-        if code == 0:
-            found.append(_info_dict(out))
-        elif code != lib.FBX_E_NOT_FOUND:
-            error = text(lib.fbx_last_error().text)
-            found.append({"name": match[2], "directory": place, "alive": False, "error": error})
-    return found

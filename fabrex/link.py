@@ -50,6 +50,11 @@ class Link:
         """`pcie` or `ethernet`."""
         return "ethernet" if self._fabric.topology.links[self.name].ethernet is not None else "pcie"
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What `set` takes for this link."""
+        return _KEYS[self.kind]
+
     def info(self) -> dict[str, Any]:
         """Return values, state and counters (bytes on the wire, packets, dropped) per direction.
 
@@ -83,10 +88,12 @@ class Link:
     def down(self) -> None:
         """Take the link down. When this has returned nothing crosses it any more; what was on it is lost."""
         check(lib.fbx_link_set(self._fabric._live(), self.index, 0))
+        self._fabric._point()
 
     def up(self) -> None:
         """Bring the link up again."""
         check(lib.fbx_link_set(self._fabric._live(), self.index, 1))
+        self._fabric._point()
 
     def set(self, **values: Any) -> None:
         """Set values of the link while it runs, all of them or none.
@@ -124,6 +131,7 @@ class Link:
             out[_INDEX[key]] = numbers[key]
             mask |= 1 << _INDEX[key]
         check(lib.fbx_link_configure(self._fabric._live(), self.index, mask, out))
+        self._fabric._point()
 
     def _read(self, kind: str, values: Mapping[str, Any]) -> dict[str, int]:
         """What the topology's reader makes of the values, together with those that stay."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .node import Node
 
 HANDLE_VERSION = 1
+_WORDS = 4096  # bytes that release() compares at once
 
 
 class _View:
@@ -71,6 +74,8 @@ class Buffer:
         self.name: str = text(record.name)
         self.node: str = fabric._node_name(record.node)
         self._view: memoryview | None = None
+        self._raw: memoryview | None = None  # under the adversary, the bytes of which `_view` is a copy
+        self._kept: bytearray | None = None  # what `_view` was when it was acquired
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -92,11 +97,60 @@ class Buffer:
 
     @property
     def memory(self) -> memoryview:
-        """The bytes, as a memoryview: functional and untimed. Read-only where the window is."""
+        """The bytes, as a memoryview: functional and untimed. Read-only where the window is.
+
+        Under `ordering: adversarial` it is a copy of this process's own, which shows what `acquire` found and of which others
+        see what `release` gives back.
+        """
         check(lib.fbx_buffer_check(self.fabric._live(), self._record))
         if self._view is None:
             self._view = map_view(self._viewer(), self.gva, self.size)
+            if self.fabric.ordering == "adversarial":
+                self._raw, self._kept = self._view, bytearray(self.size)
+                self._view = memoryview(bytearray(self.size))
+                if self._raw.readonly:
+                    self._view = self._view.toreadonly()
         return self._view
+
+    def acquire(self) -> memoryview:
+        """Declare that this process reads and writes the raw bytes from now on; returns `memory`.
+
+        What has arrived by now is there. Everything that looks at the bytes without operations (`memory`, `numpy`, `tensor`)
+        belongs between `acquire` and `release`. Without the adversary a program that forgets them works, most days; with it, it
+        sees old bytes and loses its own.
+        """
+        view, viewer = self.memory, self._viewer()
+        viewer.progress()
+        if viewer.name != self.node:
+            viewer.load(self.gva, size=1)  # a read: what is due over there is delivered first
+        if self._raw is not None and self._kept is not None:
+            self._kept[:] = self._raw
+            (view if not view.readonly else memoryview(view.obj))[:] = self._kept
+        return view
+
+    def release(self) -> None:
+        """Declare that it no longer does: what it changed is in the fabric's memory when this has returned."""
+        view = self.memory
+        if self._raw is not None and self._kept is not None and not self._raw.readonly:
+            for first in range(0, self.size, _WORDS):
+                last = min(first + _WORDS, self.size)
+                if view[first:last] == self._kept[first:last]:
+                    continue
+                for at in range(first, last, 8):  # only what changed: others may write beside it
+                    word = slice(at, min(at + 8, last))
+                    if view[word] != self._kept[word]:
+                        self._raw[word] = view[word]
+            self._kept[:] = view
+        check(lib.fbx_drain(self._viewer()._pointer()))
+
+    @contextlib.contextmanager
+    def access(self) -> Iterator[memoryview]:
+        """`acquire` and `release` around a block."""
+        view = self.acquire()
+        try:
+            yield view
+        finally:
+            self.release()
 
     def numpy(self, dtype: Any = "u1", shape: int | tuple[int, ...] | None = None) -> np.ndarray[Any, Any]:
         """Return a NumPy array over the bytes; no copy.
@@ -153,7 +207,7 @@ class Buffer:
             StaleHandle: it was freed already.
         """
         check(lib.fbx_free(self.fabric._live(), self._record))
-        self._view = None
+        self._view = self._raw = self._kept = None
 
     def __enter__(self) -> Buffer:
         return self

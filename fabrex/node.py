@@ -20,9 +20,12 @@ from .ntb import Ntb
 from .registered import Registered, register, register_address
 
 if TYPE_CHECKING:
+    import random
+
     from .fabric import Fabric
 
-_COMPARE = {"==": 0, "!=": 1, "<": 2, "<=": 3, ">": 4, ">=": 5}
+COMPARE = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_COMPARE = {name: code for code, name in enumerate(COMPARE)}  # the core's numbers
 _KINDS = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4, "swap": 5, "compare_swap": 6, "flush": 7}
 _ESTIMATED = _KINDS | {"dma_read": 9, "dma_write": 10}
 _ATTRIBUTES = {"ro": 1, "ido": 2}
@@ -52,7 +55,11 @@ class Operation:
         self._keep = keep
         self._error: BaseException | None = None
         self._status = lib.FBX_E_AGAIN
+        if node._scheduler is not None:
+            node._scheduler.site()
         self._settle(lib.fbx_op_begin(node._pointer(), record))
+        if node._scheduler is not None:
+            node._scheduler.point()
 
     def _settle(self, status: int) -> None:
         """Note how far it is; what went wrong is known only right now, before the thread's next failure."""
@@ -101,7 +108,11 @@ class Operation:
                 if left <= 0 and not self.done():
                     raise WaitTimeout(f"{self.kind} at {self.gva:#x} takes longer than {timeout} s", node=self._node.name)
                 limit = max(min(limit, left // 1000), 0)
-            if self._status == lib.FBX_E_AGAIN:
+            if self._status == lib.FBX_E_AGAIN and self._node._scheduler is not None:
+                until = self._record.next_ps if deadline is None else min(self._record.next_ps, deadline)
+                self._node._scheduler.sleep_until(until)
+                self.done()
+            elif self._status == lib.FBX_E_AGAIN:
                 self._settle(lib.fbx_op_wait(pointer, self._record, limit))
         return self.result()
 
@@ -150,13 +161,18 @@ class Node(Requester):
         self.name = name
         self._handle = NodeHandle(fabric._handle, name, kind)
         self._bind(self._handle.address, self._handle)
+        self._address = self._handle.address
+        self._scheduler: Any = fabric._scheduler
+        if self._scheduler is not None:
+            self._schedule(self._scheduler)
         self.index: int = lib.fbx_node_index(self._handle.pointer)
         self.owner: bool = bool(lib.fbx_node_is_owner(self._handle.pointer))
-        if fabric.timing:
+        if fabric.timing and self._scheduler is None:
             lib.fbx_set_binding_cost(self._handle.pointer, self._call_cost_ps())
         self.rank, self.size = self._place()
         self.ntb = Ntb(self)
         self.dma = Dma(self)
+        self._random: random.Random | None = None
         self._registered: weakref.WeakSet[Registered] = weakref.WeakSet()
 
     def _call_cost_ps(self) -> int:
@@ -174,7 +190,7 @@ class Node(Requester):
         return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - ask) * 1000 / stretch), 500_000))
 
     def _place(self) -> tuple[int, int]:
-        if os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
+        if self._scheduler is None and os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
             return int(os.environ["FABREX_RANK"]), int(os.environ["FABREX_SIZE"])
         alike = [n.name for n in self.fabric.topology.nodes.values() if n.kind == self.fabric.topology.nodes[self.name].kind]
         return alike.index(self.name), len(alike)
@@ -234,6 +250,7 @@ class Node(Requester):
         region = self.fabric._region(self.name if on is None else on, tier)
         record = ffi.new("struct fbx_buffer *")
         check(lib.fbx_alloc(self._pointer(), region, size, align, encoded(name or ""), record), self)
+        self._point()
         return Buffer(self.fabric, self, record[0])
 
     def register(self, data: Any, *, read_only: bool | None = None, service: bool = False) -> Registered:
@@ -290,34 +307,42 @@ class Node(Requester):
                 if not 0 <= value <= 7:
                     raise InvalidArgument(f"traffic class {value}: they are 0 to 7")
                 record.tc = value
+            elif name == "path":
+                if not 0 <= value <= 3:
+                    raise InvalidArgument(f"path {value}: they are 0 to 3")
+                record.path = value
             elif value:
                 record.attr |= _ATTRIBUTES[name]
         return record
 
     def _run(self, record: Any) -> None:
         pointer = self._pointer()
+        if self._scheduler is not None:
+            status, _ = self._scheduler.begin(self._address, int(ffi.cast("uintptr_t", record)))
+            check(status, self)
+            return
         status = lib.fbx_op_begin(pointer, record)
         while status == lib.FBX_E_AGAIN:
             status = lib.fbx_op_wait(pointer, record, SLICE_NS)
         check(status, self)
 
-    def read(self, gva: int, size: int) -> bytes:
+    def read(self, gva: int, size: int, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> bytes:
         """Read `size` bytes (bulk PIO: one request of the CPU's access width at a time, so slow over a real fabric)."""
         out = bytearray(operator.index(size))
-        self.readinto(gva, out)
+        self.readinto(gva, out, ro=ro, ido=ido, tc=tc, path=path)
         return bytes(out)
 
-    def readinto(self, gva: int, array: Any) -> int:
+    def readinto(self, gva: int, array: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
         pointer = ffi.from_buffer("char[]", array, require_writable=True)
         size = len(pointer)
         if self.fabric.timing:
-            self._run(self._record("read", gva, size, pointer))
+            self._run(self._record("read", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_read(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size
 
-    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0) -> int:
+    def write(self, gva: int, data: Any, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0) -> int:
         """Write all of `data` (any C-contiguous buffer), posted; returns the bytes written.
 
         Returns when the last byte has left this node; it is visible at the peer at its arrival. Faults of the fabric do not
@@ -325,8 +350,8 @@ class Node(Requester):
         """
         pointer = ffi.from_buffer("char[]", data)
         size = len(pointer)
-        if self.fabric.timing or ro or ido or tc:
-            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc))
+        if self.fabric.timing or ro or ido or tc or path:
+            self._run(self._record("write", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_write(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)
         return size
@@ -357,8 +382,11 @@ class Node(Requester):
             raise InvalidArgument(f"{len(data)} bytes do not divide into {count} elements" + (f" of {size}" if size else ""))
         done, record = ffi.new("uint64_t *"), ffi.new("struct fbx_op *")
         record.kind = lib.FBX_OTHER
+        if self._scheduler is not None:
+            self._scheduler.site()
         while (code := call(self._pointer(), record, addresses, count, each, data, done, SLICE_NS)) == lib.FBX_E_AGAIN:
-            pass
+            if self._scheduler is not None:
+                self._scheduler.operation(self._address, int(ffi.cast("uintptr_t", record)))
         check(code, self)
 
     # -- order and waiting --------------------------------------------------------------------------------------------
@@ -380,10 +408,18 @@ class Node(Requester):
         What is stored after it does not pass what was stored before it through write-combining windows.
         """
         check(lib.fbx_drain(self._pointer()), self)
+        self._point()
+
+    def invalidate(self, gva: int, size: int = 64) -> None:
+        """Forget cached copies of a range. A node that does not cache (see `Fabric.attach`) has none to forget."""
+
+    def writeback(self, gva: int, size: int = 64) -> None:
+        """Let cached stores to a range leave for the fabric. A node that does not cache has none."""
 
     def fence(self) -> None:
         """Order, without waiting: no later posted write of this handle becomes visible before an earlier one."""
         check(lib.fbx_fence(self._pointer()), self)
+        self._point()
 
     def flush(self, target: str | None = None, *, check: bool = False) -> None:
         """Return when this node's earlier posted writes are visible at `target` (all that it wrote to, if left out).
@@ -426,7 +462,12 @@ class Node(Requester):
         gva = operator.index(gva)
         deadline = (1 << 64) - 1 if timeout is None else self.fabric.now_ps + seconds_to_ps(timeout)
         while True:
-            status = lib.fbx_wait_until(pointer, record, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
+            if self._scheduler is not None:
+                status, last[0] = self._scheduler.wait_until(
+                    self._address, gva, size, _COMPARE[compare], value, min(deadline, (1 << 64) - 1)
+                )
+            else:
+                status = lib.fbx_wait_until(pointer, record, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
             if status != lib.FBX_E_AGAIN:
                 check(status, self)
                 return int(last[0])
@@ -451,10 +492,14 @@ class Node(Requester):
 
         called = encoded(name)
         try:
-            while (code := lib.fbx_barrier(self._pointer(), called, expected, ticket, SLICE_NS)) == lib.FBX_E_AGAIN:
+            slice_ns = SLICE_NS if self._scheduler is None else 0
+            while (code := lib.fbx_barrier(self._pointer(), called, expected, ticket, slice_ns)) == lib.FBX_E_AGAIN:
+                if self._scheduler is not None:
+                    self._scheduler.watch(self._address, 3, lib.fbx_names_seen(self.fabric._live()), _never(deadline))
                 if deadline is not None and self.fabric.now_ps >= deadline:
                     raise WaitTimeout(f"not all {expected} nodes came to barrier {name!r} within {timeout} s", node=self.name)
             check(code, self)
+            self._point()
         except BaseException:
             if ticket[0] and not self.closed:
                 lib.fbx_barrier_leave(self._handle.pointer, called, ticket[0])  # so that it can come again
@@ -462,7 +507,41 @@ class Node(Requester):
 
     def progress(self) -> int:
         """Deliver what is due at this node; returns the number of writes delivered. Rarely needed: every access does it."""
-        return check(lib.fbx_progress(self._pointer()), self)
+        delivered = check(lib.fbx_progress(self._pointer()), self)
+        self._point()
+        return delivered
+
+    # -- time and chance ----------------------------------------------------------------------------------------------
+
+    @property
+    def now_ps(self) -> int:
+        """Fabric time, in ps since the fabric was made."""
+        return self.fabric.now_ps
+
+    def sleep(self, seconds: float) -> None:
+        """Let `seconds` of fabric time pass."""
+        deadline = self.fabric.now_ps + seconds_to_ps(seconds)
+        if self._scheduler is not None:
+            self._scheduler.sleep_until(deadline)
+            return
+        stretch = self.fabric.topology.dilation_num / self.fabric.topology.dilation_den
+        while (left := deadline - self.fabric.now_ps) > 0:
+            self._pointer()
+            time.sleep(min(left / 1e12 * stretch, 0.5))
+
+    @property
+    def random(self) -> random.Random:
+        """Random numbers that follow from the fabric's seed and this node alone: the same in every run with that seed."""
+        if self._random is None:
+            import random
+
+            self._random = random.Random(self.fabric.info()["seed"] * 4099 + self.index)
+        return self._random
+
+    def _point(self) -> None:
+        """Under the virtual clock: let others run whose turn it is."""
+        if self._scheduler is not None and self._scheduler.current() >= 0:
+            self._scheduler.point()
 
     # -- resumable ----------------------------------------------------------------------------------------------------
 
@@ -528,6 +607,11 @@ class Node(Requester):
 _raise_if = check
 
 
+def _never(deadline: int | None) -> int:
+    """Return a deadline as the core takes it."""
+    return (1 << 64) - 1 if deadline is None else min(deadline, (1 << 64) - 1)
+
+
 def _addresses(gvas: Any) -> Any:
     """Return a C array of uint64 from a buffer of them or an iterable of ints."""
     try:
@@ -540,4 +624,4 @@ def _addresses(gvas: Any) -> Any:
     return ffi.from_buffer("uint64_t[]", gvas)
 
 
-__all__ = ["ALL_NODES", "Node", "Operation"]
+__all__ = ["ALL_NODES", "COMPARE", "Node", "Operation"]

@@ -19,6 +19,7 @@ from .errors import InvalidArgument, ValueRangeError, WaitTimeout
 if TYPE_CHECKING:
     from .node import Node
 
+_RETRY_PS = 100_000
 BUS = 1 << 63
 """Marks an address as one on the calling node's own bus."""
 
@@ -213,7 +214,23 @@ class Ntb:
         return f"<Ntb of {self._node.name}>"
 
     def _call(self, function: Any, *arguments: Any) -> int:
-        return check(function(self._node._pointer(), *arguments), self._node)
+        if self._node._scheduler is not None:
+            self._node._scheduler.site()
+        result = function(self._node._pointer(), *arguments)
+        if self._node._scheduler is not None:
+            while result == lib.FBX_E_AGAIN:  # a peer's registers take no more for now
+                self._node._scheduler.sleep_until(self._node.now_ps + _RETRY_PS)
+                result = function(self._node._pointer(), *arguments)
+            if result >= 0:
+                self._node._point()
+        return check(result, self._node)
+
+    def _visit(self, peer: str | int) -> int:
+        """Under the virtual clock: make the round trip to a peer that a read of its registers is. Returns its index."""
+        pidx = self.peer_index(peer)
+        if self._node._scheduler is not None and 0 <= pidx < self.peer_port_count():
+            self._node.flush(self.peer_name(pidx))
+        return pidx
 
     def _get(self, function: Any, *arguments: Any, kind: str = "uint64_t *") -> int:
         out = ffi.new(kind)
@@ -334,7 +351,7 @@ class Ntb:
 
     def peer_db_read(self, peer: str | int) -> int:
         """Return a peer's doorbell (ntb_peer_db_read); 0 where the device cannot."""
-        return self._get(lib.fbx_peer_db_read, self.peer_index(peer))
+        return self._get(lib.fbx_peer_db_read, self._visit(peer))
 
     def peer_db_set(self, peer: str | int, bits: int) -> None:
         """Ring bits of a peer's doorbell (ntb_peer_db_set): posted, behind what was written there before.
@@ -351,7 +368,7 @@ class Ntb:
 
     def peer_db_read_mask(self, peer: str | int) -> int:
         """Return a peer's doorbell mask (ntb_peer_db_read_mask); 0 where the device cannot."""
-        return self._get(lib.fbx_peer_db_read_mask, self.peer_index(peer))
+        return self._get(lib.fbx_peer_db_read_mask, self._visit(peer))
 
     def peer_db_set_mask(self, peer: str | int, bits: int) -> None:
         """Mask bits of a peer's doorbell (ntb_peer_db_set_mask). InvalidArgument where the device cannot."""
@@ -381,7 +398,7 @@ class Ntb:
         Raises:
             LinkDown: no answer: C sees all ones.
         """
-        return self._get(lib.fbx_peer_spad_read, self.peer_index(peer), _index(idx), kind="uint32_t *")
+        return self._get(lib.fbx_peer_spad_read, self._visit(peer), _index(idx), kind="uint32_t *")
 
     def peer_spad_write(self, peer: str | int, idx: int, value: int) -> None:
         """Write a peer's scratchpad: posted, behind what was written there before (ntb_peer_spad_write)."""
@@ -456,6 +473,7 @@ class Ntb:
 
     def poll(self) -> list[Event]:
         """Take the events that are there, without waiting."""
+        self._node._point()
         return self._take(0)
 
     def wait_event(self, timeout: float | None = None) -> list[Event]:
@@ -467,6 +485,14 @@ class Ntb:
             WaitTimeout: nothing happened.
         See: fbx_ntb_wait_event().
         """
+        scheduler = self._node._scheduler
+        if scheduler is not None:
+            deadline = (1 << 64) - 1 if timeout is None else self._node.now_ps + int(timeout * 1e12)
+            while not (events := self._take(0)):
+                if self._node.now_ps >= deadline:
+                    raise WaitTimeout(f"no event at {self._node.name} in {timeout} s", node=self._node.name)
+                scheduler.watch(self._node._address, 2, 0, min(deadline, (1 << 64) - 1))
+            return events
         end = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
         while True:
             left = SLICE_NS if end is None else min(SLICE_NS, max(end - time.monotonic_ns(), 0))

@@ -29,10 +29,11 @@ CSRC = ROOT / "csrc"
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
     {"internal", "error", "clock", "copy", "prng", "trace", "choice", "ordering"},
-    {"segment", "lock", "registered", "ring", "timing", "link", "fault"},
+    {"segment", "lock", "registered", "ring", "timing", "link", "event", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
+    {"sim"},  # runs programs on all of it
     {"bench"},  # over everything
 ]
 

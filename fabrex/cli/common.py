@@ -14,6 +14,7 @@ from . import output
 from .output import CommandError, unknown, usage
 
 if TYPE_CHECKING:
+    from ..errors import FabricNotFound
     from ..fabric import Fabric
     from ..topology import Topology
 
@@ -57,7 +58,7 @@ def topology_of(arguments: Any) -> Topology:
 
 def fabric_names() -> list[str]:
     """Names of the fabrics in the directory."""
-    from ..fabric import fabrics
+    from ..listing import fabrics
 
     return [found["name"] for found in fabrics()]
 
@@ -72,18 +73,25 @@ def check_name(name: str) -> str:
 def open_fabric(name: str) -> Fabric:
     """Open a fabric by name."""
     from ..errors import FabricNotFound
-    from ..fabric import Fabric, default_directory, fabrics
+    from ..fabric import Fabric
 
     check_name(name)
     try:
         return Fabric.open(name)
     except FabricNotFound as error:
-        there = fabrics()
-        if any(found["name"] == name for found in there):
-            raise CommandError(error.message, "`fabricctl prune` removes what is left of it", output.NOT_FOUND) from None
-        missing = unknown("fabric", name, [found["name"] for found in there if found["alive"]])
-        missing.message += f" in {default_directory()}"
-        raise missing from None
+        raise no_fabric(name, error) from None
+
+
+def no_fabric(name: str, error: FabricNotFound) -> CommandError:
+    """Return the error for a fabric that is not there any more, or never was."""
+    from ..listing import default_directory, fabrics
+
+    there = fabrics()
+    if any(found["name"] == name for found in there):
+        return CommandError(error.message, "`fabricctl prune` removes what is left of it", output.NOT_FOUND)
+    missing = unknown("fabric", name, [found["name"] for found in there if found["alive"]])
+    missing.message += f" in {default_directory()}"
+    return missing
 
 
 def find_node(fabric: Fabric, name: str, *, attachable: bool = False) -> str:

@@ -98,7 +98,7 @@ def candidates(words: list[str]) -> list[str]:
     if not positionals:
         return []
     action = positionals[min(len(values), len(positionals) - 1)]
-    if len(values) >= len(positionals) and action.nargs != "*":
+    if len(values) >= len(positionals) and action.nargs not in ("*", "+"):
         return []
     return _starting(last, _values(action, named, values))
 
@@ -123,6 +123,16 @@ def _values(action: argparse.Action, command: str, values: list[str]) -> list[st
         return fabric_names()
     if what == "KIND":
         return ["host", "accelerator", "memory"]
+    if what == "KEY=VALUE" and command == "link set" and len(values) >= 2:
+        from ..link import Link
+        from .common import open_fabric
+
+        with open_fabric(values[0]) as fabric:
+            return [f"{key}=" for key in Link(fabric, values[1], 0).keys]
+    if what == "EVENT":
+        from ..event import KINDS
+
+        return list(KINDS)
     if what == "OP":
         return ["load", "store", "write", "read", "fetch_add", "gather", "scatter", "pingpong", "empty"]
     if what in ("NODE", "N", "LINK", "ADDRESS") and values:

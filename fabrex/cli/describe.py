@@ -81,7 +81,7 @@ _ENDINGS = {".svg": "svg", ".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".md"
 
 def graph(arguments: Any) -> int:
     """`graph NAME|TOPOLOGY`: a drawing of it."""
-    from ..fabric import fabrics
+    from ..listing import fabrics
     from ..graph import to_dot, to_mermaid, to_svg
 
     if any(found["name"] == arguments.target and found["alive"] for found in fabrics()):

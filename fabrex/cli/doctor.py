@@ -207,7 +207,7 @@ def _measured(directory: str) -> tuple[list[Check], dict[str, Any]]:
 def doctor(arguments: Any) -> int:
     """`doctor`: every check, even after one that failed; 1 if something will not work."""
     from ..errors import FabricError
-    from ..fabric import default_directory
+    from ..listing import default_directory
 
     directory = default_directory()
     checks: list[Check] = []

@@ -80,7 +80,7 @@ def down(arguments: Any) -> int:
 
 def _reclaim(name: str) -> int:
     from .._handle import lib
-    from ..fabric import default_directory
+    from ..listing import default_directory
 
     return int(lib.fbx_fabric_reclaim(os.fsencode(default_directory()), name.encode()))
 
@@ -95,7 +95,7 @@ def _fabric(info: dict[str, Any]) -> dict[str, Any]:
 
 def list_fabrics(arguments: Any) -> int:
     """`list`: this user's fabrics in the directory."""
-    from ..fabric import default_directory, fabrics
+    from ..listing import default_directory, fabrics
 
     found = fabrics()
     if arguments.json:
@@ -306,7 +306,7 @@ def _orphans(directory: str) -> list[str]:
 
 def prune(arguments: Any) -> int:
     """`prune`: remove what dead processes left. What lives, and what is persistent, stays."""
-    from ..fabric import default_directory, fabrics
+    from ..listing import default_directory, fabrics
 
     directory = default_directory()
     removed: list[dict[str, Any]] = []

@@ -78,6 +78,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def since(text: str) -> int | float:
+    """A duration with its unit (a float, in seconds), or the number of an event (an int)."""
+    if re.fullmatch(r"[0-9]+", text):
+        return int(text)
+    if text[-1:].isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write 10s, or the number of an event")
+    return seconds(text)
+
+
 def number(text: str) -> int:
     """A whole number, decimal or with 0x."""
     try:
@@ -203,6 +212,12 @@ def build() -> Parser:
     at = placed(facts(command("prune", "remove what dead processes left: owned fabrics without an owner, half-made ones")))
     at.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
+    at = placed(facts(command("events", "show what has happened to a fabric")))
+    at.add_argument("name", metavar="NAME")
+    at.add_argument("--follow", "-f", action="store_true", help="go on until the fabric ends")
+    at.add_argument("--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on")
+    at.add_argument("--kind", action="append", metavar="EVENT", help="only these; may be repeated")
+
     # Programs
 
     at = placed(facts(described(command(
@@ -228,6 +243,22 @@ def build() -> Parser:
     ))  # fmt: skip
     at.add_argument("name", metavar="NAME")
     at.add_argument("--node", required=True, metavar="N")
+
+    at = facts(command(
+        "explore",
+        "run a script's programs under the virtual clock with many seeds, and explain the first that fails",
+        epilog="SCRIPT is a Python file with functions called like nodes (`def host0(node): ...`), or a dict `programs`;\n"
+        "it may name `topology`, `ordering` and `check(result)`. Exit code 1: a seed fails.",
+    ))  # fmt: skip
+    at.add_argument("script", metavar="SCRIPT", help="a Python file with programs")
+    at.add_argument("--seeds", type=number, default=1000, metavar="N", help="how many seeds to run (1000)")
+    at.add_argument("--first", type=number, default=0, metavar="N", help="the first of them (0)")
+    at.add_argument("--seed", type=number, metavar="N", help="run this one seed, and tell what happens")
+    at.add_argument("--jobs", type=number, default=1, metavar="J", help="processes that share the seeds (1)")
+    at.add_argument("--most", type=number, default=1, metavar="N", help="stop after so many failing seeds (1)")
+    at.add_argument("--ordering", choices=("posted", "immediate", "adversarial"), help="the script's, or adversarial")
+    at.add_argument("--trace", action="store_true", help="with --seed: print the whole trace")
+    at.add_argument("--no-explain", action="store_true", help="only say which seeds fail")
 
     # Control
 

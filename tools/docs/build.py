@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate the reference pages whose truth is in the source: the API, the errors, the shared layout.
+"""Generate the reference pages whose truth is in the source: the API, the errors, the shared layout, the ordering rules.
 
-    python tools/docs/build.py            write docs/reference/{api,errors,layout}.md
+    python tools/docs/build.py            write docs/reference/{api,errors,layout,ordering}.md
     python tools/docs/build.py --check    say which of them are out of date; exit status 1 if any is
 
 Python is read as syntax trees and C as text, so nothing is imported and no compiled extension is needed: the pages come out the
@@ -32,9 +32,12 @@ def notice(sources: str) -> str:
 
 # Module, its heading, and the classes and functions to show, in the order in which a reader meets them.
 API: list[tuple[str, str, list[str]]] = [
-    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics", "Link"]),
+    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
+    ("link", "Links", ["Link"]),
+    ("event", "Events", ["Events", "Event"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
+    ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
@@ -140,7 +143,7 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory") and name != "Link" else f"fabrex.{module}.{name}"
+            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
@@ -207,7 +210,7 @@ class Layout:
         text = (ROOT / "csrc" / "layout.h").read_text(encoding="utf-8")
         self.values: dict[str, int] = {}
         self.defines: list[tuple[str, str, str]] = []
-        for name, value, comment in re.findall(r"^#define (FBX_\w+) ([^\n/]+?)(?:\s*/\* ([^\n]*?) \*/)?$", text, re.M):
+        for name, value, comment in re.findall(r"^#define (FBXL?_\w+) ([^\n/]+?)(?:\s*/\* ([^\n]*?) \*/)?$", text, re.M):
             number = re.sub(r"(?<=[0-9a-fA-F])u(?:ll)?\b", "", value).strip()
             self.values[name] = int(eval(number, {"__builtins__": {}}, dict(self.values)))  # constants of our own header
             self.defines.append((name, value.strip(), comment))
@@ -295,7 +298,78 @@ def layout() -> str:
 
 # --- main --------------------------------------------------------------------------------------------------------------
 
-PAGES = {"api.md": api, "errors.md": errors, "layout.md": layout}
+# --- ordering ------------------------------------------------------------------------------------------------------------
+
+ROUTES = {
+    "same": "One target, one path, one traffic class",
+    "class": "The second in another traffic class",
+    "path": "The second over another path",
+    "node": "The second to another node",
+    "wc": "One target, from a node whose windows are write-combining (`pio: {wc: true}`)",
+}
+SECONDS = {"dma1": "dma, channel 1", "near": "store, same line"}
+
+
+def assigned(path: Path, name: str) -> ast.expr:
+    """Return what a module assigns to a name."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets) and node.value is not None:
+            return node.value
+    raise KeyError(name)
+
+
+def ordering() -> str:
+    """Return the rules, the contract table and the shapes."""
+    lines = [
+        notice("`fabrex/sim/_rules.py` and `tests/litmus`"),
+        "# Ordering rules",
+        "",
+        "What they mean, and how to use them: [Ordering rules](../concepts/ordering-rules.md). Every line below is a test:",
+        "`pytest tests/litmus` explores all schedules and all reorderings of its program, and compares what it can show with what",
+        "is written here.",
+        "",
+        "## Rules",
+        "",
+        "| rule | says |",
+        "|---|---|",
+    ]
+    rules = ast.literal_eval(assigned(ROOT / "fabrex" / "sim" / "_rules.py", "RULES"))
+    lines += [f"| {rule} | {says} |" for rule, says in rules.items()]
+    lines += [
+        "",
+        "## The contract",
+        "",
+        "One call, then what a column names, then another call. ✓: whoever finds the second finds the first as well. ·: it need not.",
+        "The flush is of the first one's target. The rule is the one that the first column rests on; the others rest on X1, X3 and X2.",
+        "",
+        "*bulk* is `write`, *dma* is `dma.copy` or `dma.fill` that nobody has waited for, *begun* an atomic by `begin` that nobody has",
+        "waited for; *line* fills a line by single stores, *wide* by one of 64 bytes; *+ro* has relaxed ordering.",
+    ]
+    cells = ast.literal_eval(assigned(ROOT / "tests" / "litmus" / "catalogue.py", "CELLS"))
+    route = ""
+    for line in cells.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        where, first, second, *marks, rule = line.split()
+        if where != route:
+            route = where
+            lines += ["", f"### {ROUTES[route]}", "", "| first | second | nothing | drain | fence | flush | rule |"]
+            lines.append("|---|---|:-:|:-:|:-:|:-:|---|")
+        shown = " | ".join("✓" if mark == "1" else "·" for mark in marks)
+        lines.append(f"| {first} | {SECONDS.get(second, second)} | {shown} | {rule} |")
+    lines += ["", "## Shapes", "", "Their programs, and the outcomes that each may have, are in `tests/litmus/shapes.py`.", ""]
+    lines += ["| shape | rules | |", "|---|---|---|"]
+    for node in ast.parse((ROOT / "tests" / "litmus" / "shapes.py").read_text(encoding="utf-8")).body:
+        call = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "add":
+            about = next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "about"), "")
+            name, of = (ast.literal_eval(argument) for argument in call.args[:2])
+            lines.append(f"| {name} | {of} | {about} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"api.md": api, "errors.md": errors, "layout.md": layout, "ordering.md": ordering}
 
 
 def main() -> int:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The litmus suite: what each ordering rule allows, as programs."""

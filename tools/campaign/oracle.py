@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare the exhaustive clock's reduced search with the whole one on many random programs.
+
+`make campaign-oracle COUNT=5000` writes results/oracle.json: how many agreed, and the seeds of those that did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def main() -> int:
+    """Run the campaign; the status is whether all agreed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=100, help="seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    given = parser.parse_args()
+    from litmus.random_programs import compare
+
+    from fabrex.sim import explore
+
+    started = time.time()
+    wrong = [said for agree, said in (compare(given.first + i, explore) for i in range(given.count)) if not agree]
+    record = {
+        "schema_version": 1,
+        "campaign": "oracle",
+        "programs": given.count,
+        "first": given.first,
+        "wrong": wrong,
+        "seconds": round(time.time() - started, 1),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    results = ROOT / "results"
+    results.mkdir(exist_ok=True)
+    (results / "oracle.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{given.count} programs in {record['seconds']} s: {len(wrong)} where the reduced search differs", *wrong, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
