@@ -100,7 +100,7 @@ class _Pair:
             role: subprocess.Popen(
                 [sys.executable, "-m", "fabrex.kv.engine", role, json.dumps(plan)],
                 env={**os.environ, **given},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end is ours: an engine without a parent ends
                 stdout=self._outs[role],
                 stderr=self._logs[role],
                 start_new_session=True,
@@ -144,9 +144,10 @@ class _Pair:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
         for stream in (*self._logs.values(), *self._outs.values()):
-            with contextlib.suppress(ValueError):
-                stream.flush()
+            stream.close()
 
 
 def _collect(setting: Setting, way: str, rows: list[dict[str, Any]]) -> Row:

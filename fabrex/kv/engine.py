@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -181,7 +182,7 @@ def _vllm(role: str, plan: dict[str, Any]) -> None:
         """Return the finished request, and when its first token was there."""
         extra = {"kv_transfer_params": params} if params else None
         sampling = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False, extra_args=extra)
-        name = f"{role}-{next(made)}"
+        name = f"request-{next(made)}"  # the same in both engines: a pushing connector goes by it
         llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, sampling)
         first = 0.0
         deadline = time.monotonic() + TIMEOUT
@@ -262,8 +263,17 @@ def _vllm_serve(role: str, plan: dict[str, Any], llm: Any, generate: Any) -> Non
         idle(f"end-{other}")
 
 
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, which is the parent's."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    os._exit(1)
+
+
 def main(arguments: list[str]) -> int:
     """Be one engine."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     role, plan = arguments[0], json.loads(arguments[1])
     {"transformers": _transformers, "vllm": _vllm}[plan["engine"]](role, plan)
     return 0
