@@ -65,11 +65,12 @@ static inline uint64_t fbxi_choice(fbx_fabric *f, uint32_t kind, uint64_t n)
     return fbxi_choice_at(f, kind, f->choice_count[kind & 15]++, n);
 }
 
-/* A name for a decision about write `sequence` of a stream. */
-static inline uint64_t fbxi_choice_key(uint32_t source, uint32_t target, uint32_t tc, uint64_t sequence)
+/* A name for a decision about write `sequence` of a stream: class | path << 3, and 32 for requests, which a requester counts.
+ * Bits 31 to 33 are the caller's, for several decisions about one. */
+static inline uint64_t fbxi_choice_key(uint32_t source, uint32_t target, uint32_t stream, uint64_t sequence)
 {
-    return (uint64_t)(source & 0xfff) << 52 | (uint64_t)(target & 0xfff) << 40 | (uint64_t)(tc & 0xf) << 36 |
-           (sequence & 0xfffffffffull);
+    return (uint64_t)(source & 0xfff) << 52 | (uint64_t)(target & 0xfff) << 40 | (uint64_t)(stream & 0x3f) << 34 |
+           (sequence & 0x7fffffffull);
 }
 
 void fbxi_choices_free(fbx_fabric *f);

@@ -71,6 +71,7 @@ struct job {
 struct side {
     struct fbxi_xl x;
     uint64_t first, end;
+    uint32_t path;
 };
 
 struct chunk {
@@ -180,6 +181,8 @@ static int look(fbx_node *n, struct side *s, uint64_t gva, uint64_t *offset, uin
     if (s->x.generation != generation || gva < s->first || gva >= s->end) {
         s->x.generation = 0;
         int status = fbxi_resolve(n, gva, 1, generation, &s->x, offset);
+        if (!status)
+            status = fbxi_on_path(n, &s->x, s->path);
         if (status) {
             s->x.generation = 0;
             return status;
@@ -292,6 +295,9 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     uint64_t dst_offset = 0, src_offset = 0, latency = 0, count = piece_count(j);
     int status = 0;
     ch->begun = 1;
+    if (ch->dst.path != j->d.path)
+        ch->dst.x.generation = ch->src.x.generation = 0;
+    ch->dst.path = ch->src.path = j->d.path;
     ch->piece = ch->inside = ch->position = 0;
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
@@ -375,7 +381,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     (void)now;
     start += ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
     if (fbxi_adversarial(f)) { /* an engine may take its time to begin */
-        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 34);
+        start += fbxi_unfair_ps(n->fabric, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 32);
         ch->chunk_bytes = min64(ch->chunk_bytes, PIECE);
     }
     ch->source_ps = ch->remote_source || fill ? start : start + latency;
@@ -502,7 +508,7 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
                              reserve, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
-            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 8u, fbx_add(&n->requests, 1)) | 1ull << 33);
+            uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
             ready_first += late;
             ready += late;
@@ -1005,7 +1011,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         ch->final_ps = 0;
         if (ch->position >= j->total) {
             if (ch->remote_source && ch->ring_head == ch->ring_tail && ch->src.x.generation) {
-                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
+                ch->completes_ps = fbxi_pushed_by_completion(n, ch->src.x.target, j->d.tc | j->d.path << 3, j->d.flags & FBX_DMA_RO ? FBX_RO : 0, ch->completes_ps);
                 fbx_poke(&j->completes_ps, ch->completes_ps);
             }
             uint64_t end = ch->completes_ps;
@@ -1112,6 +1118,7 @@ static int run(struct channel *ch, struct job *j, uint64_t now)
                     (status = admit(n, FBX_DMA_WRITE, &ch->dst, j->d.signal, FBX_PERM_WRITE)))
                     return status;
                 ch->op.operand[0] = j->d.signal_value;
+                ch->op.path = (uint16_t)j->d.path;
                 ch->op.tc = (uint8_t)j->d.tc; /* the data's stream, and in its order whatever the default */
                 ch->op.attr = FBX_PLAIN;
             }
@@ -1525,9 +1532,9 @@ static int no_such(const fbx_node *n, uint64_t id)
 
 static int check(const struct fbx_dma *d, uint64_t *total)
 {
-    if (d->channel >= FBX_DMA_CHANNELS || d->tc > 7 || d->flags > 31)
-        return fbxi_fail(FBX_E_INVALID, "channel %u, traffic class %u, flags %#x: they go up to %u, 7 and 0x1f", d->channel, d->tc,
-                         d->flags, FBX_DMA_CHANNELS - 1);
+    if (d->channel >= FBX_DMA_CHANNELS || d->tc > 7 || d->path >= FBX_PATHS || d->flags > 31)
+        return fbxi_fail(FBX_E_INVALID, "channel %u, traffic class %u, path %u, flags %#x: they go up to %u, 7, %u and 0x1f", d->channel,
+                         d->tc, d->path, d->flags, FBX_DMA_CHANNELS - 1, FBX_PATHS - 1);
     if (d->flags & FBX_DMA_FILL && d->fill_bytes != 1 && d->fill_bytes != 2 && d->fill_bytes != 4 && d->fill_bytes != 8)
         return fbxi_fail(FBX_E_INVALID, "a pattern of %u bytes: 1, 2, 4 or 8", d->fill_bytes);
     if (d->list) {

@@ -40,10 +40,11 @@ static uint64_t sum(uint64_t number, const uint64_t word[FBX_EVENT_WORDS])
 
 void fbxi_event(fbx_fabric *f, const struct fbxi_event *e)
 {
-    struct timespec wall;
-    clock_gettime(CLOCK_REALTIME, &wall);
+    struct timespec wall = {0, 0};
     if (!f->clock.ps_per_tick_q32)
         fbxi_clock_load(&f->clock, f->header);
+    if (f->clock.kind == FBX_REAL) /* virtual time knows of no date */
+        clock_gettime(CLOCK_REALTIME, &wall);
     const uint64_t word[FBX_EVENT_WORDS] = {fbxi_now(&f->clock), (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec,
                                              (uint64_t)e->other << 32 | e->kind, (uint64_t)e->link << 32 | e->node, e->a, e->b};
     struct fbxl_events *r = ring(f);

@@ -391,7 +391,7 @@ struct fbx_dma {
     uint64_t list_count;
     uint64_t signal, signal_value; /* FBX_DMA_SIGNAL: 8 bytes stored behind the data, in the destination's node */
     uint64_t fill; /* FBX_DMA_FILL: no source, but this pattern of fill_bytes (1, 2, 4 or 8) */
-    uint32_t fill_bytes, flags, channel, tc;
+    uint32_t fill_bytes, flags, channel, tc, path, pad;
 };
 struct fbx_dma_status {
     int32_t status; /* AGAIN while it is under way */
@@ -544,7 +544,7 @@ struct fbx_trace_record {
     int16_t status;
     uint16_t node, target;
     uint16_t rule; /* VISIBLE: by which rule it passed; the core's number */
-    uint8_t event, kind, tc, attr;
+    uint8_t event, kind, tc, attr; /* tc: traffic class | path << 3 */
 };
 /* Trace from now on what this process does: the last `room` records stay. Anew if it was on: ids start at 1 again. */
 FBX_API int fbx_trace_start(fbx_fabric *fabric, uint64_t room);
@@ -604,6 +604,9 @@ FBX_API void fbx_sim_sleep(fbx_sim *sim, uint64_t until_ps);
 FBX_API void fbx_sim_wait_until(fbx_sim *sim, fbx_node *node, uint64_t gva, uint32_t bytes, int compare, uint64_t value,
                                 uint64_t deadline_ps);
 FBX_API void fbx_sim_watch(fbx_sim *sim, fbx_node *node, int what, uint64_t which, uint64_t deadline_ps);
+/* An operation that was begun goes on by itself from now on; it must stay where it is until it is done or forgotten. */
+FBX_API int fbx_sim_begun(fbx_sim *sim, fbx_node *node, struct fbx_op *op);
+FBX_API void fbx_sim_forget(fbx_sim *sim, const struct fbx_op *op);
 FBX_API void fbx_sim_exit(fbx_sim *sim);
 /* All programs have ended, however that came: what is under way still arrives with fbx_sim_next(). */
 FBX_API void fbx_sim_stop(fbx_sim *sim);

@@ -9,6 +9,8 @@
 int fbxi_usable(fbx_node *n, int op, uint64_t gva);
 /* What `gva` means to this node now, uncached. `generation` is what was read before the call, and is kept in `x`. */
 int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation, struct fbxi_xl *x, uint64_t *offset);
+/* What was resolved, on another path than the shortest. */
+int fbxi_on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path);
 /* The in-operation mark, around the look at the generation and the bytes that move because of it. */
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane);
 void fbxi_unmark(fbx_au32 *lane);

@@ -203,6 +203,14 @@ static int find(fbx_node *n, uint64_t gva, uint64_t bytes, struct fbxi_xl *scrat
     return 0;
 }
 
+static int on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path)
+{
+    int status = route_to(n, x->target, path, &x->route);
+    if (!status)
+        x->status = way_status(n, x->target, x->route);
+    return status;
+}
+
 /* The same on the path that the operation takes. */
 static int find_for(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t bytes, struct fbxi_xl *scratch, struct fbxi_xl **out, uint64_t *offset)
 {
@@ -212,10 +220,7 @@ static int find_for(fbx_node *n, const struct fbx_op *op, uint64_t gva, uint64_t
     if (*out != scratch)
         *scratch = **out;
     *out = scratch;
-    if ((status = route_to(n, scratch->target, op->path, &scratch->route)))
-        return status;
-    scratch->status = way_status(n, scratch->target, scratch->route);
-    return 0;
+    return on_path(n, scratch, op->path);
 }
 
 /* The way that a resolved operation takes; NULL if it was never built. */
@@ -525,7 +530,7 @@ static __attribute__((noinline)) void trace_op(fbx_node *n, const struct fbx_op 
         .at_ps = now == UINT64_MAX ? 0 : now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .issued_ps = op->issued_ps,
         .departs_ps = op->departs_ps, .arrives_ps = op->arrives_ps, .completes_ps = op->completes_ps, .status = (int16_t)op->status,
         .node = (uint16_t)n->index, .target = (uint16_t)op->target, .site = n->fabric->trace_site, .event = FBX_TRACE_OP,
-        .kind = (uint8_t)op->kind, .tc = op->tc, .attr = op->attr};
+        .kind = (uint8_t)op->kind, .tc = (uint8_t)(op->tc | op->path << 3), .attr = op->attr};
     r.sequence = op->kind == FBX_STORE || op->kind == FBX_OTHER ? op->sequence : 0;
     if (op->kind != FBX_FLUSH)
         r.digest = op->buffer ? fbxi_trace_digest(op->buffer, op->bytes) : op->operand[0];
@@ -568,7 +573,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     op->private_[6] = q ? fbx_observe(&q->tail) : 0;
     uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
     if (fbxi_adversarial(f)) {
-        key = fbxi_choice_key(n->requester, route->target, op->tc | 8u, fbx_add(&n->requests, 1) + 1);
+        key = fbxi_choice_key(n->requester, route->target, op->tc | 32u, fbx_add(&n->requests, 1) + 1);
         out.arrives_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key);
         /* D2b, and for reads B2b: what may pass all of them (atomics with RO), or those of others (IDO). */
         if (last > out.arrives_ps && ((op->attr & FBX_RO && request_bytes) || op->attr & FBX_IDO) && fbxi_passes(f, key)) {
@@ -590,7 +595,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     op->private_[4] = 1;
     op->completes_ps = back.arrives_ps;
     if (fbxi_adversarial(f))
-        op->completes_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key | 1ull << 35);
+        op->completes_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key | 1ull << 33);
 }
 
 /* A completion does not pass posted writes that travel the same way: what the target sent us before it answered is here
@@ -602,7 +607,7 @@ static uint64_t pushed_by_completion(fbx_node *n, uint32_t target, uint32_t stre
     struct fbxl_queue *q = fbxi_queue_find(n->fabric, target, n->index, stream);
     uint64_t last = q && fbx_observe(&q->head) != fbx_observe(&q->tail) ? fbx_observe(&q->last_arrives) : 0;
     if (fbxi_adversarial(n->fabric) && attr & (FBX_RO | FBX_IDO) && last > completes_ps &&
-        fbxi_passes(n->fabric, fbxi_choice_key(n->requester, target, stream | 8u, fbx_peek(&n->requests)) | 1ull << 35))
+        fbxi_passes(n->fabric, fbxi_choice_key(n->requester, target, stream | 32u, fbx_peek(&n->requests)) | 1ull << 33))
         return completes_ps;
     return last > completes_ps && last - completes_ps < FBX_BACKLOG_PS ? last : completes_ps;
 }
@@ -758,7 +763,7 @@ static int write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_
             continue;
         }
         if (!p[10])
-            p[10] = 1 + torn_at(f, fbxi_choice_key(n->requester, x->target, op->tc | 8u, p[9]) ^ p[1] << 14, step);
+            p[10] = 1 + torn_at(f, fbxi_choice_key(n->requester, x->target, op->tc | 32u, p[9]) ^ p[1] << 14, step);
         if (p[10] > 1)
             step = min64(step, p[10] - 1);
         if ((status = fbxi_commit(f, x->region, offset, step)) || (status = posted_queue(n, x->route, op->tc, &q)))
@@ -852,7 +857,7 @@ static int read_pieces(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
             time_request(n, op, x->route, x->region, start, 0, width);
             uint64_t trip = op->completes_ps - start, count = ((offset & (unit - 1)) + step + unit - 1) / unit;
             p[1] = step;
-            p[9] = fbxi_choice_at(n->fabric, FBXI_CHOICE_TEAR, fbxi_choice_key(n->requester, x->target, op->tc | 8u, fbx_peek(&n->requests)), 24);
+            p[9] = fbxi_choice_at(n->fabric, FBXI_CHOICE_TEAR, fbxi_choice_key(n->requester, x->target, op->tc | 32u, fbx_peek(&n->requests)), 24);
             p[10] = 0;
             p[11] = op->arrives_ps;
             p[12] = op->kind == FBX_LOAD ? 20000u : count > 1 ? (accesses - 1) * trip / (count - 1) : 0;
@@ -882,6 +887,7 @@ static int read_pieces(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
                     return finish(n, op, status, now);
             }
             op->done += step;
+            deliver_due(n, n->index, now); /* what is here already pushes nothing */
             op->completes_ps = pushed_by_completion(n, x->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
             op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
             if (op->state == FBX_ISSUED)
@@ -1321,6 +1327,7 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
             if (status)
                 return finish(n, op, status, now);
             op->done += step;
+            deliver_due(n, n->index, now); /* what is here already pushes nothing */
             op->completes_ps = pushed_by_completion(n, x->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
             op->state = op->done < op->bytes ? FBX_ISSUED : FBX_RETURNS;
         }
@@ -1373,6 +1380,7 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
                 return finish(n, op, status, now);
             op->done = op->bytes;
         }
+        deliver_due(n, n->index, now); /* what is here already pushes nothing */
         op->completes_ps = pushed_by_completion(n, op->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
         op->state = FBX_RETURNS;
     }
@@ -1398,8 +1406,8 @@ static __attribute__((noinline)) int recorded(fbx_node *n, struct fbx_op *op, in
     }
     fbx_poke(&h->trace_order, fbx_peek(&h->trace_order) + 1);
     struct fbxi_trace_record r = {.at_ps = now, .id = op->trace_id, .gva = op->gva, .bytes = op->bytes, .sequence = fbx_peek(&h->trace_order),
-                                  .passed = n->requester, .node = (uint16_t)n->index, .kind = (uint8_t)op->kind, .tc = op->tc,
-                                  .attr = op->attr, .event = begins ? FBX_TRACE_BEGIN : FBX_TRACE_STEP};
+                                  .passed = n->requester, .node = (uint16_t)n->index, .kind = (uint8_t)op->kind,
+                                  .tc = (uint8_t)(op->tc | op->path << 3), .attr = op->attr, .event = begins ? FBX_TRACE_BEGIN : FBX_TRACE_STEP};
     if (op->kind == FBX_FLUSH)
         r.target = (uint16_t)op->operand[0];
     fbxi_trace(f, &r);
@@ -1803,9 +1811,12 @@ int fbx_fence(fbx_node *n)
         for (uint32_t s = 0; s < FBX_STREAMS; s++) {
             struct fbxi_route *route = fbx_observe_pointer(&n->routes[target * FBX_PATHS + s / FBX_CLASSES]);
             struct fbxl_queue *q = own_queue(n, route, s % FBX_CLASSES);
-            uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
-            if (last > fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
-                fbx_poke(&n->fence_floor, last);
+            const uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
+            if (!last)
+                continue;
+            /* Later, and not at the same time: of two things at one time somebody may see the second first. */
+            if (last >= fbx_peek(&n->fence_floor) && last < now + fbx_peek(&route->fixed_ps) + FBX_BACKLOG_PS)
+                fbx_poke(&n->fence_floor, last + 1);
         }
     }
     fbx_fence_sleep();
@@ -2199,6 +2210,7 @@ int fbxi_resolve(fbx_node *n, uint64_t gva, uint64_t bytes, uint64_t generation,
 {
     return resolve(n, gva, bytes, generation, x, offset);
 }
+int fbxi_on_path(fbx_node *n, struct fbxi_xl *x, uint32_t path) { return x->route && path ? on_path(n, x, path) : 0; }
 int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
 {
     return posted_queue(n, route, tc, out);

@@ -367,7 +367,7 @@ static void trace_entry(fbx_fabric *f, const struct fbxl_queue *q, const struct 
 {
     struct fbxi_trace_record r = {
         .at_ps = fbx_peek(&e->arrives_ps), .arrives_ps = fbx_peek(&e->arrives_ps), .id = e->trace_id, .sequence = e->sequence,
-        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)(q->traffic_class & 7),
+        .bytes = e->bytes, .node = (uint16_t)q->source, .target = (uint16_t)q->target, .tc = (uint8_t)q->traffic_class,
         .attr = e->flags & (FBXL_ENTRY_RO | FBXL_ENTRY_IDO), .kind = e->kind, .rule = (uint16_t)rule, .passed = passed,
         .event = e->flags & FBXL_ENTRY_DROPPED ? FBX_TRACE_DROPPED : FBX_TRACE_VISIBLE};
     r.gva = e->kind == FBXL_ENTRY_WRITE ? ((uint64_t)(e->region + 1) << FBX_SLOT_SHIFT) + e->offset : e->offset;

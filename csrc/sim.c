@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Programs under the virtual clock. The events are what the programs wait for: an operation's next step, a moment, a value,
- * and the fabric's own: posted writes that arrive, DMA. The earliest happens, time jumps to it, and when it makes a
+ * and the fabric's own: posted writes that arrive, DMA, operations that were begun. The earliest happens, time jumps to it, and when it makes a
  * program ready that program is what fbx_sim_next() returns. At one moment writes arrive first, then DMA moves, then
  * programs run, in an order that the seed chooses. Nothing here knows how programs are switched.
  *
@@ -66,6 +66,11 @@ struct fbx_sim {
     const void *thread;
     struct piece pieces[FBXL_TABLES + 2];
     uint32_t piece_count;
+    struct begun { /* operations that programs began and do other things meanwhile */
+        fbx_node *node;
+        struct fbx_op *op;
+    } *begun;
+    uint32_t begun_count, begun_room;
 };
 
 static uint64_t max64(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -121,7 +126,7 @@ int fbx_sim_open(fbx_fabric *f, fbx_sim **out)
 
 static void forget_tasks(fbx_sim *s)
 {
-    s->count = s->live = 0;
+    s->count = s->live = s->begun_count = 0;
     s->current = FBX_SIM_NOBODY;
 }
 
@@ -136,6 +141,7 @@ void fbx_sim_free(fbx_sim *s)
     for (uint32_t i = 0; i < s->room; i++)
         free(s->tasks[i]);
     free(s->tasks);
+    free(s->begun);
     free(s);
 }
 
@@ -386,6 +392,29 @@ int fbx_sim_look(fbx_sim *s, uint32_t number, struct fbx_sim_task *out)
     return 0;
 }
 
+int fbx_sim_begun(fbx_sim *s, fbx_node *node, struct fbx_op *op)
+{
+    if (s->begun_count == s->begun_room) {
+        uint32_t room = s->begun_room ? 2 * s->begun_room : 8;
+        struct begun *more = realloc(s->begun, room * sizeof *more);
+        if (!more)
+            return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+        s->begun = more;
+        s->begun_room = room;
+    }
+    s->begun[s->begun_count++] = (struct begun){node, op};
+    return 0;
+}
+
+void fbx_sim_forget(fbx_sim *s, const struct fbx_op *op)
+{
+    for (uint32_t i = 0; i < s->begun_count; i++)
+        if (s->begun[i].op == op) {
+            memmove(&s->begun[i], &s->begun[i + 1], (--s->begun_count - i) * sizeof *s->begun);
+            return;
+        }
+}
+
 /* ---- waiting for a value -------------------------------------------------------------------------------------------- */
 
 static int holds(uint64_t a, int how, uint64_t b)
@@ -561,6 +590,26 @@ static uint64_t dma(fbx_fabric *f, fbx_node **whose)
     return first;
 }
 
+/* The next step of an operation that a program began, and which; those that are over go. */
+static uint64_t begun(fbx_sim *s, uint32_t *which)
+{
+    uint64_t first = NEVER;
+    for (uint32_t i = 0; i < s->begun_count;) {
+        const struct fbx_op *op = s->begun[i].op;
+        if (op->state == FBX_DONE || fbx_peek(&s->begun[i].node->closed)) {
+            fbx_sim_forget(s, op);
+            continue;
+        }
+        uint64_t next = max64(op->next_ps, op->issued_ps + 1);
+        if (next < first) {
+            first = next;
+            *which = i;
+        }
+        i++;
+    }
+    return first;
+}
+
 static int earlier(const struct task *a, const struct task *b)
 {
     return a->next_ps != b->next_ps ? a->next_ps < b->next_ps : a->tie < b->tie;
@@ -605,16 +654,17 @@ int fbx_sim_next(fbx_sim *s)
                 number = i;
             }
         fbx_node *whose = NULL;
-        uint64_t arrives = arrival(f, &where), moves = dma(f, &whose), at = best ? best->next_ps : NEVER;
+        uint32_t which = 0;
+        uint64_t arrives = arrival(f, &where), moves = dma(f, &whose), goes = begun(s, &which), at = best ? best->next_ps : NEVER;
         if (best && at != NEVER && polls_in_vain(s, best)) {
-            uint64_t until = min64(arrives, moves);
+            uint64_t until = min64(min64(arrives, moves), goes);
             for (uint32_t i = 0; i < s->count; i++)
                 if (!polls_in_vain(s, s->tasks[i]))
                     until = min64(until, s->tasks[i]->next_ps);
             if (skip_polls(best, until))
                 continue;
         }
-        at = min64(at, min64(arrives, moves));
+        at = min64(min64(at, goes), min64(arrives, moves));
         if (at == NEVER)
             return s->live ? FBX_SIM_DEADLOCK : FBX_SIM_DONE;
         if ((s->options.limit_ps && at > s->options.limit_ps) || (s->options.limit_events && s->events >= s->options.limit_events))
@@ -628,6 +678,11 @@ int fbx_sim_next(fbx_sim *s)
             s->changes++;
         } else if (moves <= at) {
             fbxi_dma_step(whose);
+            s->changes++;
+        } else if (goes <= at) {
+            struct begun *b = &s->begun[which];
+            if (fbx_op_advance(b->node, b->op) == FBX_E_AGAIN && b->op->next_ps <= at)
+                b->op->next_ps = at + 1000;
             s->changes++;
         } else if (best->state == FBX_SIM_READY) {
             s->current = number;

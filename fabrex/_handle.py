@@ -15,7 +15,19 @@ from . import _hot
 from ._core import ffi, lib
 from .errors import BY_CODE, FabricError, InvalidArgument, SystemRefused
 
-__all__ = ["SLICE_NS", "FabricHandle", "NodeHandle", "Requester", "check", "encoded", "ffi", "lib", "raise_code", "text"]
+__all__ = [
+    "SLICE_NS",
+    "FabricHandle",
+    "NodeHandle",
+    "Requester",
+    "Scheduler",
+    "check",
+    "encoded",
+    "ffi",
+    "lib",
+    "raise_code",
+    "text",
+]
 
 SLICE_NS = 20_000_000
 """Waits come back to Python at least this often, so that Ctrl-C works everywhere."""
@@ -83,6 +95,7 @@ def check(code: int, node: Any = None) -> int:
 
 
 Requester = _hot.Requester
+Scheduler = _hot.Scheduler
 _hot.bind(
     int(ffi.cast("uintptr_t", lib.fbx_hot_table())), int(ffi.cast("uintptr_t", lib.fbx_sim_table())), raise_code
 )

@@ -115,7 +115,8 @@ class Completion:
         while True:
             scheduler = self._node._scheduler
             if scheduler is not None and not self.done() and not self._node.closed:
-                scheduler.watch(self._node._address, 4, self._id, (1 << 64) - 1 if deadline is None else min(deadline, (1 << 64) - 1))
+                never = (1 << 64) - 1
+                scheduler.watch(self._node._address, 4, self._id, never if deadline is None else min(deadline, never))
             limit = SLICE_NS
             if deadline is not None and not fabric.closed:
                 limit = min(limit, max(deadline - fabric.now_ps, 0) // 1000)
@@ -180,7 +181,8 @@ class Dma:
         return f"<DMA engine of {self._node.name}, {self.channels} channel{'s' * (self.channels != 1)}>"
 
     def _submit(
-        self, d: Any, size: int, *, visible: bool = False, ro: bool = False, ido: bool = False, tc: int = 0, channel: int = 0
+        self, d: Any, size: int, *, visible: bool = False, ro: bool = False, ido: bool = False, tc: int = 0,
+        path: int = 0, channel: int = 0,
     ) -> Completion:
         if not 0 <= operator.index(channel) < self.channels:
             raise InvalidArgument(
@@ -189,7 +191,9 @@ class Dma:
             )
         if not 0 <= operator.index(tc) <= 7:
             raise InvalidArgument(f"traffic class {tc}: they are 0 to 7")
-        d.channel, d.tc = channel, tc
+        if not 0 <= operator.index(path) <= 3:
+            raise InvalidArgument(f"path {path}: they are 0 to 3")
+        d.channel, d.tc, d.path = channel, tc, path
         if visible or ro or ido:
             d.flags |= (_VISIBLE if visible else 0) | (_RO if ro else 0) | (_IDO if ido else 0)
         number = ffi.new("uint64_t *")
@@ -210,6 +214,7 @@ class Dma:
         ro: bool = False,
         ido: bool = False,
         tc: int = 0,
+        path: int = 0,
         channel: int = 0,
     ) -> Completion:
         """Copy `size` bytes from `src` to `dst`, both global addresses.
@@ -219,6 +224,7 @@ class Dma:
             visible: complete only when all of it is visible at the destination (adds a flush).
             ro, ido: relaxed and ID-based ordering of its writes.
             tc: traffic class, 0 to 7.
+            path: which of the ways that share no link; 0 is the shortest.
             channel: operations of one channel follow one another.
         Returns:
             A Completion.
@@ -229,7 +235,7 @@ class Dma:
             MRRS of which `tags` are outstanding: at most tags * MRRS in each round trip. See `Node.estimate`.
         See: fbx_dma_submit().
         """
-        if not (visible or ro or ido or tc or channel):
+        if not (visible or ro or ido or tc or path or channel):
             try:
                 number = self._copy(dst, src, size)
             except OverflowError:
@@ -240,13 +246,13 @@ class Dma:
         size = _count(size)
         d = ffi.new("struct fbx_dma *")
         d.dst, d.src, d.bytes = dst, src, size
-        return self._submit(d, size, visible=visible, ro=ro, ido=ido, tc=tc, channel=channel)
+        return self._submit(d, size, visible=visible, ro=ro, ido=ido, tc=tc, path=path, channel=channel)
 
     def fill(self, dst: int, value: int, size: int, *, width: int = 1, **options: Any) -> Completion:
         """Fill `size` bytes with `value`, repeated as a little-endian value of `width` bytes (1, 2, 4 or 8).
 
         Args:
-            options: visible, ro, ido, tc and channel, as for `copy`.
+            options: visible, ro, ido, tc, path and channel, as for `copy`.
         """
         value, size = operator.index(value), _count(size)
         if width not in (1, 2, 4, 8):
@@ -264,7 +270,7 @@ class Dma:
 
         Args:
             src_stride: 0 copies one row to all.
-            options: visible, ro, ido, tc and channel, as for `copy`.
+            options: visible, ro, ido, tc, path and channel, as for `copy`.
         """
         width, height = _count(width), _count(height, "rows")
         d = ffi.new(
@@ -284,7 +290,7 @@ class Dma:
         """Copy many pieces, each (dst, src, size), in one operation: gather, scatter, or both.
 
         Args:
-            options: visible, ro, ido, tc and channel, as for `copy`.
+            options: visible, ro, ido, tc, path and channel, as for `copy`.
         """
         rows = [(_address(dst), _address(src), _count(size)) for dst, src, size in pieces]
         table = ffi.new("struct fbx_dma_piece[]", rows)
@@ -297,7 +303,7 @@ class Dma:
         Whoever finds the value at `signal` finds the data as well. `signal` is in the same node as `dst`.
 
         Args:
-            options: visible, ro, ido, tc and channel, as for `copy`.
+            options: visible, ro, ido, tc, path and channel, as for `copy`.
         """
         value, size = operator.index(value), _count(size)
         if value < 0 or value >> 64:

@@ -89,6 +89,7 @@ class Events:
         self._own = own
         self._follow = follow
         self._timeout = timeout
+        self._wait: Any = None
         self._cursor = ffi.new("uint64_t *", since)
         self._lost = ffi.new("uint64_t *")
         self._told = 0
@@ -136,7 +137,10 @@ class Events:
         return self._handle.live()
 
     def _fill(self) -> bool:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        if self._wait is not None:
+            deadline, virtual = None, self._wait(None) + int(self._timeout * 1e12) if self._timeout is not None else (1 << 64) - 1
+        else:
+            deadline, virtual = None if self._timeout is None else time.monotonic() + self._timeout, 0
         while True:
             if not self._follow and self._cursor[0] >= self._end:
                 return False
@@ -149,6 +153,10 @@ class Events:
                 return True
             if not self._follow:
                 return False
+            if self._wait is not None:  # under the virtual clock
+                if not self._wait(virtual):
+                    return False
+                continue
             left = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
             if left <= 0:
                 return False

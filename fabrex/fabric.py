@@ -387,9 +387,13 @@ class Fabric:
         Args:
             since: number of the first event.
             follow: do not end at the last one, but wait for more until the fabric ends; sleeping costs no processor.
-            timeout: with `follow`: seconds of real time after which it ends when nothing more has happened.
+            timeout: with `follow`: seconds of real time (virtual, under that clock) after which it ends when nothing more has
+                happened.
         """
-        return Events(self._handle, since, follow=follow, timeout=timeout)
+        found = Events(self._handle, since, follow=follow, timeout=timeout)
+        if self._scheduler is not None:
+            found._wait = self._await_change
+        return found
 
     def reap(self) -> int:
         """Look for processes that died and clean up after them now; returns how many."""
@@ -404,6 +408,16 @@ class Fabric:
         """Under the virtual clock: let others run whose turn it is."""
         if self._scheduler is not None and self._scheduler.current() >= 0:
             self._scheduler.point()
+
+    def _await_change(self, deadline_ps: int | None) -> int:
+        """Under the virtual clock: wait until something has happened; 0 at the deadline. Without one, what time it is."""
+        if deadline_ps is None:
+            return self.now_ps
+        node = self._any_node()
+        if node is None or self.now_ps >= deadline_ps:
+            return 0
+        self._scheduler.watch(node._address, 5, 0, deadline_ps)
+        return 1
 
     def _any_node(self) -> Node | None:
         return next((node for node in list(self._nodes) if not node.closed), None)

@@ -30,6 +30,7 @@ _KINDS = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4, "swap": 
 _ESTIMATED = _KINDS | {"dma_read": 9, "dma_write": 10}
 _ATTRIBUTES = {"ro": 1, "ido": 2}
 ALL_NODES = 0xFFFFFFFF
+_BEGUN_NS = 50_000  # how often a program that waits takes on what it began
 
 
 def seconds_to_ps(seconds: float) -> int:
@@ -58,6 +59,8 @@ class Operation:
         if node._scheduler is not None:
             node._scheduler.site()
         self._settle(lib.fbx_op_begin(node._pointer(), record))
+        if self._status == lib.FBX_E_AGAIN:
+            node._go_on(self)
         if node._scheduler is not None:
             node._scheduler.point()
 
@@ -162,6 +165,7 @@ class Node(Requester):
         self._handle = NodeHandle(fabric._handle, name, kind)
         self._bind(self._handle.address, self._handle)
         self._address = self._handle.address
+        self._begun: list[Operation] = []
         self._scheduler: Any = fabric._scheduler
         if self._scheduler is not None:
             self._schedule(self._scheduler)
@@ -190,7 +194,8 @@ class Node(Requester):
         return max(0, min(int((sorted(taken)[50] - sorted(empty)[50] - ask) * 1000 / stretch), 500_000))
 
     def _place(self) -> tuple[int, int]:
-        if self._scheduler is None and os.environ.get("FABREX_NODE") == self.name and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
+        launched = self._scheduler is None and os.environ.get("FABREX_NODE") == self.name
+        if launched and "FABREX_RANK" in os.environ and "FABREX_SIZE" in os.environ:
             return int(os.environ["FABREX_RANK"]), int(os.environ["FABREX_SIZE"])
         alike = [n.name for n in self.fabric.topology.nodes.values() if n.kind == self.fabric.topology.nodes[self.name].kind]
         return alike.index(self.name), len(alike)
@@ -467,7 +472,10 @@ class Node(Requester):
                     self._address, gva, size, _COMPARE[compare], value, min(deadline, (1 << 64) - 1)
                 )
             else:
-                status = lib.fbx_wait_until(pointer, record, gva, size, _COMPARE[compare], value, deadline, SLICE_NS, last)
+                if self._begun:
+                    self._take_on()
+                limit = _BEGUN_NS if self._begun else SLICE_NS
+                status = lib.fbx_wait_until(pointer, record, gva, size, _COMPARE[compare], value, deadline, limit, last)
             if status != lib.FBX_E_AGAIN:
                 check(status, self)
                 return int(last[0])
@@ -496,6 +504,8 @@ class Node(Requester):
             while (code := lib.fbx_barrier(self._pointer(), called, expected, ticket, slice_ns)) == lib.FBX_E_AGAIN:
                 if self._scheduler is not None:
                     self._scheduler.watch(self._address, 3, lib.fbx_names_seen(self.fabric._live()), _never(deadline))
+                elif self._begun:
+                    self._take_on()
                 if deadline is not None and self.fabric.now_ps >= deadline:
                     raise WaitTimeout(f"not all {expected} nodes came to barrier {name!r} within {timeout} s", node=self.name)
             check(code, self)
@@ -544,6 +554,18 @@ class Node(Requester):
             self._scheduler.point()
 
     # -- resumable ----------------------------------------------------------------------------------------------------
+
+    def _go_on(self, operation: Operation) -> None:
+        """Have an operation that was begun go on while this program does other things."""
+        self._begun = [other for other in self._begun if other._status == lib.FBX_E_AGAIN]
+        self._begun.append(operation)
+        if self._scheduler is not None:
+            check(lib.fbx_sim_begun(lib.fbx_sim_of(self.fabric._live()), self._pointer(), operation._record), self)
+
+    def _take_on(self) -> None:
+        """Take operations that were begun as far as they go: called while this program waits for something else."""
+        for operation in self._begun:
+            operation.done()
 
     def begin(self, kind: str, gva: int, *arguments: Any, size: int = 8, **attributes: Any) -> Operation:
         """Start an operation without waiting for it.

@@ -714,18 +714,18 @@ static void scheduler_dealloc(Scheduler *s)
 
 #define POINT(name, flags, doc) {#name, (PyCFunction)(void (*)(void))scheduler_##name, flags, doc}
 static PyMethodDef scheduler_methods[] = {
-    POINT(bind, METH_VARARGS, "bind(address, owner, /)\n--\n\n"),
-    POINT(start, METH_VARARGS, "start(programs, after, hub, sites, site_of, lines, /)\n--\n\nWhose switch() is whose."),
-    POINT(operation, METH_VARARGS, "operation(node, record, /)\n--\n\nSee an operation through that has begun: (status, 0)."),
-    POINT(begin, METH_VARARGS, "begin(node, record, /)\n--\n\nBegin an operation and see it through: (status, 0)."),
-    POINT(sleep_until, METH_VARARGS, "sleep_until(ps, /)\n--\n\nLet others run until then."),
-    POINT(site, METH_NOARGS, "site()\n--\n\nNote the program's line: an operation follows that begins without one."),
-    POINT(point, METH_NOARGS, "point()\n--\n\nLet others run whose turn it is."),
-    POINT(wait_until, METH_VARARGS, "wait_until(node, gva, size, compare, value, deadline, /)\n--\n\n(status, value found)."),
-    POINT(watch, METH_VARARGS, "watch(node, what, which, deadline, /)\n--\n\nWait for a change: (status, 0)."),
-    POINT(exit, METH_NOARGS, "exit()\n--\n\nThe running program has ended."),
-    POINT(next, METH_NOARGS, "next()\n--\n\nThe number of the program that runs now, or how all ended."),
-    POINT(current, METH_NOARGS, "current()\n--\n\nThe number of the running program, or -1."),
+    POINT(bind, METH_VARARGS, "bind($self, address, owner, /)\n--\n\n"),
+    POINT(start, METH_VARARGS, "start($self, programs, after, hub, sites, site_of, lines, /)\n--\n\nWhose switch() is whose."),
+    POINT(operation, METH_VARARGS, "operation($self, node, record, /)\n--\n\nSee an operation through that has begun: (status, 0)."),
+    POINT(begin, METH_VARARGS, "begin($self, node, record, /)\n--\n\nBegin an operation and see it through: (status, 0)."),
+    POINT(sleep_until, METH_VARARGS, "sleep_until($self, ps, /)\n--\n\nLet others run until then."),
+    POINT(site, METH_NOARGS, "site($self, /)\n--\n\nNote the program's line: an operation follows that begins without one."),
+    POINT(point, METH_NOARGS, "point($self, /)\n--\n\nLet others run whose turn it is."),
+    POINT(wait_until, METH_VARARGS, "wait_until($self, node, gva, size, compare, value, deadline, /)\n--\n\n(status, value found)."),
+    POINT(watch, METH_VARARGS, "watch($self, node, what, which, deadline, /)\n--\n\nWait for a change: (status, 0)."),
+    POINT(exit, METH_NOARGS, "exit($self, /)\n--\n\nThe running program has ended."),
+    POINT(next, METH_NOARGS, "next($self, /)\n--\n\nThe number of the program that runs now, or how all ended."),
+    POINT(current, METH_NOARGS, "current($self, /)\n--\n\nThe number of the running program, or -1."),
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot scheduler_slots[] = {

@@ -28,7 +28,8 @@ def explore(arguments: Any) -> int:
     if arguments.seeds < 1 or arguments.jobs < 1 or arguments.most < 1:
         usage("--seeds, --jobs and --most are at least 1")
     if not os.path.isfile(arguments.script):
-        raise CommandError(f"no script {arguments.script!r}", "a Python file with programs; see `fabricctl explore --help`", output.NOT_FOUND)
+        hint = "a Python file with programs; see `fabricctl explore --help`"
+        raise CommandError(f"no script {arguments.script!r}", hint, output.NOT_FOUND)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             case = load(arguments.script, arguments.ordering)
@@ -77,7 +78,7 @@ def _one(arguments: Any, case: Any) -> tuple[int, Callable[[], None]]:
         if trace:
             emit(trace)
         if result.error is None:
-            emit(f"seed {arguments.seed} passes: {result.trace.count} events, trace {result.trace_hash}")
+            emit(f"seed {arguments.seed} passes: {result.trace.total} events, trace {result.trace_hash}")
             for node, value in result.returned.items():
                 emit(f"  {node} returned {value!r}")
         elif explanation is not None:
@@ -207,9 +208,8 @@ def _results(arguments: Any, case: Any) -> Iterator[tuple[int, list[dict[str, An
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         # In the order of the seeds, so that the answer does not depend on which job was quick.
         try:
-            waiting = [
-                pool.submit(_job, os.path.abspath(arguments.script), case.ordering, at, count, arguments.most) for at, count in chunks
-            ]
+            script = os.path.abspath(arguments.script)
+            waiting = [pool.submit(_job, script, case.ordering, at, count, arguments.most) for at, count in chunks]
             for future in waiting:
                 yield future.result()
         finally:

@@ -87,7 +87,7 @@ def runner(program: Callable[[Node], Coroutine[Any, Any, Any]], after: list[Any]
             after[number] = None
             for left in asyncio.all_tasks(loop):  # the run is over, and they with it
                 left._log_destroy_pending = False  # type: ignore[attr-defined]
-                left.get_coro().close()  # type: ignore[union-attr]
+                left.get_coro().close()
             asyncio._set_running_loop(None)
             loop.close()
 

@@ -70,7 +70,8 @@ class Explanation:
             lines += ["", "What the seed decided (everything else took its usual course):"]
             lines += [f"  {decision}" for decision in self.decisions]
         if self.minimal is not None:
-            lines += ["", f"{len(self.minimal.decisions)} of {self.minimal.whole} decisions are needed; found in {self.minimal.runs} runs."]
+            needed, whole = len(self.minimal.decisions), self.minimal.whole
+            lines += ["", f"{needed} of {whole} decisions are needed; found in {self.minimal.runs} runs."]
         lines += ["", f"Again: {self.replay}"]
         return "\n".join(lines)
 
@@ -133,8 +134,8 @@ class _Story:
 
     def flushed(self, first: TraceEvent, second: TraceEvent) -> TraceEvent | None:
         """Return a flush of the same node between two of its operations."""
-        for event in self.events:
-            if event.event == "op" and event.kind == "flush" and event.node == first.node and first.number < event.number < second.number:
+        for event in self.events[: second.number]:
+            if (event.event, event.kind, event.node) == ("op", "flush", first.node) and first.number < event.number < second.number:
                 return event
         return None
 
@@ -154,9 +155,7 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
     """Put a minimised run into words."""
     result = minimal.result
     story = _Story(list(result.trace.events))
-    out = Explanation(
-        result.seed, result.ordering, _failure(result), replay=replay_command(case, result.seed), minimal=minimal
-    )
+    out = Explanation(result.seed, result.ordering, _failure(result), replay=replay_command(case, result.seed), minimal=minimal)
     keep: dict[int, tuple[TraceEvent, str]] = {}
 
     def note(event: TraceEvent | None, text: str) -> None:
@@ -176,11 +175,12 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
             told.add((issue.id, look.gva))
             note(issue, f"{issue.node} issues {_what(story, issue)}")
             note(look, f"{look.node} {_did(look)} {look.where} = {look.value:#x}: {story.name(issue)} is not there yet")
-            note(arrival, f"{story.name(issue)} becomes visible, {(arrival.at_ps - issue.issued_ps) / 1000:.0f} ns after it was issued")
+            took = (arrival.at_ps - issue.issued_ps) / 1000
+            note(arrival, f"{story.name(issue)} becomes visible, {took:.0f} ns after it was issued")
+            before, after = story.looked_at(look) - issue.issued_ps, arrival.at_ps - story.looked_at(look)
             out.reasons.append(
-                f"{story.name(look)} ({look.where}) by {look.node} found {look.value:#x}: {story.name(issue)} by {issue.node} had been "
-                f"issued {(story.looked_at(look) - issue.issued_ps) / 1000:.0f} ns before and became visible "
-                f"{(arrival.at_ps - story.looked_at(look)) / 1000:.0f} ns after."
+                f"{story.name(look)} ({look.where}) by {look.node} found {look.value:#x}: {story.name(issue)} by {issue.node} had "
+                f"been issued {before / 1000:.0f} ns before and became visible {after / 1000:.0f} ns after."
             )
     # What passed what; those that were looked past come first.
     missed = {name for name, _ in told}
@@ -276,13 +276,13 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
         if kind == _STALLED:
             return f"{who} was kept from the processor for {(32 << value)} ns after its call {turn}"
         return f"{who} ran after others that were ready at the same moment, at its call {turn}"
-    source, target, tc, sequence = key >> 52, key >> 40 & 0xFFF, key >> 36 & 0xF, key & (1 << 35) - 1
-    about = f"request {sequence}"
-    if tc < 8:
+    source, target, stream, sequence = key >> 52, key >> 40 & 0xFFF, key >> 34 & 0x3F, key & (1 << 31) - 1
+    about = f"request {sequence} of requester {source}"
+    if stream < 32:
         about = f"write {sequence} from node {source} to node {target}"
         nodes = [e for e in story.events if e.event == "visible" and e.sequence == sequence]
         for event in nodes:
-            if _index(case, event.node) == source and _index(case, event.target) == target and _class(event) == tc:
+            if _index(case, event.node) == source and _index(case, event.target) == target and _class(event) == stream:
                 about = story.name(story.issued.get(event.id, event))
                 break
     if kind == _DELAYED:
@@ -294,7 +294,9 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
 
 
 def _class(event: TraceEvent) -> int:
-    return next((int(word[3:]) for word in event.attributes if word.startswith("tc=")), 0)
+    """Return class and path as the core puts them together."""
+    words = dict(word.split("=") for word in event.attributes if "=" in word)
+    return int(words.get("tc", 0)) | int(words.get("path", 0)) << 3
 
 
 def _index(case: Case, node: str) -> int:

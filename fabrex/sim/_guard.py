@@ -195,5 +195,5 @@ def _inner(program: Any) -> Any:
             break
         program = inner
     if not hasattr(program, "__globals__") and not isinstance(program, type):
-        program = getattr(type(program), "__call__", program)
+        program = type(program).__dict__.get("__call__", program)
     return program

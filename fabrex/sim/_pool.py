@@ -3,21 +3,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import selectors
 import weakref
 from types import CodeType
 from typing import Any
 
-from .._handle import check, ffi, lib
-from .._hot import Scheduler
+from .._handle import Scheduler, check, ffi, lib
 from ..errors import FabricError
 from ..fabric import Fabric
 from ..topology import Topology
 from ._trace import RECORD, Trace
 
-OURS = (__file__.rsplit("/sim/", 1)[0] + "/", os.path.dirname(asyncio.__file__) + "/", selectors.__file__)
+OURS = (__file__.rsplit("/sim/", 1)[0] + "/", os.path.join(os.path.dirname(os.__file__), "asyncio", ""), selectors.__file__)
 """Files whose lines are not the program's: this library's, and those of what runs `async` programs."""
 ROOM = 1 << 20
 """Records of a trace that are kept."""
@@ -31,6 +30,7 @@ class Simulation:
     def __init__(self, topology: Topology, ordering: str, strict: bool) -> None:
         self.fabric = Fabric._private(topology, ordering, 0, strict)
         self.ordering = ordering
+        self.named: Any = None  # keeps the object alive whose id is in the pool's key
         out = ffi.new("fbx_sim **")
         check(lib.fbx_sim_open(self.fabric._handle.pointer, out))
         # Freed before the fabric: it hangs on it.
@@ -133,8 +133,18 @@ _free: dict[tuple[Any, str, bool], list[Simulation]] = {}
 _order: list[Simulation] = []
 
 
-def _key(topology: Topology | str | Any, ordering: str, strict: bool) -> tuple[Any, str, bool]:
-    return (topology if isinstance(topology, str) else id(topology), ordering, strict)
+def _key(topology: Any, ordering: str, strict: bool) -> tuple[Any, str, bool]:
+    """Return what must be equal for a fabric to be used again: files and dicts may change meanwhile."""
+    what: Any = topology
+    if isinstance(topology, Topology):
+        what = id(topology)
+    elif isinstance(topology, str):
+        with contextlib.suppress(OSError):
+            found = os.stat(topology)
+            what = (topology, found.st_mtime_ns, found.st_size, found.st_ino)
+    else:
+        what = repr(topology)
+    return what, ordering, strict
 
 
 def take(topology: Any, ordering: str | None, strict: bool) -> tuple[Simulation, tuple[Any, str, bool], Any]:
@@ -149,7 +159,7 @@ def take(topology: Any, ordering: str | None, strict: bool) -> tuple[Simulation,
 
 def give_back(simulation: Simulation, key: tuple[Any, str, bool], topology: Any) -> None:
     """Keep a simulation for the next run; the oldest kept one goes if there are many."""
-    simulation._topology = topology  # type: ignore[attr-defined]  # keeps the object alive whose id is in the key
+    simulation.named = topology
     _free.setdefault(key, []).append(simulation)
     count = sum(len(waiting) for waiting in _free.values())
     for other in list(_free):
@@ -164,7 +174,5 @@ def give_back(simulation: Simulation, key: tuple[Any, str, bool], topology: Any)
 
 def discard(simulation: Simulation) -> None:
     """End a simulation that cannot be used again."""
-    try:
+    with contextlib.suppress(FabricError):
         simulation.close()
-    except FabricError:
-        pass

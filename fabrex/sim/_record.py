@@ -35,7 +35,7 @@ class Recorded:
 
     Attributes:
         process: which of the merged recordings; number: of the operation in it.
-        node, kind, gva, size: what was asked. attributes: bits 1 (ro) and 2 (ido); tc: the traffic class.
+        node, kind, gva, size: what was asked. attributes: bits 1 (ro) and 2 (ido); tc: traffic class, and path << 3.
         issued_ps, departs_ps, arrives_ps, completes_ps: modelled times.
         status: 0, or the core's error code.
     """
@@ -105,12 +105,12 @@ class Recording:
         with open(path, "rb") as file:
             data = file.read()
         try:
-            version, topology, ordering, seed, incomplete, instance, operations, events = msgpack.unpackb(data, strict_map_key=False)
+            whole = msgpack.unpackb(data, strict_map_key=False)
+            version, topology, ordering, seed, incomplete, instance, operations, events = whole
             if version != _VERSION:
                 raise ValueError(f"version {version}")
-            return cls(
-                topology, ordering, seed, [Recorded(*row) for row in operations], [tuple(row) for row in events], incomplete, instance
-            )
+            done = [Recorded(*row) for row in operations]
+            return cls(topology, ordering, seed, done, [tuple(row) for row in events], incomplete, instance)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise InvalidArgument(f"{os.fspath(path)} holds no recording: {error}") from None
 
@@ -132,7 +132,7 @@ class Recording:
         return out
 
 
-class record:  # noqa: N801  (used like a function)
+class record:
     """Record this process's operations on a fabric: `with fabrex.sim.record(fabric) as recording: ...`.
 
     The Recording is filled when the block ends. Several processes record at the same time; `Recording.merge` puts theirs
@@ -252,7 +252,7 @@ def _again(recording: Recording, fabric: Fabric) -> Replay:
         if event == _BEGIN:
             op = records[name] = ffi.new("struct fbx_op *")
             op.kind, op.gva, op.bytes = _KINDS.index(operation.kind), operation.gva, operation.size
-            op.attr, op.tc = operation.attributes, operation.tc
+            op.attr, op.tc, op.path = operation.attributes, operation.tc & 7, operation.tc >> 3
             if operation.kind in ("read", "write") or operation.size > 8:
                 op.buffer = scratch
             if operation.kind == "flush":

@@ -63,9 +63,7 @@ def _greenlets() -> Any:
     try:
         import greenlet
     except ImportError:
-        raise ImportError(
-            "fabrex.sim.run needs greenlet, which switches between programs: pip install 'fabrex[sim]'"
-        ) from None
+        raise ImportError("fabrex.sim.run needs greenlet, which switches between programs: pip install 'fabrex[sim]'") from None
     return greenlet
 
 
@@ -167,9 +165,7 @@ def run(
             if log:
                 result.decisions = simulation.decisions()
         finally:
-            for other in simulation.fabric._nodes:
-                other.close()
-            other = None
+            _close_all(simulation)
             for i, count in enumerate(held):
                 # A node and its parts hold one another. Where nobody else holds it, it need not wait for the collector.
                 if sys.getrefcount(nodes[i]) <= count:
@@ -183,11 +179,15 @@ def run(
         else:
             discard(simulation)
     if raises and result.error is not None:
-        error, result.error = result.error, None
-        error.__dict__.setdefault("simulation", result) if hasattr(error, "__dict__") else None
-        result.error = error
-        raise error
+        if hasattr(result.error, "__dict__"):
+            result.error.__dict__.setdefault("simulation", result)
+        raise result.error
     return result
+
+
+def _close_all(simulation: Simulation) -> None:
+    for node in simulation.fabric._nodes:
+        node.close()
 
 
 class _Run:
@@ -235,7 +235,7 @@ class _Run:
         scheduler.start(switches, self.after, hub.switch, simulation.sites, simulation.site_of, True)
         for node in self.nodes:
             check(lib.fbx_sim_spawn(simulation.pointer, node._handle.pointer))
-        ended = None
+        ended: int | None = None
         try:
             with guard:
                 while result.error is None:
@@ -244,8 +244,8 @@ class _Run:
                         ended = switches[ended]()
                     if ended is not None:
                         break
-                if result.error is None and ended != lib.FBX_SIM_DONE:
-                    self.explain(int(ended), programs)
+                if result.error is None and ended is not None and ended != lib.FBX_SIM_DONE:
+                    self.explain(ended, programs)
         finally:
             for program in programs:
                 if not program.dead:
@@ -272,7 +272,8 @@ class _Run:
                 waits[called] = self.waits_for(number, programs[number])
         told = "\n".join(f"  {name}: {what}" for name, what in waits.items())
         if ended == lib.FBX_SIM_DEADLOCK:
-            message = f"deadlock at {self.simulation.fabric.now_ps / 1000:.3f} ns of virtual time: all wait, nothing can happen.\n{told}"
+            at = self.simulation.fabric.now_ps / 1000
+            message = f"deadlock at {at:.3f} ns of virtual time: all wait, nothing can happen.\n{told}"
             self.result.error = Deadlock(message, waits)
         else:
             message = f"the limit is reached at {self.simulation.fabric.now_ps / 1e12:.9f} s of virtual time.\n{told}"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file with programs, for `fabricctl explore`: what it names is what is run.
 
-    topology = "fabrex-pair"            # a preset, a file beside the script, or a Topology; "fabrex-pair" if left out
-    ordering = "adversarial"            # the default
-    def host0(node): ...                # programs: functions called like nodes, or a dict
-    programs = {"host0": producer, "host1": consumer}
-    def check(result): ...              # optional: raises, or returns False, if the outcome is wrong
-    options = {"step": 10e-9}           # optional: further arguments of fabrex.sim.run
+topology = "fabrex-pair"            # a preset, a file beside the script, or a Topology; "fabrex-pair" if left out
+ordering = "adversarial"            # the default
+def host0(node): ...                # programs: functions called like nodes, or a dict
+programs = {"host0": producer, "host1": consumer}
+def check(result): ...              # optional: raises, or returns False, if the outcome is wrong
+options = {"step": 10e-9}           # optional: further arguments of fabrex.sim.run
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def load(path: str, ordering: str | None = None) -> Case:
     if not isinstance(programs, dict) or not programs:
         raise InvalidArgument(
             f"{path} names no programs",
-            hint="define `programs = {node: function}`, or functions called like nodes: "
-            + ", ".join(list(described.nodes)[:4]),
+            hint="define `programs = {node: function}`, or functions called like nodes: " + ", ".join(list(described.nodes)[:4]),
         )
     strangers = [name for name in programs if name not in described.nodes]
     if strangers:

@@ -85,6 +85,7 @@ class Failure:
 
     @classmethod
     def of(cls, result: Result) -> Failure:
+        """Return what a failed run amounts to."""
         error = result.error
         lines = str(error).strip().splitlines()
         return cls(result.seed, result.failed, type(error).__name__, lines[0] if lines else "")

@@ -48,7 +48,7 @@ class TraceEvent:
         node, target: who issued it, and whose memory it is about.
         where: the address in words, such as "host1:dram+0x40".
         value: the value of up to 8 bytes, a digest of more.
-        attributes: "ro", "ido", "tc=…".
+        attributes: "ro", "ido", "tc=…", "path=…".
         passed: number of the earlier write that this one passed, 0 for none; `rule` says by which rule.
         site: the program's line, or None.
     """
@@ -107,7 +107,7 @@ class Trace(Sequence[TraceEvent]):
     """The events of a run in the order in which they happened. Decoded when first looked at.
 
     Attributes:
-        count: events in all; `len()` is how many were kept.
+        total: events in all; `len()` is how many were kept.
         hash: digest of all events, 32 hexadecimal digits: the same for the same seed, whatever the machine.
     """
 
@@ -120,7 +120,7 @@ class Trace(Sequence[TraceEvent]):
         place: Callable[[int, str], str],
         sites: dict[int, Any],
     ) -> None:
-        self.count = count
+        self.total = count
         self.hash = digest
         self._fetch: Callable[[], tuple[bytes, int]] | None = fetch
         self._raw = b""
@@ -151,7 +151,9 @@ class Trace(Sequence[TraceEvent]):
         (at, name, gva, size, digest, issued, departs, arrives, completes, sequence, passed, site, status, node, target, rule,
          event, kind, tc, attr) = fields  # fmt: skip
         attributes = tuple(
-            word for word, yes in (("ro", attr & 1), ("ido", attr & 2), (f"tc={tc}", tc)) if yes
+            word
+            for word, yes in (("ro", attr & 1), ("ido", attr & 2), (f"tc={tc & 7}", tc & 7), (f"path={tc >> 3}", tc >> 3))
+            if yes
         )
         if event == 1:
             called = _KINDS[kind] if kind < len(_KINDS) else f"kind {kind}"
@@ -189,4 +191,4 @@ class Trace(Sequence[TraceEvent]):
         return "\n".join(str(event) for event in self.events)
 
     def __repr__(self) -> str:
-        return f"<Trace of {self.count} events, {self.hash}>"
+        return f"<Trace of {self.total} events, {self.hash}>"

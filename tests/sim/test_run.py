@@ -26,7 +26,7 @@ import fabrex.sim
 
 pytest.importorskip("greenlet")
 
-from . import programs  # noqa: E402
+from . import programs
 
 PAIR = "fabrex-pair"
 SEED = int(os.environ.get("FABREX_TEST_SEED", str(random.SystemRandom().randrange(1 << 32))))
@@ -181,7 +181,7 @@ def test_the_whole_rack() -> None:
         node.barrier(size=32)
         return node.load(node.fabric.gva(node.name))
 
-    result = fabrex.sim.run("supernode-32", {name: program for name in names}, ordering="adversarial", seed=SEED)
+    result = fabrex.sim.run("supernode-32", dict.fromkeys(names, program), ordering="adversarial", seed=SEED)
     assert set(result.returned.values()) == {20}
 
 
@@ -203,7 +203,10 @@ def test_one_hash_whatever_the_process() -> None:
     try:
         others = [
             subprocess.Popen(
-                [sys.executable, str(script), "4"], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": str(seed)}
+                [sys.executable, str(script), "4"],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONHASHSEED": str(seed)},
             )
             for seed in (1, 77)
         ]

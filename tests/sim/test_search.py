@@ -17,7 +17,7 @@ import fabrex.sim
 
 pytest.importorskip("greenlet")
 
-from . import programs  # noqa: E402
+from . import programs
 
 PAIR = "fabrex-pair"
 BUGGY = {"host0": programs.producer, "host1": programs.careful}
@@ -42,7 +42,8 @@ def test_the_failure_explains_itself() -> None:
     assert told is not None
     text = str(told)
     assert "(host1:dram+0x40) became visible before" in text and "RO=1 on write" in text and "rule A2b" in text
-    assert "no flush between them" in text and "fabrex.sim.run('fabrex-pair'" in told.replay and f"seed={failure.seed}" in told.replay
+    assert "no flush between them" in text
+    assert "fabrex.sim.run('fabrex-pair'" in told.replay and f"seed={failure.seed}" in told.replay
     assert 'node.store(gva("host1", 0), 42)' in text and 'node.store(gva("host1", 64), 1, ro=True)' in text
     assert len(told.steps) <= 12 and [step.at_ps for step in told.steps] == sorted(step.at_ps for step in told.steps)
     assert told.minimal is not None and 1 <= len(told.minimal.decisions) <= 3 and told.minimal.whole > len(told.minimal.decisions)
@@ -178,7 +179,8 @@ def test_explore_json(tmp_path: Path) -> None:
     schema = json.loads((Path(fabrex.__file__).parent / "schema" / "cli.schema.json").read_text(encoding="utf-8"))
     path = write(tmp_path, "pass")
     answers = []
-    for extra in (["--seeds", "200", "--most", "4"], ["--seeds", "200", "--most", "4", "--jobs", "2"], ["--seed", "0"], ["--seed", "1"]):
+    several = ["--seeds", "200", "--most", "4"]
+    for extra in (several, [*several, "--jobs", "2"], ["--seed", "0"], ["--seed", "1"]):
         done = fabricctl("explore", str(path), "--json", *extra)
         facts = json.loads(done.stdout)
         jsonschema.validate(facts, schema)

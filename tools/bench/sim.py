@@ -68,7 +68,7 @@ def atomics(topology: str, nodes: list[str], ordering: str, each: int) -> Callab
         result = fabrex.sim.run(
             topology, {name: program(nodes[(i + 1) % len(nodes)]) for i, name in enumerate(nodes)}, ordering=ordering, seed=1
         )
-        assert result.trace.count >= each * len(nodes)
+        assert result.trace.total >= each * len(nodes)
         return each * len(nodes)
 
     return measure
@@ -81,8 +81,18 @@ def rows(quick: bool) -> dict[str, tuple[str, str, float | None, Callable[[], in
     return {
         "seeds": ("two-node message passing, adversarial", "seeds/s", 2000, seeds("adversarial", 2000 // n)),
         "seeds-posted": ("two-node message passing, posted", "seeds/s", 2000, seeds("posted", 2000 // n)),
-        "operations": ("two nodes, fetch_add, posted", "operations/s", 200_000, atomics("fabrex-pair", ["host0", "host1"], "posted", 50_000 // n)),
-        "rack": ("32 nodes, 10^6 fetch_add in one run, posted", "operations/s", 100_000, atomics("supernode-32", rack, "posted", 31_250 // n)),
+        "operations": (
+            "two nodes, fetch_add, posted",
+            "operations/s",
+            200_000,
+            atomics("fabrex-pair", ["host0", "host1"], "posted", 50_000 // n),
+        ),
+        "rack": (
+            "32 nodes, 10^6 fetch_add in one run, posted",
+            "operations/s",
+            100_000,
+            atomics("supernode-32", rack, "posted", 31_250 // n),
+        ),
         "rack-adversarial": (
             "32 nodes, 10^6 fetch_add in one run, adversarial",
             "operations/s",
@@ -122,8 +132,8 @@ def main() -> int:
             row = found[-1]
             beside = f"target {target:,.0f}" if target else ""
             print(
-                f"{name:<18} {row['median']:>10,.0f} {unit:<13} ({row['worst']:,.0f} to {row['best']:,.0f}; wall {row['wall_median']:,.0f}) "
-                f"{beside:<16} {what}",
+                f"{name:<18} {row['median']:>10,.0f} {unit:<13} ({row['worst']:,.0f} to {row['best']:,.0f}; "
+                f"wall {row['wall_median']:,.0f}) {beside:<16} {what}",
                 flush=True,
             )
     if arguments.json:
