@@ -3,7 +3,7 @@
 
 The tensors are views of an exported buffer, so nothing is copied between the model and the fabric: what the model writes is
 what a peer's DMA reads, and the other way round. Raw access is functional and untimed; the hand-over is not. It is ordered by
-the fabric alone: `put_signal` when pushed, a doorbell word and then a DMA read when pulled. A cache has room for one announcement:
+the fabric alone (and declared: the buffer is released before it leaves, acquired when it has come): `put_signal` when pushed, a doorbell word and then a DMA read when pulled. A cache has room for one announcement:
 announce the next when the peer says that it has taken the last.
 """
 
@@ -142,7 +142,8 @@ class FabricCache(Cache):
         self.node = node
         self.layout = _shape(config, max_tokens, block, dtype)
         self.buffer = node.alloc(HEADER + self.layout.size, name, on=on, tier=tier, align=4096)
-        self.buffer.memory[:HEADER] = bytes(HEADER)
+        node.write(self.buffer.gva, bytes(HEADER))
+        node.flush(self.buffer.node)
         shape = self.layout
         flat = self.buffer.tensor()[HEADER:].view(dtype)
         self.storage = flat.view(shape.tokens, shape.layers, 2, shape.heads, shape.head_size)
@@ -199,6 +200,7 @@ class FabricCache(Cache):
         """
         self._like(peer)
         count = peer.layout.check(self.layout.check(self.length if tokens is None else tokens))
+        self.buffer.release()
         size = self.layout.bytes_for(count)
         return self.node.dma.put_signal(
             peer.data, self.buffer.gva + HEADER, size, signal=peer.flag, value=self._announced(count), **options
@@ -217,6 +219,7 @@ class FabricCache(Cache):
         """Announce tokens that the peer is to `pull`: an 8-byte store."""
         self._like(peer)
         count = peer.layout.check(self.layout.check(self.length if tokens is None else tokens))
+        self.buffer.release()
         self.node.store(peer.flag, self._announced(count))
 
     def wait(self, timeout: float | None = None) -> int:
@@ -232,6 +235,7 @@ class FabricCache(Cache):
     def receive(self, timeout: float | None = None) -> int:
         """Wait for a `push`; the cache then has its tokens. Returns how many."""
         tokens = self.wait(timeout)
+        self.buffer.acquire()
         self.truncate(tokens)
         return tokens
 
@@ -246,6 +250,7 @@ class FabricCache(Cache):
             done.cancel()
             raise
         self.bytes_pulled = done.bytes_done
+        self.buffer.acquire()
         self.truncate(tokens)
         return tokens
 
