@@ -1158,7 +1158,7 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
     op->requester = n->requester;
     op->attr |= op->attr & FBX_PLAIN ? 0 : (uint8_t)n->attr;
     if (!op->tc)
-        op->tc = n->tc;
+        op->tc = (uint8_t)n->tc;
     op->target = n->index;
     op->poison = 0;
     op->injected = 0;

@@ -13,7 +13,7 @@
 #include "choice.h"
 #include "internal.h"
 
-static inline int fbxi_adversarial(const fbx_fabric *f) { return __builtin_expect(f->ordering == FBX_ADVERSARIAL, 0); }
+static inline int fbxi_adversarial(const fbx_fabric *f) { return __builtin_expect(f->ordering == FBX_ADVERSARIAL, 0) != 0; }
 
 static inline int fbxi_same_words(const struct fbxl_entry *a, const struct fbxi_post *b)
 {

@@ -9,7 +9,7 @@ line is fetched anew or leaves by itself is nobody's promise: the seed decides. 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ._handle import lib
 from .errors import InvalidArgument, WaitTimeout
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CachingNode"]
 
-LINE = 64
+LINE: Final = 64
 _STALE = 7  # the kind of decision: whether a cached line is used again, and which one leaves
 _BUS = 1 << 63
 _SLOT = 40
@@ -94,7 +94,7 @@ class CachingNode(Node):
     def _fetch(self, base: int) -> _Line:
         """Read a line; bytes of ours that have not left stay as they are."""
         line = self._lines.setdefault(base, _Line())
-        fresh = super().load(base, size=LINE)
+        fresh: bytes = super().load(base, size=LINE)
         for i in range(LINE):
             if not line.dirty >> i & 1:
                 line.data[i] = fresh[i]
@@ -191,7 +191,7 @@ class CachingNode(Node):
                 return found
             if deadline is not None and self.fabric.now_ps >= deadline:
                 raise WaitTimeout(
-                    f"the value at {gva:#x} in the cache of {self.name} is {found} and was to be {compare} {value} within {timeout} s",
+                    f"the value at {gva:#x} in the cache of {self.name} is {found}; it was to be {compare} {value} within {timeout} s",
                     op="wait",
                     node=self.name,
                     gva=gva,
@@ -202,7 +202,8 @@ class CachingNode(Node):
 
     def writeback(self, gva: int, size: int = LINE) -> None:
         """Let cached stores to a range leave, as posted writes in any order among themselves."""
-        waiting = [base for base, _, _ in _pieces(gva & ~(LINE - 1), size + gva % LINE) if base in self._lines and self._lines[base].dirty]
+        lines = [base for base, _, _ in _pieces(gva & ~(LINE - 1), size + gva % LINE)]
+        waiting = [base for base in lines if base in self._lines and self._lines[base].dirty]
         while waiting:
             self._write_line(waiting.pop(self._choose(len(waiting))))
 
@@ -237,4 +238,3 @@ class CachingNode(Node):
         """As `Node.compare_swap`, at the memory itself; this node's copy of the line goes."""
         self._around(gva, size)
         return super().compare_swap(gva, expected, desired, size, **attributes)
-

@@ -181,8 +181,16 @@ class Dma:
         return f"<DMA engine of {self._node.name}, {self.channels} channel{'s' * (self.channels != 1)}>"
 
     def _submit(
-        self, d: Any, size: int, *, visible: bool = False, ro: bool = False, ido: bool = False, tc: int = 0,
-        path: int = 0, channel: int = 0,
+        self,
+        d: Any,
+        size: int,
+        *,
+        visible: bool = False,
+        ro: bool = False,
+        ido: bool = False,
+        tc: int = 0,
+        path: int = 0,
+        channel: int = 0,
     ) -> Completion:
         if not 0 <= operator.index(channel) < self.channels:
             raise InvalidArgument(
@@ -263,9 +271,7 @@ class Dma:
         d.flags = lib.FBX_DMA_FILL
         return self._submit(d, size, **options)
 
-    def copy_2d(
-        self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any
-    ) -> Completion:
+    def copy_2d(self, dst: int, src: int, width: int, height: int, dst_stride: int, src_stride: int, **options: Any) -> Completion:
         """Copy `height` rows of `width` bytes; rows begin `dst_stride` and `src_stride` bytes after one another.
 
         Args:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -58,10 +59,8 @@ class Registered:
         """
         if self.closed:
             return
-        try:
+        with contextlib.suppress(ClosedHandle):  # a child of fork, or a fabric that is gone: nobody reaches it there
             check(lib.fbx_deregister(self._fabric._handle.pointer, self._record))
-        except ClosedHandle:
-            pass  # a child of fork, or a fabric that is gone: nobody reaches it there
         self.closed = True
         self._keepalive = None
 
@@ -96,7 +95,8 @@ def register(node: Node, data: Any, *, read_only: bool | None = None, service: b
         view = memoryview(data)
     except TypeError:
         raise InvalidArgument(
-            f"{type(data).__name__} has no memory to register; give a NumPy array, a torch tensor, or anything with the buffer protocol"
+            f"{type(data).__name__} has no memory to register",
+            hint="give a NumPy array, a torch tensor, or anything with the buffer protocol",
         ) from None
     if not view.c_contiguous:
         raise InvalidArgument("the array is not contiguous; register a contiguous one, or its base, and add the offset")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adversary in real time: what no rule permits never happens, and what one permits happens soon. tests/litmus has every cell."""
+"""The adversary in real time: what no rule permits never happens, what one permits happens soon. tests/litmus has every cell."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def test_doorbells_and_scratchpads_come_behind_the_data(lab: Lab) -> None:
 def test_put_signal(lab: Lab) -> None:
     for i in range(1, 60):
         lab.writer.write(lab.buffer.gva, i.to_bytes(8, "little") * 512)
-        lab.writer.dma.put_signal(dst=lab.fabric.gva("host1", 4096), src=lab.buffer.gva, size=4096, signal=lab.flag, value=i, ro=bool(i % 2))
+        lab.writer.dma.put_signal(
+            dst=lab.fabric.gva("host1", 4096), src=lab.buffer.gva, size=4096, signal=lab.flag, value=i, ro=bool(i % 2)
+        )
         lab.reader.wait_until(lab.flag, "==", i, timeout=10)
         if not i % 2:
             assert lab.reader.read(lab.fabric.gva("host1", 4096), 4096) == i.to_bytes(8, "little") * 512

@@ -56,9 +56,15 @@ PEER = """
             elif what == "cas": say(node.compare_swap(rest[0], rest[1], rest[2], size=rest[3]))
             elif what == "write": node.write(rest[0], bytes.fromhex(rest[1])); node.flush("host0"); say("")
             elif what == "read": say(node.read(rest[0], rest[1]).hex())
-            elif what == "push": node.write(scratch.gva, bytes.fromhex(rest[1])); r = copied(rest[0], scratch.gva, len(rest[1]) // 2); node.flush("host0"); say(*r)
+            elif what == "push":
+                node.write(scratch.gva, bytes.fromhex(rest[1]))
+                r = copied(rest[0], scratch.gva, len(rest[1]) // 2)
+                node.flush("host0")
+                say(*r)
             elif what == "pull": r = copied(scratch.gva, rest[0], rest[1]); say(*r, node.read(scratch.gva, rest[1]).hex())
-            elif what == "signal": node.dma.put_signal(dst=rest[0], src=scratch.gva, size=rest[1], signal=rest[2], value=rest[3]).wait(20); say("")
+            elif what == "signal":
+                node.dma.put_signal(dst=rest[0], src=scratch.gva, size=rest[1], signal=rest[2], value=rest[3]).wait(20)
+                say("")
         except fabrex.FabricError as error:
             say("!" + type(error).__name__)
     """
@@ -88,7 +94,9 @@ def lab(place: Path, request: pytest.FixtureRequest) -> Iterator[tuple[fabrex.Fa
 
 
 @pytest.mark.parametrize("service", WAYS)
-def test_every_operation_from_another_process(lab: tuple[fabrex.Fabric, fabrex.Node], peer: Callable[[], Asked], service: bool) -> None:
+def test_every_operation_from_another_process(
+    lab: tuple[fabrex.Fabric, fabrex.Node], peer: Callable[[], Asked], service: bool
+) -> None:
     _, node = lab
     array = np.zeros(SIZE, dtype="u1")
     words = array.view("<u8")
@@ -173,7 +181,14 @@ def test_it_takes_as_long_as_memory_of_the_first_tier(place: Path) -> None:
         plain = h0.alloc(SIZE, align=4096)
         data = mmap.mmap(-1, SIZE)  # begins a page, as the other does
         with h0.register(data) as region:
-            for kind, size in (("load", 8), ("store", 8), ("read", 4096), ("write", 65536), ("dma_read", 65536), ("dma_write", 65536)):
+            for kind, size in (
+                ("load", 8),
+                ("store", 8),
+                ("read", 4096),
+                ("write", 65536),
+                ("dma_read", 65536),
+                ("dma_write", 65536),
+            ):
                 mine, theirs = h1.estimate(kind, region.gva, size), h1.estimate(kind, plain.gva, size)
                 assert mine["completes_ps"] == theirs["completes_ps"], kind
             h1.load(region.gva)
@@ -188,7 +203,11 @@ def test_what_can_be_registered(place: Path) -> None:
         with h0.register(b"only to be read") as region:
             assert region.read_only
             assert h1.read(region.gva, 4) == b"only"
-            for attempt in (lambda: h1.write(region.gva, b"x"), lambda: h1.store(region.gva, 1, size=1), lambda: h1.fetch_add(region.gva & ~7, 1)):
+            for attempt in (
+                lambda: h1.write(region.gva, b"x"),
+                lambda: h1.store(region.gva, 1, size=1),
+                lambda: h1.fetch_add(region.gva & ~7, 1),
+            ):
                 with pytest.raises(fabrex.CompleterAbort if attempt.__code__.co_consts else fabrex.FabricError):
                     attempt()
         data = bytearray(64)
@@ -292,7 +311,7 @@ def test_closing_under_traffic(place: Path, peer: Callable[[], Asked], service: 
             array = np.zeros(SIZE, dtype="u1")
             region = node.register(array, service=service)
             ask.child.tell("push", region.gva, "5a" * SIZE)
-            assert eventually(lambda a=array: a[64 * turn] != 0)
+            assert eventually(lambda a=array, at=64 * turn: a[at] != 0)
             region.close()
             seen = array.copy()
             name, moved = ask.child.hear()

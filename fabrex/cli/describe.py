@@ -81,8 +81,8 @@ _ENDINGS = {".svg": "svg", ".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".md"
 
 def graph(arguments: Any) -> int:
     """`graph NAME|TOPOLOGY`: a drawing of it."""
-    from ..listing import fabrics
     from ..graph import to_dot, to_mermaid, to_svg
+    from ..listing import fabrics
 
     if any(found["name"] == arguments.target and found["alive"] for found in fabrics()):
         from .common import open_fabric

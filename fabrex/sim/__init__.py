@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from ._errors import NotDeterministic as NotDeterministic
     from ._explain import Explanation as Explanation
     from ._explain import explain as explain
-    from ._record import Recording as Recording
-    from ._record import Replay as Replay
-    from ._record import record as record
-    from ._record import replay as replay
     from ._explore import Exploration as Exploration
     from ._explore import NotRepeatable as NotRepeatable
     from ._explore import Raised as Raised
     from ._explore import Stuck as Stuck
     from ._explore import Witness as Witness
     from ._explore import explore as explore
+    from ._record import Recording as Recording
+    from ._record import Replay as Replay
+    from ._record import record as record
+    from ._record import replay as replay
     from ._run import Result as Result
     from ._run import run as run
     from ._search import Failure as Failure

@@ -50,7 +50,8 @@ def busy0(node: Any) -> Any:
     """A little of everything: names, barriers, DMA, atomics, bulk, doorbells, chance."""
     node.barrier("start")
     buffer = node.alloc(32 << 10, name="source")
-    buffer.memory[:] = bytes(range(256)) * 128
+    with buffer.access() as memory:
+        memory[:] = bytes(range(256)) * 128
     target = node.fabric.buffer("target", timeout=None)
     node.dma.copy(target.gva, buffer.gva, 16 << 10).wait()
     node.dma.put_signal(target.gva + (16 << 10), buffer.gva, 8 << 10, target.gva + (24 << 10), 7).wait()
@@ -74,7 +75,8 @@ def busy1(node: Any) -> Any:
         node.ntb.wait_event(timeout=1)
     node.fabric.put("done", b"yes")
     node.barrier("end")
-    return node.load(target.gva + (25 << 10)), bytes(target.memory[26 << 10 : (26 << 10) + 8])
+    with target.access() as memory:
+        return node.load(target.gva + (25 << 10)), bytes(memory[26 << 10 : (26 << 10) + 8])
 
 
 async def waits(node: Any) -> Any:
