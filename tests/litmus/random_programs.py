@@ -118,8 +118,8 @@ def program(calls: list[Call]) -> Callable[[Any], Any]:
     return run
 
 
-def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str]:
-    """Explore one random program with reduction and without; returns whether the outcomes agree, and what was done."""
+def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str, tuple[int, int]]:
+    """Explore a random program with reduction and without; returns whether the outcomes agree, what was done, and the states."""
     topology, calls, stale = generate(seed)
     programs: Mapping[str, Any] = {name: program(of) for name, of in calls.items()}
     reduced = explore(TOPOLOGIES[topology], programs, stale=stale, max_states=20_000, seconds=20)
@@ -128,10 +128,9 @@ def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str]:
         agree = reduced.bounded or whole.outcomes <= reduced.outcomes
     else:
         agree = reduced.outcomes == whole.outcomes
-    return (
-        agree,
-        f"seed {seed}: {reduced.states} states of {whole.states}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}",
-    )
+    states = (reduced.states, whole.states)
+    said = f"seed {seed}: {states[0]} states of {states[1]}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}"
+    return agree, said, states
 
 
 def against_core(number: int, seeds: Iterable[int]) -> tuple[dict[Any, int], str]:

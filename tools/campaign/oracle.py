@@ -29,7 +29,9 @@ def main() -> int:
     from fabrex.sim import explore
 
     started = time.time()
-    wrong = [said for agree, said in (compare(given.first + i, explore) for i in range(given.count)) if not agree]
+    compared = [compare(given.first + i, explore) for i in range(given.count)]
+    wrong = [said for agree, said, _ in compared if not agree]
+    reduced, whole = (sum(states[side] for _, _, states in compared) for side in (0, 1))
     ran = [against_core(given.first + i, range(given.seeds)) for i in range(given.count)]
     forbidden = [said for what, said in ran if what]
     record = {
@@ -37,6 +39,8 @@ def main() -> int:
         "campaign": "oracle",
         "programs": given.count,
         "first": given.first,
+        "states_reduced": reduced,
+        "states_whole": whole,
         "wrong": wrong,
         "adversary_seeds": given.seeds,
         "forbidden": forbidden,
@@ -48,6 +52,7 @@ def main() -> int:
     results.mkdir(exist_ok=True)
     (results / "oracle.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{given.count} programs in {record['seconds']} s: {len(wrong)} where the reduced search differs", *wrong, sep="\n")
+    print(f"{reduced} states with reduction, {whole} without")
     print(f"{len(forbidden)} where the adversary shows what it must not", *forbidden, sep="\n")
     return 1 if wrong or forbidden else 0
 
