@@ -237,6 +237,7 @@ def build() -> Parser:
     at.add_argument("--timeout", type=seconds, metavar="S", help="end everything after so long (exit code 124)")
     at.add_argument("--grace", type=seconds, default=5.0, metavar="S", help="from asking a process to end to killing it (5 s)")
     at.add_argument("--keep", action="store_true", help="leave the fabric for looking at; end it with `down`")
+    at.add_argument("--nixl", action="store_true", help="`import nixl` finds fabrex.nixl: NIXL's agents then work on this fabric")
     at.add_argument("--output-dir", metavar="D", help="also write each process's output to D/NODE.out and D/NODE.err")
     at = placed(command(
         "exec",
