@@ -957,7 +957,6 @@ static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct 
         if (status)
             return status;
         c->moved += step;
-        note(j, c->position + c->moved);
     }
     return 0;
 }
