@@ -101,6 +101,8 @@ struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
     const char *tier;
     uint64_t bytes, latency_ps, rate_bps;
+    const uint64_t *jitter; /* of the latency: as of a link's delay */
+    uint64_t jitter_points;
 };
 struct fbx_config_link {
     const char *name, *port_a, *port_b;
@@ -109,7 +111,12 @@ struct fbx_config_link {
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
     uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
+    uint32_t tags, pad; /* non-posted requests that the node at an end may have outstanding; 0: 32 */
     uint64_t rate_bps, delay_ps;
+    /* What is added to the delay of each packet, by chance: pairs of a share of 2^32 and the ps that it stays below, both rising,
+     * from share 0 to share 2^32, at most 256; straight between them. NULL and 0: nothing. */
+    const uint64_t *jitter;
+    uint64_t jitter_points;
 };
 struct fbx_config {
     const char *name, *directory; /* directory NULL: /dev/shm */
@@ -184,7 +191,7 @@ FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
 enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
                     FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
                     FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
-                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_TAGS, FBX_LINK_KEYS };
 /* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
  * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
 FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);

@@ -185,13 +185,16 @@ struct fbxl_region {
     uint64_t bytes;
     uint64_t bus; /* address on the node's own bus */
     uint64_t latency_ps, ps_per_byte_q24;
-    uint64_t flags, pad0[2];
+    uint64_t flags;
+    uint32_t jitter_points, pad0;
+    uint64_t jitter; /* heap offset of pairs: share of 2^32, ps of latency more */
     _Alignas(64) struct fbxl_lock lock; /* allocator and commit map */
     fbx_au64 prefix; /* bytes committed from the start, no holes */
     fbx_au64 committed; /* bytes in all */
     fbx_au64 allocated;
     fbx_au32 first_buffer; /* index + 1 of the lowest live buffer: a list by address, rebuilt from the table if broken */
     fbx_au32 list_broken;
+    fbx_au64 reserved_at; /* heap offset of reservations of its rate (a direction and a calendar), 0 until first used */
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
@@ -203,6 +206,8 @@ struct fbxl_link {
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
     uint32_t home; /* machine on which it is reserved */
     uint64_t value[FBX_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
+    uint64_t jitter; /* heap offset of pairs: share of 2^32, ps of delay more */
+    uint32_t jitter_points, pad0;
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;

@@ -175,7 +175,9 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
     n->used_target = calloc(f->node_count, 1);
     int status = 0;
-    if (!n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
+    if (f->flags & FBXL_TIMING)
+        n->tag_free_ps = calloc(1024, sizeof *n->tag_free_ps);
+    if ((f->flags & FBXL_TIMING && !n->tag_free_ps) || !n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
         status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     if (!status && (status = fbxi_control_lock(f)) == 0) {
         if (kind == FBX_ANY)
@@ -196,6 +198,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
             fbx_publish(&f->requesters[n->requester].state, FBXL_FREE);
     }
     if (status) {
+        free(n->tag_free_ps);
         free(n->tlb);
         free(n->xl);
         free(n->routes);
@@ -289,6 +292,7 @@ void fbx_node_free(fbx_node *n)
         n->extra = e->next;
         free(e);
     }
+    free(n->tag_free_ps);
     free(n->tlb);
     free(n->xl);
     free(n->routes);

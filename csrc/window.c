@@ -292,12 +292,15 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
     const struct fbxl_node *n = &f->node_facts[node];
     const struct profile *p = &profiles[n->profile];
     struct setting s = window_get(f, node, widx);
+    uint64_t limit = window_limit(n, widx);
+    /* An entry of a look-up table has one size; Switchtec's is aligned to it as well. */
+    int fixed = widx >= n->mw_count && n->profile != FBX_PROFILE_FABREX;
+    uint64_t align = p->address_align && !(fixed && n->profile == FBX_PROFILE_SWITCHTEC) ? p->address_align : limit;
     *out = (struct fbx_window_info){
         .index = widx, .peer = s.peer, .perm = s.perm, .attr = s.attr, .mapping = s.mapping, .lut = widx >= n->mw_count,
         .programmed = s.bytes != 0, .translation = s.translation, .bytes = s.bytes,
-        .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = window_limit(n, widx),
-        .address_align = p->address_align ? p->address_align : window_limit(n, widx), .size_align = p->size_align,
-        .min_bytes = p->min_bytes};
+        .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = limit,
+        .address_align = align, .size_align = fixed ? limit : p->size_align, .min_bytes = p->min_bytes};
     return 0;
 }
 
@@ -376,8 +379,6 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     if (w.lut && f->node_facts[node].profile != FBX_PROFILE_FABREX && bytes != w.max_bytes)
         return fbxi_fail(FBX_E_WINDOW, "LUT window %u of %s has the fixed size of %llu bytes", widx, name,
                          (unsigned long long)w.max_bytes);
-    if (w.lut && align < w.max_bytes && f->node_facts[node].profile == FBX_PROFILE_SWITCHTEC)
-        align = w.max_bytes;
     if (translation & (align - 1))
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a translation aligned to 0x%llx bytes, not 0x%llx", widx, name,
                          (unsigned long long)align, (unsigned long long)translation);
