@@ -218,8 +218,8 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
         _meanwhile(story, out, note)
     if any(kind == _CACHED for kind, _, _ in minimal.decisions):
         out.reasons.append(
-            "A cache without coherence gave what it held, or kept what was stored: it sees what peers wrote after invalidate(), and "
-            "they see what it wrote after writeback()."
+            "A cache without coherence gave what it held, or kept what was stored: it sees what peers wrote after invalidate(), "
+            "and they see what it wrote after writeback()."
         )
     if len(keep) < 3:
         for event in story.events[-MOST_STEPS:]:

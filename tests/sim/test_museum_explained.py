@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("greenlet")
 
+from museum.exhibits import EXHIBITS, Exhibit  # tests/ is on the path of packages in it
+
 from fabrex.sim._explain import explain_case
 from fabrex.sim._run import Result
 from fabrex.sim._search import Case
-
-from museum.exhibits import EXHIBITS, Exhibit  # tests/ is on the path of packages in it
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=[each.name for each in EXHIBITS])
