@@ -95,7 +95,9 @@ def _prefill(fabric: Any, cache: Any, peer: Any, net: Any, prompt: list[int], wa
         cache.offer(peer)
         pushed = 0
     estimate = cache.estimate(peer, len(prompt) - 1, pull=way == "pull")
-    fabric.put(f"told-{key}", json.dumps({"began_ps": began, "ready_ps": ready, "modelled_ps": estimate, "pushed": pushed}).encode())
+    fabric.put(
+        f"told-{key}", json.dumps({"began_ps": began, "ready_ps": ready, "modelled_ps": estimate, "pushed": pushed}).encode()
+    )
 
 
 def _decode(
