@@ -22,6 +22,7 @@
 #include "pcie.h"
 #include "registered.h"
 #include "trace.h"
+#include "tier.h"
 #include "timing.h"
 
 #include <errno.h>
@@ -40,6 +41,7 @@
 #define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
 #define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define AHEAD_MOST_PS 200000000u /* on a slow link by the time of a chunk, up to so much: who wakes late keeps its turn */
 #define POST_AHEAD_PS 500000u /* what will still travel is posted so long before the last byte departs: posting takes time */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
@@ -86,6 +88,7 @@ struct reader {
     const struct fbxi_route *route;
     uint64_t version; /* of its figures */
     uint64_t issue_ps, return_ps, memory_ps; /* when the next request, completion, access to the source may begin */
+    uint64_t gap_ps; /* between requests, at least, by non-posted credits */
     uint64_t trip_ps, slowest; /* one request there and back on idle links; ps per byte of the narrowest link back */
     uint64_t requests, planned;
     uint32_t tags, mrrs, mps;
@@ -113,7 +116,7 @@ struct channel {
     struct reader reader;
     struct chunk ring[RING];
     uint32_t ring_head, ring_sampled, ring_tail;
-    uint64_t chunk_bytes, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
+    uint64_t chunk_bytes, ahead_ps, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
     uint64_t next_ps, final_ps; /* when to come again; final_ps: that is the end of the job, and nothing moves then */
     uint64_t stalled_ns, own_tail;
     uint8_t *bounce, *scratch;
@@ -277,7 +280,14 @@ static void reader_for(fbx_node *n, struct reader *r, const struct fbxi_route *r
     r->version = fbx_peek(&route->version);
     r->mrrs = fbx_peek(&route->mrrs) < 64 ? 64 : fbx_peek(&route->mrrs) > PIECE ? PIECE : fbx_peek(&route->mrrs);
     r->mps = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps);
+    /* Completions come back into the node's own port: what it has credits for is all that may be outstanding. */
+    const struct fbxi_figures *own = fbxi_out(route);
+    const uint64_t cpls = packets(0, r->mrrs, r->mps);
     r->tags = n->facts->tags ? n->facts->tags : 1;
+    r->tags = (uint32_t)max64(1, min64(min64(r->tags, own->completions / cpls), own->completion_bytes / r->mrrs));
+    r->gap_ps = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        r->gap_ps = max64(r->gap_ps, fbx_observe_pointer(&route->hop[i].out_figures)->request_gap_ps);
     fbxi_send(route, 0, 0, 0, 1, FBX_MRD_HEADER, 0, 0, &out);
     fbxi_send(route, 1, out.arrives_ps + latency_ps, r->mrrs, packets(0, r->mrrs, r->mps), FBX_CPLD_HEADER, 0, 0, &back);
     r->trip_ps = back.arrives_ps;
@@ -302,6 +312,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
+    ch->ahead_ps = AHEAD_PS;
     ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
@@ -418,27 +429,39 @@ static uint64_t read_issue(const struct reader *r)
     return r->requests >= r->tags ? max64(r->issue_ps, tag_free(r, r->requests - r->tags)) : r->issue_ps;
 }
 
+/* One request of `bytes` there and back on idle links. */
+static uint64_t trip(const struct reader *r, uint64_t bytes)
+{
+    if (bytes >= r->mrrs)
+        return r->trip_ps;
+    uint64_t headers = packets(0, r->mrrs, r->mps) - packets(0, bytes, r->mps);
+    return r->trip_ps - fbx_bytes_to_ps(r->slowest, r->mrrs - bytes + headers * FBX_CPLD_HEADER);
+}
+
 /* One chunk's requests and completions. `floor_ps`: earlier posted writes on the way, which requests push before them. */
-static int plan_read(const fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
-                     uint64_t floor_ps, int reserve, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
+static int plan_read(fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
+                     uint64_t floor_ps, int reserve, uint64_t now, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
 {
     const uint64_t count = packets(offset, bytes, r->mrrs), cpls = packets(offset, bytes, r->mps);
     const uint64_t issue = read_issue(r), last = r->requests + count - 1;
     const uint64_t last_issue = last >= r->tags && count <= r->tags ? max64(issue, tag_free(r, last - r->tags)) : issue;
     struct fbxi_flight out, back;
     int clamped = fbxi_send(r->route, 0, issue, 0, count, FBX_MRD_HEADER, 1, reserve, &out);
-    r->issue_ps = max64(out.departs_ps, last_issue);
+    r->issue_ps = max64(max64(out.departs_ps, last_issue), issue + count * r->gap_ps);
     /* The burst's first request is there before its last. */
     uint64_t sample = out.arrives_ps - (out.departs_ps - issue) / count * (count - 1);
-    sample = max64(max64(sample, floor_ps) + f->region_facts[region].latency_ps, r->memory_ps);
-    r->memory_ps = sample + memory_time(f, region, bytes);
+    sample = max64(sample, floor_ps);
+    sample = max64(sample + fbxi_tier_latency(f, region, now == FBX_ASK ? FBX_ASK : sample), r->memory_ps);
+    r->memory_ps = fbxi_tier_access(f, region, sample, bytes, 1, now, &sample);
     clamped |= fbxi_send(r->route, 1, max64(sample, r->return_ps), bytes, cpls, FBX_CPLD_HEADER, 1, reserve, &back);
     uint64_t arrives = max64(back.arrives_ps, r->memory_ps);
     const uint64_t fixed_ps = fbx_peek(&r->route->fixed_ps);
-    r->return_ps = max64(back.departs_ps, arrives > fixed_ps ? arrives - fixed_ps : 0);
+    const uint64_t due = arrives > back.jitter_ps ? arrives - back.jitter_ps : 0;
+    r->return_ps = max64(back.departs_ps, due > fixed_ps ? due - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
-    *last_ps = max64(arrives, last_issue + r->trip_ps);
-    *first_ps = min64(*last_ps, max64(issue + r->trip_ps, arrives > spread ? arrives - spread : 0));
+    const uint64_t rest = bytes > (count - 1) * r->mrrs ? bytes - (count - 1) * r->mrrs : 1;
+    *last_ps = max64(arrives, last_issue + trip(r, rest));
+    *first_ps = min64(*last_ps, max64(issue + trip(r, bytes), arrives > spread ? arrives - spread : 0));
     *samples_ps = sample;
     __typeof__(r->past[0]) *past = &r->past[r->planned++ % RING];
     past->first = r->requests;
@@ -461,6 +484,15 @@ static uint64_t plan_at(const struct channel *ch, const struct job *j)
     if (ch->remote_source && !(j->d.flags & FBX_DMA_FILL))
         return ch->reader.route ? read_issue(&ch->reader) : ch->reader.issue_ps;
     return max64(max64(ch->write_ps, ch->source_ps), ch->sink_ps);
+}
+
+/* What `bytes` take on the narrowest link of a way. */
+static uint64_t narrowest_ps(const struct fbxi_route *route, int back, uint64_t bytes)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        most = max64(most, fbx_observe_pointer(back ? &route->hop[i].back_figures : &route->hop[i].out_figures)->ps_per_byte_q24);
+    return fbx_bytes_to_ps(most, bytes);
 }
 
 /* Reserve the next chunk. */
@@ -498,15 +530,20 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
                         .bytes = (uint32_t)step, .remote = from != NULL};
-    uint64_t ready_first, ready;
+    uint64_t ready_first, ready, took = 0;
     int clamped = 0;
+    if (from)
+        took = narrowest_ps(from, 1, step);
+    if (to)
+        took = max64(took, narrowest_ps(to, 0, step));
+    ch->ahead_ps = max64(AHEAD_PS, min64(took, AHEAD_MOST_PS));
     if (from) {
         if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
         const int reserve = reserves(from, read_issue(&ch->reader), now);
         struct fbxl_queue *q = fbxi_own_queue(n, from, j->d.tc);
         clamped |= plan_read(f, &ch->reader, ch->src.x.region, src_offset, step, q ? fbx_observe(&q->last_arrives) : 0,
-                             reserve, &c->samples_ps, &ready_first, &ready);
+                             reserve, now, &c->samples_ps, &ready_first, &ready);
         if (fbxi_adversarial(f)) {
             uint64_t late = fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, fbxi_choice_key(n->requester, n->index, 32u, fbx_add(&n->requests, 1)) | 1ull << 31);
             c->samples_ps += late;
@@ -523,16 +560,18 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
         uint64_t at = max64(ch->write_ps, ready_first), tlps = packets(dst_offset, step, fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps));
         struct fbxi_flight flight;
         clamped |= fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight);
+        flight.arrives_ps = fbxi_tier_write(f, ch->dst.x.region, flight.arrives_ps, fbx_bytes_to_ps(fbxi_out(to)->ps_per_byte_q24, step), step, 1, now);
         fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
         uint64_t departs = max64(flight.departs_ps, ready);
         struct fbxl_queue *q = fbxi_own_queue(n, to, j->d.tc);
-        c->arrives_ps = max64(max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps)), fbx_peek(&n->fence_floor));
+        const uint64_t through = max64(flight.arrives_ps, ready + fbx_peek(&to->fixed_ps));
+        c->arrives_ps = max64(through, fbx_peek(&n->fence_floor));
         if (q && !fbxi_adversarial(f)) /* there the queue itself says what comes after what */
             c->arrives_ps = max64(c->arrives_ps, fbx_observe(&q->last_arrives));
         /* Credits let the source run ahead of the narrowest link by as much and no further. */
-        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps;
-        if (c->arrives_ps > departs + ahead)
-            departs = c->arrives_ps - ahead;
+        uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps + flight.jitter_ps;
+        if (through > departs + ahead)
+            departs = through - ahead;
         ch->write_ps = c->leaves_ps = departs;
         ch->completes_ps = max64(ch->completes_ps, departs);
         if (f->ordering == FBX_IMMEDIATE)
@@ -555,9 +594,8 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
 
 int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t offset, uint64_t bytes, struct fbx_estimate *out)
 {
-    const fbx_fabric *f = n->fabric;
+    fbx_fabric *f = n->fabric;
     uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
-    const uint64_t own_ps = n->facts->region_count ? memory_time(f, n->facts->first_region, bytes) : 0;
     /* What it pushes comes from memory of its own. */
     if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
         setup += f->region_facts[n->facts->first_region].latency_ps;
@@ -572,10 +610,14 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     if (kind == FBX_DMA_WRITE) {
         uint64_t tlps = packets(offset, bytes, fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps));
         fbxi_send(route, 0, setup, bytes, tlps, FBX_MWR_HEADER, 1, 0, &there);
-        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps;
+        there.arrives_ps = fbxi_tier_write(n->fabric, x->region, there.arrives_ps, fbx_bytes_to_ps(fbxi_out(route)->ps_per_byte_q24, bytes), bytes, 1, FBX_ASK);
+        uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps + there.jitter_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
-        out->departs_ps = max64(out->departs_ps, setup + own_ps);
-        out->arrives_ps = max64(there.arrives_ps, setup + own_ps + fbx_peek(&route->fixed_ps));
+        out->arrives_ps = there.arrives_ps;
+        /* Memory slower than the links holds it back. */
+        if (n->facts->region_count)
+            out->departs_ps = max64(out->departs_ps, setup + memory_time(f, n->facts->first_region, bytes));
+        out->arrives_ps = max64(out->arrives_ps, out->departs_ps + fbx_peek(&route->fixed_ps));
         out->completes_ps = out->departs_ps;
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
         return 0;
@@ -585,14 +627,16 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     memset(&r, 0, sizeof r);
     reader_for(n, &r, route, f->region_facts[x->region].latency_ps);
     r.issue_ps = r.return_ps = r.memory_ps = setup;
-    uint64_t chunk = PIECE, done = 0, first, last = setup, half_done = 0, half_ps = 0, sample = 0;
+    uint64_t chunk = PIECE, done = 0, first, last = setup, begins = 0, half_done = 0, half_ps = 0, sample = 0;
     while (chunk > r.mrrs && chunk > (uint64_t)r.tags * r.mrrs)
         chunk /= 2;
     for (uint32_t i = 0; done < bytes; i++) {
         uint64_t step = min64(bytes - done, chunk - ((offset + done) & (chunk - 1)));
-        plan_read(f, &r, x->region, offset + done, step, 0, 0, &sample, &first, &last);
-        if (!i)
+        plan_read(f, &r, x->region, offset + done, step, 0, 0, FBX_ASK, &sample, &first, &last);
+        if (!i) {
             out->departs_ps = r.issue_ps;
+            begins = first;
+        }
         done += step;
         if (i == 2048) {
             half_done = done;
@@ -606,7 +650,9 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         }
     }
     out->arrives_ps = sample;
-    out->completes_ps = max64(last, setup + own_ps);
+    out->completes_ps = last;
+    if (n->facts->region_count) /* where the data goes */
+        out->completes_ps = max64(last, begins + memory_time(f, n->facts->first_region, bytes));
     out->wire_bytes = bytes + packets(offset, bytes, r.mrrs) * FBX_MRD_HEADER + packets(offset, bytes, r.mps) * FBX_CPLD_HEADER;
     return 0;
 }
@@ -1001,7 +1047,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 trace_chunk(ch, j, c);
             ch->ring_head++;
         }
-        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
+        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + ch->ahead_ps) {
             if ((status = plan(ch, j, now)))
                 return status;
             if (budget)
@@ -1025,7 +1071,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
             next = end;
         } else if (ch->ring_tail - ch->ring_head < RING) {
             uint64_t at = plan_at(ch, j);
-            next = at > AHEAD_PS ? at - AHEAD_PS : 0;
+            next = at > ch->ahead_ps ? at - ch->ahead_ps : 0;
         }
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);

@@ -101,6 +101,8 @@ struct fbx_config_region {
     uint32_t node; /* regions of one node follow one another, nodes in order */
     const char *tier;
     uint64_t bytes, latency_ps, rate_bps;
+    const uint64_t *jitter; /* of the latency: as of a link's delay */
+    uint64_t jitter_points;
 };
 struct fbx_config_link {
     const char *name, *port_a, *port_b;
@@ -109,7 +111,12 @@ struct fbx_config_link {
     uint32_t gen, lanes, mps, mrrs, rcb, mtu, overhead_bytes, home;
     uint32_t posted_credits_header, posted_credits_data; /* data in units of 16 bytes; 0: infinite */
     uint32_t nonposted_credits_header, nonposted_credits_data, completion_credits_header, completion_credits_data;
+    uint32_t tags, pad; /* non-posted requests that the node at an end may have outstanding; 0: 32 */
     uint64_t rate_bps, delay_ps;
+    /* What is added to the delay of each packet, by chance: pairs of a share of 2^32 and the ps that it stays below, both rising,
+     * from share 0 to share 2^32, at most 256; straight between them. NULL and 0: nothing. */
+    const uint64_t *jitter;
+    uint64_t jitter_points;
 };
 struct fbx_config {
     const char *name, *directory; /* directory NULL: /dev/shm */
@@ -184,7 +191,7 @@ FBX_API int fbx_link_set(fbx_fabric *fabric, uint32_t link, int up);
 enum fbx_link_key { FBX_LINK_DELAY_PS, FBX_LINK_GEN, FBX_LINK_LANES, FBX_LINK_MPS, FBX_LINK_MRRS, FBX_LINK_RCB, FBX_LINK_RATE_BPS,
                     FBX_LINK_MTU, FBX_LINK_OVERHEAD_BYTES, FBX_LINK_POSTED_CREDITS_HEADER, FBX_LINK_POSTED_CREDITS_DATA,
                     FBX_LINK_NONPOSTED_CREDITS_HEADER, FBX_LINK_NONPOSTED_CREDITS_DATA, FBX_LINK_COMPLETION_CREDITS_HEADER,
-                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_KEYS };
+                    FBX_LINK_COMPLETION_CREDITS_DATA, FBX_LINK_TAGS, FBX_LINK_KEYS };
 /* Set those values of a link whose bit (1 << key) is in `keys`, all or none; `keys` 0: back to what the topology says. What
  * is on its way keeps its times; whatever is issued after the call has returned, by any process, has the new ones. */
 FBX_API int fbx_link_configure(fbx_fabric *fabric, uint32_t link, uint32_t keys, const uint64_t *values);
@@ -255,6 +262,9 @@ FBX_API int fbx_mw_set_trans(fbx_fabric *fabric, uint32_t node, uint32_t widx, u
                              uint64_t bytes, int perm, int mapping);
 /* After clear has returned nothing lands through the window any more. */
 FBX_API int fbx_mw_clear_trans(fbx_fabric *fabric, uint32_t node, uint32_t widx);
+/* A fault: these bits of the window's translation register no longer take a 1 (0: repaired). set_trans reads back what it
+ * wrote; if that differs it fails with SYSTEM (EIO), as the drivers do, and the window leads nowhere. */
+FBX_API int fbx_mw_inject_stuck(fbx_fabric *fabric, uint32_t node, uint32_t widx, uint64_t bits);
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
@@ -453,7 +463,17 @@ FBX_API int fbx_ntb_link_enable(fbx_node *node, int max_speed, int max_width);
 /* After it has returned nothing crosses this node's NTB any more, either way; BUSY if a requester is stopped. */
 FBX_API int fbx_ntb_link_disable(fbx_node *node);
 
+/* Which share of the peer's resources is this node's: its index among that peer's peers; and the last of the peer's windows
+ * that this share may use, so that no two of its peers take the same. */
+FBX_API int fbx_peer_resource_idx(fbx_node *node, uint32_t pidx);
+FBX_API int fbx_peer_highest_mw_idx(fbx_node *node, uint32_t pidx);
+
+/* Inbound windows: through which the peer looks at this node. They are the peer's outbound windows, and whoever programs one
+ * last decides where it leads. */
 FBX_API int fbx_ntb_mw_count(fbx_node *node, uint32_t pidx);
+FBX_API int fbx_ntb_mw_set_trans(fbx_node *node, uint32_t pidx, uint32_t widx, uint64_t address, uint64_t bytes);
+/* INVALID for a window that shows another node. */
+FBX_API int fbx_ntb_mw_clear_trans(fbx_node *node, uint32_t pidx, uint32_t widx);
 /* LINK_DOWN while the link to the peer is down. */
 FBX_API int fbx_mw_get_align(fbx_node *node, uint32_t pidx, uint32_t widx, uint64_t *address_align, uint64_t *size_align,
                              uint64_t *size_max);
@@ -492,10 +512,40 @@ FBX_API int fbx_msg_read(fbx_node *node, uint32_t midx, uint32_t *pidx, uint32_t
 /* A register that still holds a message takes no other: the sender's outbound status bit says so. */
 FBX_API int fbx_peer_msg_write(fbx_node *node, uint32_t pidx, uint32_t midx, uint32_t value);
 
-enum fbx_ntb_event_kind { FBX_NTB_DOORBELL = 1, FBX_NTB_MESSAGE = 2, FBX_NTB_LINK = 3 };
+/* Interrupts by message (the kernel's ntb_msi). A handle takes a vector of its node's device and passes the descriptor to
+ * peers, by whatever way; who has it writes `data` at `addr_offset` of the node's interrupt page, behind its data. What
+ * matches no vector that somebody holds (its holder freed it) is dropped and counted. Vectors end with their handle. */
+struct fbx_msi_desc {
+    uint32_t addr_offset, data;
+};
+FBX_API int fbx_msi_count(fbx_node *node);
+/* Returns the vector; INVALID if none is free. */
+FBX_API int fbx_msi_request(fbx_node *node, struct fbx_msi_desc *out);
+FBX_API int fbx_msi_free(fbx_node *node, uint32_t vector);
+/* Bit per vector. A message for a masked vector stays pending; several before it is told are one. */
+FBX_API int fbx_msi_read_pending(fbx_node *node, uint64_t *vectors);
+FBX_API int fbx_msi_read_mask(fbx_node *node, uint64_t *vectors);
+FBX_API int fbx_msi_set_mask(fbx_node *node, uint64_t vectors);
+FBX_API int fbx_msi_clear_mask(fbx_node *node, uint64_t vectors);
+FBX_API int fbx_msi_peer_trigger(fbx_node *node, uint32_t pidx, const struct fbx_msi_desc *desc);
+/* Where on this node's bus a store of 4 bytes is that message. */
+FBX_API int fbx_msi_peer_addr(fbx_node *node, uint32_t pidx, const struct fbx_msi_desc *desc, uint64_t *address);
+
+/* The requester-ID table: which functions of this node (its owner is 0, its clients are the others) may send requests across
+ * its NTB. Of others posted writes vanish and are counted, all else is UNSUPPORTED. Everybody may until it is set. */
+FBX_API int fbx_node_function(fbx_node *node);
+/* Entries that the device has; 0: it has no table, and setting it is INVALID. */
+FBX_API int fbx_rid_count(fbx_node *node);
+FBX_API int fbx_rid_set(fbx_node *node, const uint32_t *functions, uint32_t count);
+/* Let everybody pass again. */
+FBX_API int fbx_rid_open(fbx_node *node);
+/* The functions in it: returns how many there are; NOT_FOUND while everybody may pass. */
+FBX_API int fbx_rid_get(fbx_node *node, uint32_t *functions, uint32_t room);
+
+enum fbx_ntb_event_kind { FBX_NTB_DOORBELL = 1, FBX_NTB_MESSAGE = 2, FBX_NTB_LINK = 3, FBX_NTB_MSI = 4 };
 struct fbx_ntb_event {
-    uint32_t kind, vector; /* doorbell: of which interrupt vector */
-    uint64_t bits; /* doorbell bits; message status bits; peers whose link is up */
+    uint32_t kind, vector; /* doorbell, MSI: of which interrupt vector */
+    uint64_t bits; /* doorbell bits; message status bits; peers whose link is up; the MSI vector's bit */
 };
 /* Take the events that are there: returns how many (at most `room`), or AGAIN after max_wait_ns of real time. Each
  * setting of an unmasked bit is told once, to one taker. Registers keep their bits until they are cleared. */

@@ -7,10 +7,12 @@
 #include "internal.h"
 #include "choice.h"
 #include "event.h"
+#include "jitter.h"
 #include "link.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
+#include "tier.h"
 #include "trace.h"
 
 #include <dirent.h>
@@ -229,6 +231,19 @@ static void registered_facts(fbx_fabric *f)
     }
 }
 
+/* A private copy, checked; NULL where there is none. */
+static int keep_jitter(const fbx_fabric *f, uint64_t offset, uint32_t points, struct fbxi_jitter **out)
+{
+    if (!points)
+        return 0;
+    uint64_t pairs[2 * FBX_JITTER_POINTS];
+    const uint64_t *at = points <= FBX_JITTER_POINTS ? fbxi_heap_at(f, offset, points * 16ull) : NULL;
+    if (at)
+        memcpy(pairs, at, points * 16ull);
+    *out = at ? fbxi_jitter_new(pairs, points) : NULL;
+    return *out ? 0 : fbxi_fail(FBX_E_CORRUPT, "a distribution of the fabric is damaged");
+}
+
 static int keep_facts(fbx_fabric *f)
 {
     f->node_facts = copy_of(f->nodes, f->node_count, sizeof *f->nodes, 0);
@@ -237,9 +252,20 @@ static int keep_facts(fbx_fabric *f)
         registered_facts(f);
     f->link_facts = copy_of(f->links, f->link_count, sizeof *f->links, 0);
     f->figures = calloc(f->link_count * 2ull + 1, sizeof(*f->figures));
-    return f->node_facts && f->region_facts && f->link_facts && f->figures
-               ? 0
-               : fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    f->tiers = calloc(f->region_count + 1ull, sizeof(*f->tiers));
+    f->tier_jitter = calloc(f->region_count + 1ull, sizeof(*f->tier_jitter));
+    f->link_jitter = calloc(f->link_count + 1ull, sizeof(*f->link_jitter));
+    f->seed = f->header->seed;
+    if (!f->node_facts || !f->region_facts || !f->link_facts || !f->figures || !f->tiers || !f->tier_jitter || !f->link_jitter)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    int status = 0;
+    for (uint32_t i = 0; !status && i < f->region_count; i++) {
+        status = keep_jitter(f, f->region_facts[i].jitter, f->region_facts[i].jitter_points, &f->tier_jitter[i]);
+        f->tiers_limited |= f->tier_jitter[i] || f->region_facts[i].ps_per_byte_q24;
+    }
+    for (uint32_t i = 0; !status && i < f->link_count; i++)
+        status = keep_jitter(f, f->link_facts[i].jitter, f->link_facts[i].jitter_points, &f->link_jitter[i]);
+    return status;
 }
 
 static void locate_tables(fbx_fabric *f)
@@ -336,6 +362,7 @@ void fbx_fabric_free(fbx_fabric *f)
     free(f->region_facts);
     free(f->link_facts);
     fbxi_figures_free(f);
+    fbxi_tiers_free(f);
     free(f->maps);
     free(f->trees);
     free(f->adjacent);
@@ -716,6 +743,16 @@ static void link_values(const struct fbx_config_link *l, uint64_t value[FBX_LINK
     value[FBX_LINK_NONPOSTED_CREDITS_DATA] = l->nonposted_credits_data;
     value[FBX_LINK_COMPLETION_CREDITS_HEADER] = l->completion_credits_header;
     value[FBX_LINK_COMPLETION_CREDITS_DATA] = l->completion_credits_data;
+    value[FBX_LINK_TAGS] = l->kind ? 0 : l->tags ? l->tags : 32;
+}
+
+static int check_jitter(const uint64_t *pairs, uint64_t points)
+{
+    if (!points)
+        return 0;
+    struct fbxi_jitter *j = pairs && points <= FBX_JITTER_POINTS ? fbxi_jitter_new(pairs, (uint32_t)points) : NULL;
+    free(j);
+    return !j;
 }
 
 static int check_config(const struct fbx_config *c)
@@ -734,6 +771,8 @@ static int check_config(const struct fbx_config *c)
         if (r->node >= c->node_count || (i && r->node < c->regions[i - 1].node) || !r->tier ||
             strlen(r->tier) >= FBX_TIER_BYTES)
             return fbxi_fail(FBX_E_TOPOLOGY, "region %u has a bad node or tier", i);
+        if (check_jitter(r->jitter, r->jitter_points))
+            return fbxi_fail(FBX_E_TOPOLOGY, "the jitter of %s of %s is no distribution", r->tier, c->nodes[r->node].name);
         if (r->bytes < 2 * FBX_FIXED_BYTES || r->bytes > 1ull << FBX_SLOT_SHIFT || r->bytes % 4096)
             return fbxi_fail(FBX_E_TOPOLOGY, "%s of %s has %llu bytes; allowed are multiples of 4 KiB from 128 KiB to 1 TiB",
                              r->tier, c->nodes[r->node].name, (unsigned long long)r->bytes);
@@ -743,6 +782,8 @@ static int check_config(const struct fbx_config *c)
         if (l->node_a >= c->node_count || l->node_b >= c->node_count || l->node_a == l->node_b || !l->name ||
             strlen(l->name) >= sizeof((struct fbxl_link *)0)->name)
             return fbxi_fail(FBX_E_TOPOLOGY, "link %u has bad endpoints or a bad name", i);
+        if (check_jitter(l->jitter, l->jitter_points))
+            return fbxi_fail(FBX_E_TOPOLOGY, "the jitter of link %s is no distribution", l->name);
         uint64_t value[FBX_LINK_VALUES];
         link_values(l, value);
         if (fbxi_link_check(l->name, l->kind, value)) {
@@ -754,9 +795,22 @@ static int check_config(const struct fbx_config *c)
     return 0;
 }
 
+static int fill_jitter(fbx_fabric *f, const uint64_t *pairs, uint64_t points, uint64_t *offset, uint32_t *count)
+{
+    if (!points)
+        return 0;
+    int status = fbxi_heap(f, points * 16, offset); /* nobody else is there yet */
+    if (status)
+        return status;
+    memcpy(fbxi_at(f, *offset), pairs, points * 16);
+    *count = (uint32_t)points;
+    return 0;
+}
+
 static int fill(fbx_fabric *f, const struct fbx_config *c)
 {
     uint32_t region = 0, rank = 0;
+    int status;
     for (uint32_t i = 0; i < c->node_count; i++) {
         const struct fbx_config_node *from = &c->nodes[i];
         struct fbxl_node *n = &f->nodes[i];
@@ -783,10 +837,12 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
             to->bytes = r->bytes;
             to->bus = (uint64_t)index << FBX_SLOT_SHIFT;
             to->latency_ps = r->latency_ps;
+            if ((status = fill_jitter(f, r->jitter, r->jitter_points, &to->jitter, &to->jitter_points)))
+                return status;
             to->ps_per_byte_q24 = r->rate_bps ? fbx_ethernet_ps_per_byte(r->rate_bps) : 0;
         }
         n->region_count = region - n->first_region;
-        int status = fbxi_profile_windows(c, i, c->region_count, &n->mw_count, &n->lut_count, &n->mw_max_bytes);
+        status = fbxi_profile_windows(c, i, c->region_count, &n->mw_count, &n->lut_count, &n->mw_max_bytes);
         if (status)
             return status;
     }
@@ -801,6 +857,8 @@ static int fill(fbx_fabric *f, const struct fbx_config *c)
         l->kind = from->kind;
         l->home = from->home;
         link_values(from, l->value);
+        if ((status = fill_jitter(f, from->jitter, from->jitter_points, &l->jitter, &l->jitter_points)))
+            return status;
     }
     return 0;
 }

@@ -105,6 +105,8 @@ struct fbx_node {
     uint32_t attr, tc; /* of operations that do not say otherwise */
     fbx_au64 requests; /* names for what the adversary decides about */
     fbx_au64 fence_floor;
+    fbx_au64 *tag_free_ps; /* when each tag of a non-posted request is free again; 1,024, NULL without injected time */
+    fbx_au32 tag_next;
     fbx_au64 dropped_checked; /* of slot->dropped: what flush(check) has told */
     fbx_au32 used_targets_count;
     uint32_t *used_targets; /* nodes that this handle wrote to since it was opened */
@@ -146,7 +148,11 @@ struct fbx_fabric {
     struct fbxl_region *region_facts;
     struct fbxl_link *link_facts;
     struct fbxi_figures **figures; /* by direction: what its link was set to so far */
-    pthread_mutex_t figures_mutex; /* their lists; taken last */
+    pthread_mutex_t figures_mutex; /* their lists, and tiers; taken last */
+    struct fbxi_tier **tiers; /* by region, with a rate: made on first use */
+    struct fbxi_jitter **tier_jitter, **link_jitter; /* NULL: none */
+    uint64_t seed;
+    uint32_t tiers_limited; /* some tier has a rate or a jitter */
     uint32_t capacity[FBXL_TABLES], stride[FBXL_TABLES];
     uint64_t table_offset[FBXL_TABLES];
     uint64_t heap_offset, heap_bytes, instance, events_offset;

@@ -175,7 +175,7 @@ struct fbxl_window { /* 64 bytes, two snapshots and a switch */
         fbx_au32 peer_perm; /* peer node | permission << 24 | attributes << 26 | mapping << 28 | state << 30 */
         uint32_t pad;
     } snapshot[2];
-    uint64_t pad;
+    fbx_au64 stuck; /* bits of the translation register that do not take a 1: an injected fault */
 };
 enum { FBXL_MW_DEFAULT = 0, FBXL_MW_SET = 1, FBXL_MW_CLEARED = 2 };
 
@@ -185,13 +185,16 @@ struct fbxl_region {
     uint64_t bytes;
     uint64_t bus; /* address on the node's own bus */
     uint64_t latency_ps, ps_per_byte_q24;
-    uint64_t flags, pad0[2];
+    uint64_t flags;
+    uint32_t jitter_points, pad0;
+    uint64_t jitter; /* heap offset of pairs: share of 2^32, ps of latency more */
     _Alignas(64) struct fbxl_lock lock; /* allocator and commit map */
     fbx_au64 prefix; /* bytes committed from the start, no holes */
     fbx_au64 committed; /* bytes in all */
     fbx_au64 allocated;
     fbx_au32 first_buffer; /* index + 1 of the lowest live buffer: a list by address, rebuilt from the table if broken */
     fbx_au32 list_broken;
+    fbx_au64 reserved_at; /* heap offset of reservations of its rate (a direction and a calendar), 0 until first used */
     _Alignas(64) fbx_au64 top[FBX_TOP_WORDS]; /* which pages of the bitmap are committed */
 };
 
@@ -203,6 +206,8 @@ struct fbxl_link {
     uint32_t kind; /* 0 PCIe, 1 Ethernet */
     uint32_t home; /* machine on which it is reserved */
     uint64_t value[FBX_LINK_VALUES]; /* as the topology says, by enum fbx_link_key */
+    uint64_t jitter; /* heap offset of pairs: share of 2^32, ps of delay more */
+    uint32_t jitter_points, pad0;
     _Alignas(64) fbx_au32 state; /* 0 up, 1 down */
     fbx_au32 generation;
     fbx_au64 down_at_ps;
@@ -355,25 +360,40 @@ struct fbxl_dma {
  * switch, written under the lock. Counts, valid bits and shifts are the profile's and never stand here. */
 #define FBX_NTB_SPADS 128u
 #define FBX_NTB_MESSAGES 8u
+#define FBX_NTB_MSIS 64u
+#define FBX_NTB_FUNCTIONS 256u /* requester functions that a table can name */
 struct fbxl_ntb_state {
     fbx_au64 db, db_mask, db_told; /* told: bits whose event somebody has taken since they were last set or unmasked */
     fbx_au64 msg_sts, msg_mask, msg_told;
     fbx_au64 link_seen, link_told; /* peers that were up, and link_changes, when the last link event was taken */
     fbx_au64 queue, sequence; /* the posted write applied last: doing it again does nothing */
-    uint64_t pad[6];
+    fbx_au64 msi_pending, msi_mask, msi_used; /* interrupt vectors: told clears pending; used: somebody holds it */
+    uint64_t pad[3];
 };
 struct fbxl_ntb {
-    struct fbxl_lock lock; /* who changes a register */
+    /* who changes a register, mostly deliverers at the node itself */
+    struct fbxl_lock lock;
     fbx_au64 which; /* bit 0: the snapshot in force; the rest counts changes */
-    fbx_au64 link_changes; /* times a link that this node depends on came or went */
     fbx_au32 changed; /* futex word of those who wait for events */
+    uint32_t pad0;
+    uint64_t pad1[4];
+    /* what senders look at with each write: seldom changed, so it stays in their caches */
     fbx_au32 waiters;
-    uint64_t pad[3];
+    uint32_t pad2;
+    fbx_au64 link_changes; /* times a link that this node depends on came or went */
+    fbx_au64 rid_which; /* requester-ID table. Bit 0: the snapshot in force; bit 1: it is enforced; the rest counts changes */
+    uint64_t pad3[5];
     struct fbxl_ntb_state state[2];
     struct {
         fbx_au32 value, source; /* filled while its status bit is clear */
     } message[FBX_NTB_MESSAGES];
     fbx_au32 spad[FBX_NTB_SPADS];
+    struct {
+        fbx_au32 data; /* what a message must say to be this vector's; another one each time it is given out */
+        fbx_au32 requester, incarnation; /* index + 1 of who holds it */
+        uint32_t pad;
+    } msi[FBX_NTB_MSIS];
+    fbx_au64 rid[2][FBX_NTB_FUNCTIONS / 64]; /* bit per function of this node: it may cross the NTB */
 };
 
 /* What has happened, for those who look on (event.c). An extension; anyone writes. */
@@ -407,7 +427,7 @@ _Static_assert(sizeof(struct fbxl_window) == 64, "a window must fit a line: two 
 _Static_assert(sizeof(struct fbxl_session) == 64, "one writer a line");
 _Static_assert(sizeof(struct fbxl_lane) == 64, "in-operation marks of two threads must not share a line");
 _Static_assert(sizeof(struct fbxl_queue) == 192, "the queue and its cells fill a block of 64 KiB");
-_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 896, "snapshots on lines of their own");
+_Static_assert(sizeof(struct fbxl_ntb_state) == 128 && sizeof(struct fbxl_ntb) == 2048, "snapshots on lines of their own");
 _Static_assert(sizeof(struct fbxl_entry) == 64, "an entry's header is one cell");
 _Static_assert(sizeof(struct fbxl_dma_slot) == 128, "two lines a descriptor: neighbours run at the same time");
 _Static_assert(sizeof(struct fbxl_requester) == 128, "the generation word has a line of its own");

@@ -22,7 +22,7 @@ _Static_assert(FBX_LINK_KEYS <= FBX_LINK_VALUES, "every value has a place in the
 static const char *const names[FBX_LINK_KEYS] = {
     "delay", "gen", "lanes", "mps", "mrrs", "rcb", "rate", "mtu", "overhead_bytes", "posted_credits_header",
     "posted_credits_data", "nonposted_credits_header", "nonposted_credits_data", "completion_credits_header",
-    "completion_credits_data"};
+    "completion_credits_data", "tags"};
 
 #define BIT(key) (1u << (key))
 #define CREDITS                                                                                                        \
@@ -31,7 +31,7 @@ static const char *const names[FBX_LINK_KEYS] = {
 /* What each kind has. */
 static const uint32_t keys_of[2] = {
     BIT(FBX_LINK_DELAY_PS) | BIT(FBX_LINK_GEN) | BIT(FBX_LINK_LANES) | BIT(FBX_LINK_MPS) | BIT(FBX_LINK_MRRS) |
-        BIT(FBX_LINK_RCB) | CREDITS,
+        BIT(FBX_LINK_RCB) | CREDITS | BIT(FBX_LINK_TAGS),
     BIT(FBX_LINK_DELAY_PS) | BIT(FBX_LINK_RATE_BPS) | BIT(FBX_LINK_MTU) | BIT(FBX_LINK_OVERHEAD_BYTES)};
 
 static int refuse(const char *name, const char *what, uint64_t value, const char *allowed)
@@ -68,12 +68,14 @@ int fbxi_link_check(const char *name, uint32_t kind, const uint64_t v[FBX_LINK_K
     default: break;
     }
     /* With scaled flow control a port advertises up to 127 * 16 headers and 2047 * 16 units of data. */
-    for (int key = FBX_LINK_POSTED_CREDITS_HEADER; key < FBX_LINK_KEYS; key += 2) {
+    for (int key = FBX_LINK_POSTED_CREDITS_HEADER; key < FBX_LINK_TAGS; key += 2) {
         if (v[key] > 2032)
             return refuse(name, names[key], v[key], "0 (infinite) to 2032");
         if (v[key + 1] > 32752)
             return refuse(name, names[key + 1], v[key + 1], "0 (infinite) to 32752");
     }
+    if (!v[FBX_LINK_TAGS] || v[FBX_LINK_TAGS] > 1024)
+        return refuse(name, "tags", v[FBX_LINK_TAGS], "1 to 1024");
     if (v[FBX_LINK_POSTED_CREDITS_DATA] && v[FBX_LINK_POSTED_CREDITS_DATA] * 16 < p.mps)
         return fbxi_fail(FBX_E_INVALID, "link %.100s: %u posted data credits of 16 bytes do not hold one payload of %u bytes; allowed: "
                          "0 (infinite) or at least %u", name, (uint32_t)v[FBX_LINK_POSTED_CREDITS_DATA], p.mps, p.mps / 16);
@@ -106,6 +108,13 @@ void fbxi_figures_of(struct fbxi_figures *d, uint32_t kind, const uint64_t v[FBX
     uint64_t bytes = headers < data ? headers : data;
     d->credit_ps = bytes == infinite ? infinite : fbx_bytes_to_ps(d->ps_per_byte_q24, bytes);
     fbxi_figures_times(d);
+    /* A credit for a request is used again once the request has crossed, and the update for it has come back (a DLLP of 8 bytes). */
+    if (v[FBX_LINK_NONPOSTED_CREDITS_HEADER])
+        d->request_gap_ps = (2 * v[FBX_LINK_DELAY_PS] + d->small_ps[FBXI_REQUEST][0] + fbx_bytes_to_ps(d->ps_per_byte_q24, 8)) /
+                            v[FBX_LINK_NONPOSTED_CREDITS_HEADER];
+    d->tags = kind ? 1024 : (uint32_t)v[FBX_LINK_TAGS];
+    d->completions = v[FBX_LINK_COMPLETION_CREDITS_HEADER] ? (uint32_t)v[FBX_LINK_COMPLETION_CREDITS_HEADER] : UINT32_MAX;
+    d->completion_bytes = v[FBX_LINK_COMPLETION_CREDITS_DATA] ? (uint32_t)v[FBX_LINK_COMPLETION_CREDITS_DATA] * 16 : UINT32_MAX;
 }
 
 static struct fbxl_link_setting *setting_at(fbx_fabric *f, uint32_t link)
@@ -192,6 +201,8 @@ int fbxi_figures(fbx_fabric *f, uint32_t direction, const struct fbxi_figures **
     if (!made)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     fbxi_figures_of(made, facts->kind, value, f->node_facts[to].kind == FBXL_SWITCH ? f->node_facts[to].delay_ps : 0);
+    made->jitter = f->link_jitter[direction / 2];
+    made->jitter_seed = fbxi_jitter_seed(f->seed, direction);
     int status = f->flags & FBXL_TIMING ? calendar(f, direction, made->slot_shift, &made->calendar) : 0;
     if (status) {
         free(made);

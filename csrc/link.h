@@ -4,6 +4,7 @@
 #ifndef FBX_LINK_H
 #define FBX_LINK_H
 #include "internal.h"
+#include "jitter.h"
 
 #define FBX_SHIFT_LEAST 14u /* a slot of a calendar lasts 2^14 to 2^40 ps */
 #define FBX_SHIFT_MOST 40u
@@ -19,6 +20,10 @@ struct fbxi_figures {
     uint64_t tlp_ps; /* one full TLP */
     uint32_t slot_shift, ethernet, mtu, overhead, mps, mrrs;
     fbx_au64 *calendar; /* NULL without injected time */
+    const struct fbxi_jitter *jitter; /* NULL: none */
+    uint64_t jitter_seed;
+    uint64_t request_gap_ps; /* between read requests, by what credits for them come back */
+    uint32_t tags, completions, completion_bytes; /* outstanding: requests, and completions and their bytes; ~0: any number */
     uint64_t small_ps[3][7]; /* [enum fbxi_small][log2 bytes]: one packet's time on the wire */
 };
 

@@ -83,9 +83,15 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
     uint32_t high = fbxi_high(f, FBXL_REQUESTERS), i = 0, function = 0;
     while (i < high && fbx_observe(&f->requesters[i].state) != FBXL_FREE)
         i++;
-    for (uint32_t k = 0; k < high; k++)
-        if (fbx_observe(&f->requesters[k].state) != FBXL_FREE && f->requesters[k].node == node)
+    /* The owner is function 0; a client takes the lowest other number that no handle of the node has. */
+    function = kind != FBX_OWNER;
+    for (uint32_t k = 0; kind != FBX_OWNER && k < high;) {
+        const struct fbxl_requester *other = &f->requesters[k++];
+        if (fbx_observe(&other->state) != FBXL_FREE && other->node == node && other->function == function) {
             function++;
+            k = 0;
+        }
+    }
     int status = fbxi_table_take(f, FBXL_REQUESTERS, i);
     if (status)
         return status;
@@ -169,7 +175,9 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
     n->used_targets = calloc(f->node_count, sizeof *n->used_targets);
     n->used_target = calloc(f->node_count, 1);
     int status = 0;
-    if (!n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
+    if (f->flags & FBXL_TIMING)
+        n->tag_free_ps = calloc(1024, sizeof *n->tag_free_ps);
+    if ((f->flags & FBXL_TIMING && !n->tag_free_ps) || !n->tlb || !n->xl || !n->routes || !n->used_targets || !n->used_target)
         status = fbxi_fail(FBX_E_NO_MEMORY, "no memory");
     if (!status && (status = fbxi_control_lock(f)) == 0) {
         if (kind == FBX_ANY)
@@ -190,6 +198,7 @@ int fbx_node_attach(fbx_fabric *f, const char *name, int kind, fbx_node **out)
             fbx_publish(&f->requesters[n->requester].state, FBXL_FREE);
     }
     if (status) {
+        free(n->tag_free_ps);
         free(n->tlb);
         free(n->xl);
         free(n->routes);
@@ -274,6 +283,7 @@ void fbx_node_free(fbx_node *n)
         }
     pthread_mutex_unlock(&f->mutex);
     fbxi_dma_free(n);
+    fbxi_ntb_msi_release(n);
     fbxi_ntb_close(n);
     for (uint32_t i = 0; i < f->node_count * FBX_PATHS; i++)
         free(n->routes[i]);
@@ -282,6 +292,7 @@ void fbx_node_free(fbx_node *n)
         n->extra = e->next;
         free(e);
     }
+    free(n->tag_free_ps);
     free(n->tlb);
     free(n->xl);
     free(n->routes);

@@ -27,15 +27,16 @@
 
 /* Sources: the Linux drivers ntb_hw_intel, ntb_hw_amd, ntb_hw_idt, ntb_hw_switchtec and ntb_hw_epf. Xeon: the last vector
  * is the link's. AMD: 16 scratchpads, half of them a side. Switchtec: 28 usable bits of each half, one vector, scratchpads
- * in memory. IDT: one vector; its scratchpads are messages. */
+ * in memory; the driver allocates 32 interrupts and takes about four. IDT: one vector; its scratchpads are messages. An
+ * interrupt by message needs a vector that the device's own driver has left free: the other drivers allocate what they use. */
 static const struct fbxi_ntb_profile profiles[FBX_PROFILES] = {
-    [FBX_PROFILE_FABREX] = {64, 64, FBX_NTB_SPADS, FBX_NTB_MESSAGES, 1},
-    [FBX_PROFILE_XEON_GEN3] = {32, 33, 16, 0, 0},
-    [FBX_PROFILE_XEON_GEN4] = {32, 33, 16, 0, 0},
-    [FBX_PROFILE_AMD] = {16, 16, 8, 0, 0},
-    [FBX_PROFILE_IDT] = {32, 1, 0, 4, 0},
-    [FBX_PROFILE_SWITCHTEC] = {28, 1, 128, 0, 0},
-    [FBX_PROFILE_EPF] = {31, 31, 64, 0, 0},
+    [FBX_PROFILE_FABREX] = {64, 64, FBX_NTB_SPADS, FBX_NTB_MESSAGES, FBX_NTB_MSIS, 256, 1},
+    [FBX_PROFILE_XEON_GEN3] = {32, 33, 16, 0, 0, 0, 0},
+    [FBX_PROFILE_XEON_GEN4] = {32, 33, 16, 0, 0, 0, 0},
+    [FBX_PROFILE_AMD] = {16, 16, 8, 0, 0, 0, 0},
+    [FBX_PROFILE_IDT] = {32, 1, 0, 4, 0, 64, 0},
+    [FBX_PROFILE_SWITCHTEC] = {28, 1, 128, 0, 28, 256, 0},
+    [FBX_PROFILE_EPF] = {31, 31, 64, 0, 0, 0, 0},
 };
 
 const struct fbxi_ntb_profile *fbxi_ntb_profile(const fbx_fabric *f, uint32_t node)
@@ -54,19 +55,15 @@ static uint64_t in_bits(const struct fbxi_ntb_profile *p) { return out_bits(p) <
 
 /* ---- the registers ------------------------------------------------------------------------------------------------ */
 
-static struct fbxl_ntb *device(fbx_fabric *f, uint32_t node)
+struct fbxl_ntb *fbxi_ntb_device(fbx_fabric *f, uint32_t node)
 {
     uint64_t offset = fbx_observe(&f->nodes[node].ntb);
     return offset ? fbxi_heap_at(f, offset, sizeof(struct fbxl_ntb)) : NULL;
 }
 
-struct registers {
-    uint64_t db, db_mask, db_told, msg_sts, msg_mask, msg_told, link_seen, link_told, queue, sequence;
-};
-
-static struct registers look(struct fbxl_ntb *d)
+struct fbxi_ntb_registers fbxi_ntb_read(struct fbxl_ntb *d)
 {
-    struct registers r;
+    struct fbxi_ntb_registers r;
     for (;;) {
         uint64_t which = fbx_observe(&d->which);
         struct fbxl_ntb_state *from = &d->state[which & 1];
@@ -78,6 +75,9 @@ static struct registers look(struct fbxl_ntb *d)
         r.msg_told = fbx_peek(&from->msg_told);
         r.link_seen = fbx_peek(&from->link_seen);
         r.link_told = fbx_peek(&from->link_told);
+        r.msi_pending = fbx_peek(&from->msi_pending);
+        r.msi_mask = fbx_peek(&from->msi_mask);
+        r.msi_used = fbx_peek(&from->msi_used);
         r.queue = fbx_peek(&from->queue);
         r.sequence = fbx_peek(&from->sequence);
         /* A writer fills the other snapshot; only two changes during our read could have touched this one. */
@@ -88,7 +88,7 @@ static struct registers look(struct fbxl_ntb *d)
 }
 
 /* Under the lock. */
-static void put(struct fbxl_ntb *d, const struct registers *r)
+void fbxi_ntb_put(struct fbxl_ntb *d, const struct fbxi_ntb_registers *r)
 {
     uint64_t which = fbx_peek(&d->which);
     struct fbxl_ntb_state *to = &d->state[(which + 1) & 1];
@@ -102,27 +102,51 @@ static void put(struct fbxl_ntb *d, const struct registers *r)
     fbx_poke(&to->msg_told, r->msg_told);
     fbx_poke(&to->link_seen, r->link_seen);
     fbx_poke(&to->link_told, r->link_told);
+    fbx_poke(&to->msi_pending, r->msi_pending);
+    fbx_poke(&to->msi_mask, r->msi_mask);
+    fbx_poke(&to->msi_used, r->msi_used);
     fbx_poke(&to->queue, r->queue);
     fbx_poke(&to->sequence, r->sequence);
-    /* Pairs with: fbx_observe(&d->which) in look(). Breaks: a bit of one change and the mask of another. */
+    /* Pairs with: fbx_observe(&d->which) in fbxi_ntb_read(). Breaks: a bit of one change and the mask of another. */
     fbx_publish(&d->which, which + 1);
 }
 
-static uint64_t db_events(const struct fbxi_ntb_profile *p, const struct registers *r)
+static uint64_t db_events(const struct fbxi_ntb_profile *p, const struct fbxi_ntb_registers *r)
 {
     return r->db & ~r->db_mask & ~r->db_told & fbxi_ntb_valid(p);
 }
 
-static uint64_t msg_events(const struct fbxi_ntb_profile *p, const struct registers *r)
+static uint64_t msg_events(const struct fbxi_ntb_profile *p, const struct fbxi_ntb_registers *r)
 {
     return r->msg_sts & ~r->msg_mask & ~r->msg_told & (in_bits(p) | out_bits(p));
 }
 
+static uint64_t msi_events(const struct fbxi_ntb_registers *r) { return r->msi_pending & ~r->msi_mask & r->msi_used; }
+
+/* Does an interrupt message name a vector that somebody holds, as its descriptor said? Under the lock. */
+static int msi_known(struct fbxl_ntb *d, const struct fbxi_ntb_registers *r, const struct fbxi_ntb_write *w)
+{
+    const uint64_t vector = w->reg / 4;
+    return r->msi_used >> vector & 1 && fbx_peek(&d->msi[vector].data) == (uint32_t)w->value;
+}
+
+/* What an entry may name; what it says beyond that is looked at under the lock. */
+static int exists(const struct fbxi_ntb_profile *p, const struct fbxi_ntb_write *w)
+{
+    switch (w->kind) {
+    case FBXL_ENTRY_DOORBELL: return w->reg < 4;
+    case FBXL_ENTRY_SPAD: return w->reg < p->spads;
+    case FBXL_ENTRY_MESSAGE: return w->reg < p->messages;
+    case FBXL_ENTRY_MSI: return !(w->reg & 3) && w->reg / 4 < p->msis;
+    default: return 0;
+    }
+}
+
 static void reset(struct fbxl_ntb *d)
 {
-    struct registers r = look(d), clean = {.link_seen = r.link_seen, .link_told = r.link_told, .queue = r.queue,
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d), clean = {.link_seen = r.link_seen, .link_told = r.link_told, .queue = r.queue,
                                            .sequence = r.sequence};
-    put(d, &clean);
+    fbxi_ntb_put(d, &clean);
     for (uint32_t i = 0; i < FBX_NTB_SPADS; i++)
         fbx_poke(&d->spad[i], 0);
 }
@@ -131,7 +155,7 @@ static uint64_t peers_up(fbx_fabric *f, uint32_t node);
 
 int fbxi_ntb_get(fbx_fabric *f, uint32_t node, struct fbxl_ntb **out)
 {
-    *out = device(f, node);
+    *out = fbxi_ntb_device(f, node);
     if (*out)
         return 0;
     uint64_t offset = 0, up = peers_up(f, node);
@@ -142,18 +166,18 @@ int fbxi_ntb_get(fbx_fabric *f, uint32_t node, struct fbxl_ntb **out)
     if (!fbx_observe(&n->ntb) && !(status = fbxi_heap(f, sizeof(struct fbxl_ntb), &offset))) {
         struct fbxl_ntb *d = fbxi_at(f, offset);
         fbx_poke(&d->state[0].link_seen, up);
-        /* Pairs with: fbx_observe(&node->ntb) in device(). Breaks: registers with garbage in them. */
+        /* Pairs with: fbx_observe(&node->ntb) in fbxi_ntb_device(). Breaks: registers with garbage in them. */
         fbx_publish(&n->ntb, offset);
     }
     fbxi_control_unlock(f);
-    *out = device(f, node);
+    *out = fbxi_ntb_device(f, node);
     return status || *out ? status : fbxi_fail(FBX_E_CORRUPT, "the registers of %s lie outside the control segment",
                                                f->node_facts[node].name);
 }
 
 void fbxi_ntb_reset(fbx_fabric *f, uint32_t node)
 {
-    struct fbxl_ntb *d = device(f, node);
+    struct fbxl_ntb *d = fbxi_ntb_device(f, node);
     fbx_publish(&f->nodes[node].ntb_down, 0);
     if (d && fbxi_lock(f, &d->lock, FBX_STALL_NS) >= 0) {
         reset(d);
@@ -197,7 +221,7 @@ static void fifo_ring(const fbx_fabric *f, uint32_t node)
     errno = saved;
 }
 
-static void notify(fbx_fabric *f, uint32_t node, struct fbxl_ntb *d)
+void fbxi_ntb_notify(fbx_fabric *f, uint32_t node, struct fbxl_ntb *d)
 {
     /* Pairs with: the waiter's add and look in fbx_ntb_wait_event(). Breaks: a sleeper that nobody wakes. */
     fbx_add(&d->changed, 1);
@@ -209,7 +233,7 @@ static void notify(fbx_fabric *f, uint32_t node, struct fbxl_ntb *d)
 
 void fbxi_ntb_posted(fbx_fabric *f, uint32_t target)
 {
-    struct fbxl_ntb *d = device(f, target);
+    struct fbxl_ntb *d = fbxi_ntb_device(f, target);
     if (d && fbx_observe(&d->waiters)) {
         fbx_add(&d->changed, 1);
         fbxi_futex_wake(&d->changed);
@@ -222,7 +246,7 @@ void fbxi_ntb_posted(fbx_fabric *f, uint32_t target)
 
 /* ---- changing them ------------------------------------------------------------------------------------------------- */
 
-static void ring(struct registers *r, uint64_t op, uint64_t bits)
+static void ring(struct fbxi_ntb_registers *r, uint64_t op, uint64_t bits)
 {
     switch (op) {
     case FBXI_DB_SET:
@@ -239,7 +263,7 @@ static void ring(struct registers *r, uint64_t op, uint64_t bits)
 }
 
 /* Mark it as done, in the same change. What the registers said about another queue goes to that queue first. */
-static void done(fbx_fabric *f, struct registers *r, const struct fbxi_ntb_write *w)
+static void done(fbx_fabric *f, struct fbxi_ntb_registers *r, const struct fbxi_ntb_write *w)
 {
     if (!w->queue)
         return;
@@ -253,7 +277,7 @@ static void done(fbx_fabric *f, struct registers *r, const struct fbxi_ntb_write
     r->sequence = w->sequence;
 }
 
-static int done_before(const fbx_fabric *f, const struct registers *r, const struct fbxi_ntb_write *w)
+static int done_before(const fbx_fabric *f, const struct fbxi_ntb_registers *r, const struct fbxi_ntb_write *w)
 {
     return w->queue && (w->sequence <= fbx_observe(&w->queue->ntb_applied) ||
                         (r->queue == (uint64_t)((uint8_t *)w->queue - f->base) && w->sequence <= r->sequence));
@@ -262,40 +286,45 @@ static int done_before(const fbx_fabric *f, const struct registers *r, const str
 /* The sender learns that its message found the register full. */
 static int reject(fbx_fabric *f, uint32_t sender, uint64_t bit)
 {
-    struct fbxl_ntb *d = device(f, sender);
+    struct fbxl_ntb *d = fbxi_ntb_device(f, sender);
     if (!d)
         return 0;
     if (fbxi_lock(f, &d->lock, BUSY_NS) < 0)
         return FBX_E_BUSY;
-    struct registers r = look(d);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
     r.msg_sts |= bit;
     r.msg_told &= ~bit;
-    put(d, &r);
+    fbxi_ntb_put(d, &r);
     fbxi_unlock(f, &d->lock);
     if (msg_events(fbxi_ntb_profile(f, sender), &r))
-        notify(f, sender, d);
+        fbxi_ntb_notify(f, sender, d);
     return 0;
 }
 
 int fbxi_ntb_apply(fbx_fabric *f, uint32_t node, const struct fbxi_ntb_write *w)
 {
     const struct fbxi_ntb_profile *p = fbxi_ntb_profile(f, node);
-    struct fbxl_ntb *d = device(f, node);
+    struct fbxl_ntb *d = fbxi_ntb_device(f, node);
     const uint64_t reg = w->reg, in = 1ull << (MSG_IN_SHIFT + (reg & 15));
     int status = 0;
-    if (!d || w->source >= f->node_count || w->kind < FBXL_ENTRY_DOORBELL || w->kind > FBXL_ENTRY_MESSAGE ||
-        reg >= (w->kind == FBXL_ENTRY_SPAD ? p->spads : w->kind == FBXL_ENTRY_MESSAGE ? p->messages : 4u))
+    if (!d || w->source >= f->node_count || !exists(p, w))
         return FBX_E_INVALID;
     if (fbxi_lock(f, &d->lock, BUSY_NS) < 0)
         return FBX_E_BUSY;
-    struct registers r = look(d);
-    const uint64_t bells = db_events(p, &r), messages = msg_events(p, &r);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
+    const uint64_t bells = db_events(p, &r), messages = msg_events(p, &r), interrupts = msi_events(&r);
     const int again = done_before(f, &r, w);
     if (!again) {
         if (w->kind == FBXL_ENTRY_DOORBELL) {
             ring(&r, reg, w->value & fbxi_ntb_valid(p));
         } else if (w->kind == FBXL_ENTRY_SPAD) {
             fbx_poke(&d->spad[reg], (uint32_t)w->value);
+        } else if (w->kind == FBXL_ENTRY_MSI) {
+            if (!msi_known(d, &r, w)) {
+                fbxi_unlock(f, &d->lock);
+                return FBX_E_INVALID; /* of a vector that was freed, or garbage: it interrupts nobody */
+            }
+            r.msi_pending |= 1ull << reg / 4;
         } else if (!(r.msg_sts & in)) {
             fbx_poke(&d->message[reg].value, (uint32_t)w->value);
             fbx_poke(&d->message[reg].source, w->source);
@@ -306,24 +335,24 @@ int fbxi_ntb_apply(fbx_fabric *f, uint32_t node, const struct fbxi_ntb_write *w)
             fbxi_unlock(f, &d->lock);
             if ((status = reject(f, w->source, 1ull << reg)) || fbxi_lock(f, &d->lock, BUSY_NS) < 0)
                 return FBX_E_BUSY;
-            r = look(d);
+            r = fbxi_ntb_read(d);
         }
         done(f, &r, w);
-        put(d, &r);
+        fbxi_ntb_put(d, &r);
     }
     fbxi_unlock(f, &d->lock);
     /* What was an event before has been told of; but a deliverer that died may not have come to it. */
-    if (again || db_events(p, &r) & ~bells || msg_events(p, &r) & ~messages)
-        notify(f, node, d);
+    if (again || db_events(p, &r) & ~bells || msg_events(p, &r) & ~messages || msi_events(&r) & ~interrupts)
+        fbxi_ntb_notify(f, node, d);
     return 0;
 }
 
 int fbxi_ntb_doorbell(fbx_fabric *f, uint32_t node, int mask, uint64_t *bits)
 {
-    struct fbxl_ntb *d = device(f, node);
-    struct registers r = {0};
+    struct fbxl_ntb *d = fbxi_ntb_device(f, node);
+    struct fbxi_ntb_registers r = {0};
     if (d)
-        r = look(d);
+        r = fbxi_ntb_read(d);
     *bits = (mask ? r.db_mask : r.db) & fbxi_ntb_valid(fbxi_ntb_profile(f, node));
     return 0;
 }
@@ -354,7 +383,7 @@ static uint64_t due(fbx_node *n)
 }
 
 /* Before software looks at its own registers it sees what has arrived there, and which of its messages were not taken. */
-static int own(fbx_node *n, struct fbxl_ntb **d)
+int fbxi_ntb_own(fbx_node *n, struct fbxl_ntb **d)
 {
     int status = fbxi_ntb_usable(n);
     if (!status)
@@ -371,9 +400,9 @@ static int own(fbx_node *n, struct fbxl_ntb **d)
     return 0;
 }
 
-static int own_lock(fbx_node *n, struct fbxl_ntb **d)
+int fbxi_ntb_own_lock(fbx_node *n, struct fbxl_ntb **d)
 {
-    int status = own(n, d);
+    int status = fbxi_ntb_own(n, d);
     if (!status && fbxi_lock(n->fabric, &(*d)->lock, FBX_STALL_NS) < 0)
         status = fbxi_fail(FBX_E_BUSY, "a stopped process holds the registers of %s", n->facts->name);
     return status;
@@ -415,7 +444,7 @@ static int read_doorbell(fbx_node *n, int mask, uint64_t *bits)
 {
     struct fbxl_ntb *d;
     *bits = 0;
-    int status = own(n, &d);
+    int status = fbxi_ntb_own(n, &d);
     return status ? status : fbxi_ntb_doorbell(n->fabric, n->index, mask, bits);
 }
 
@@ -431,15 +460,15 @@ static int change_doorbell(fbx_node *n, uint64_t op, uint64_t bits)
     if (bits & ~fbxi_ntb_valid(p))
         return fbxi_fail(FBX_E_INVALID, "0x%llx: %s has doorbells 0x%llx", (unsigned long long)bits, n->facts->name,
                          (unsigned long long)fbxi_ntb_valid(p));
-    int status = own_lock(n, &d);
+    int status = fbxi_ntb_own_lock(n, &d);
     if (status)
         return status;
-    struct registers r = look(d);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
     ring(&r, op, bits);
-    put(d, &r);
+    fbxi_ntb_put(d, &r);
     fbxi_unlock(n->fabric, &d->lock);
     if ((op == FBXI_DB_SET || op == FBXI_DB_CLEAR_MASK) && db_events(p, &r))
-        notify(n->fabric, n->index, d);
+        fbxi_ntb_notify(n->fabric, n->index, d);
     return 0;
 }
 
@@ -459,7 +488,7 @@ static int own_spad(fbx_node *n, uint32_t sidx, struct fbxl_ntb **d)
     uint32_t count = fbxi_ntb_profile(n->fabric, n->index)->spads;
     if (sidx >= count)
         return fbxi_fail(FBX_E_INVALID, "%s has %u scratchpads, no scratchpad %u", n->facts->name, count, sidx);
-    return own(n, d);
+    return fbxi_ntb_own(n, d);
 }
 
 int fbx_spad_read(fbx_node *n, uint32_t sidx, uint32_t *value)
@@ -506,9 +535,9 @@ int fbx_msg_read_sts(fbx_node *n, uint64_t *bits)
     const struct fbxi_ntb_profile *p = fbxi_ntb_profile(n->fabric, n->index);
     struct fbxl_ntb *d;
     *bits = 0;
-    int status = own(n, &d);
+    int status = fbxi_ntb_own(n, &d);
     if (!status)
-        *bits = look(d).msg_sts & (in_bits(p) | out_bits(p));
+        *bits = fbxi_ntb_read(d).msg_sts & (in_bits(p) | out_bits(p));
     return status;
 }
 
@@ -520,10 +549,10 @@ static int change_message(fbx_node *n, int what, uint64_t bits)
     if (!p->messages || bits & ~(in_bits(p) | out_bits(p)))
         return fbxi_fail(FBX_E_INVALID, "0x%llx: %s has %u message registers", (unsigned long long)bits, n->facts->name,
                          p->messages);
-    int status = own_lock(n, &d);
+    int status = fbxi_ntb_own_lock(n, &d);
     if (status)
         return status;
-    struct registers r = look(d);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
     if (what == STS_CLEAR) {
         r.msg_sts &= ~bits;
     } else if (what == MASK_SET) {
@@ -532,10 +561,10 @@ static int change_message(fbx_node *n, int what, uint64_t bits)
         r.msg_told &= ~(bits & r.msg_mask);
         r.msg_mask &= ~bits;
     }
-    put(d, &r);
+    fbxi_ntb_put(d, &r);
     fbxi_unlock(n->fabric, &d->lock);
     if (what == MASK_CLEAR && msg_events(p, &r))
-        notify(n->fabric, n->index, d);
+        fbxi_ntb_notify(n->fabric, n->index, d);
     return 0;
 }
 
@@ -552,7 +581,7 @@ int fbx_msg_read(fbx_node *n, uint32_t midx, uint32_t *pidx, uint32_t *value)
         return fbxi_ntb_usable(n);
     if (midx >= count)
         return fbxi_fail(FBX_E_INVALID, "%s has %u message registers, no register %u", n->facts->name, count, midx);
-    int status = own_lock(n, &d);
+    int status = fbxi_ntb_own_lock(n, &d);
     if (status)
         return status;
     uint32_t source = fbx_peek(&d->message[midx].source);
@@ -702,14 +731,14 @@ static int crosses(fbx_fabric *f, uint32_t a, uint32_t b, uint32_t link)
 void fbxi_ntb_links_changed(fbx_fabric *f, uint32_t link, uint32_t node)
 {
     for (uint32_t i = 0; i < f->node_count; i++) {
-        struct fbxl_ntb *d = device(f, i);
+        struct fbxl_ntb *d = fbxi_ntb_device(f, i);
         int touched = node != UINT32_MAX;
         for (uint32_t k = 0; d && !touched && k < f->node_count; k++)
             touched = k != i && is_port(f, k) && crosses(f, i, k, link);
         if (!d || !touched)
             continue;
         fbx_add(&d->link_changes, 1);
-        notify(f, i, d);
+        fbxi_ntb_notify(f, i, d);
     }
 }
 
@@ -727,7 +756,7 @@ static uint64_t peers_now(fbx_node *n)
     return fbx_peek(&n->link_peers);
 }
 
-static int link_event(fbx_node *n, struct fbxl_ntb *d, const struct registers *r, uint64_t *up)
+static int link_event(fbx_node *n, struct fbxl_ntb *d, const struct fbxi_ntb_registers *r, uint64_t *up)
 {
     *up = peers_now(n);
     return r->link_told != fbx_observe(&d->link_changes) || r->link_seen != *up;
@@ -736,9 +765,9 @@ static int link_event(fbx_node *n, struct fbxl_ntb *d, const struct registers *r
 static int any_event(fbx_node *n, struct fbxl_ntb *d)
 {
     const struct fbxi_ntb_profile *p = fbxi_ntb_profile(n->fabric, n->index);
-    struct registers r = look(d);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
     uint64_t up;
-    return db_events(p, &r) || msg_events(p, &r) || link_event(n, d, &r, &up);
+    return db_events(p, &r) || msg_events(p, &r) || msi_events(&r) || link_event(n, d, &r, &up);
 }
 
 static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint32_t room)
@@ -754,7 +783,7 @@ static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint
         return 0;
     if (fbxi_lock(f, &d->lock, FBX_STALL_NS) < 0)
         return fbxi_fail(FBX_E_BUSY, "a stopped process holds the registers of %s", n->facts->name);
-    struct registers r = look(d);
+    struct fbxi_ntb_registers r = fbxi_ntb_read(d);
     uint64_t up, changes = fbx_observe(&d->link_changes), bells = db_events(p, &r), messages = msg_events(p, &r);
     uint32_t count = 0;
     if (count < room && link_event(n, d, &r, &up)) {
@@ -774,8 +803,13 @@ static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint
         out[count++] = (struct fbx_ntb_event){FBX_NTB_MESSAGE, 0, messages};
         r.msg_told |= messages;
     }
+    for (uint64_t left = msi_events(&r); left && count < room; left &= left - 1) {
+        uint32_t vector = (uint32_t)__builtin_ctzll(left);
+        out[count++] = (struct fbx_ntb_event){FBX_NTB_MSI, vector, 1ull << vector};
+        r.msi_pending &= ~(1ull << vector);
+    }
     if (count)
-        put(d, &r);
+        fbxi_ntb_put(d, &r);
     fbxi_unlock(f, &d->lock);
     fbx_count(&n->shared->events, count);
     if (fd && any_event(n, d))
@@ -786,7 +820,7 @@ static int take(fbx_node *n, struct fbxl_ntb *d, struct fbx_ntb_event *out, uint
 int fbxi_ntb_any(fbx_node *n)
 {
     struct fbxl_ntb *d;
-    return own(n, &d) || any_event(n, d); /* an error is worth a look, too */
+    return fbxi_ntb_own(n, &d) || any_event(n, d); /* an error is worth a look, too */
 }
 
 int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, uint64_t max_wait_ns)
@@ -802,7 +836,7 @@ int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, ui
         processors = sched_getaffinity(0, sizeof set, &set) ? 2 : CPU_COUNT(&set);
     }
     for (;;) {
-        int status = own(n, &d);
+        int status = fbxi_ntb_own(n, &d);
         if (status)
             return status;
         uint32_t seen = fbx_observe(&d->changed);
@@ -834,7 +868,7 @@ int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, ui
         else {
             if (at != UINT64_MAX && (at - now) / 2000u < limit)
                 limit = (at - now) / 2000u; /* half of it: the rest is waited for exactly */
-            /* Pairs with: add then look for waiters in notify() and fbxi_ntb_posted(). */
+            /* Pairs with: add then look for waiters in fbxi_ntb_notify() and fbxi_ntb_posted(). */
             if (fbx_observe(&d->changed) == seen)
                 fbxi_futex_wait(&d->changed, seen, limit);
         }
@@ -846,7 +880,7 @@ int fbx_ntb_event_fd(fbx_node *n)
 {
     fbx_fabric *f = n->fabric;
     struct fbxl_ntb *d;
-    int status = own(n, &d);
+    int status = fbxi_ntb_own(n, &d);
     if (status)
         return status;
     if (fbx_observe(&n->event_fd))
@@ -878,7 +912,7 @@ int fbx_ntb_event_fd(fbx_node *n)
 void fbxi_ntb_look(fbx_node *n)
 {
     fbx_fabric *f = n->fabric;
-    struct fbxl_ntb *d = device(f, n->index);
+    struct fbxl_ntb *d = fbxi_ntb_device(f, n->index);
     int readable = 0;
     fbxi_deliver(f, n->index, fbxi_now(&f->clock));
     /* Whoever raised an event may have died before it wrote its byte, and a peer that dies writes none. */

@@ -8,7 +8,7 @@
 #include "ntb.h"
 
 /* The peer's registers are made by whoever writes to them first: a delivery may not wait for the control lock. */
-static int reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
+int fbxi_ntb_reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
 {
     struct fbxl_ntb *d;
     int status = fbxi_ntb_usable(n);
@@ -24,7 +24,7 @@ static int reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
 static int peer_doorbell(fbx_node *n, uint32_t pidx, uint64_t op, uint64_t bits)
 {
     uint32_t peer;
-    int status = reach(n, pidx, &peer);
+    int status = fbxi_ntb_reach(n, pidx, &peer);
     if (status)
         return status;
     const struct fbxi_ntb_profile *p = fbxi_ntb_profile(n->fabric, peer), *mine = fbxi_ntb_profile(n->fabric, n->index);
@@ -83,7 +83,7 @@ static int peer_read_doorbell(fbx_node *n, uint32_t pidx, int mask, uint64_t *bi
 {
     uint32_t peer;
     *bits = 0;
-    int status = reach(n, pidx, &peer);
+    int status = fbxi_ntb_reach(n, pidx, &peer);
     if (status || !fbxi_ntb_profile(n->fabric, peer)->peer_registers ||
         !fbxi_ntb_profile(n->fabric, n->index)->peer_registers)
         return status;
@@ -98,7 +98,7 @@ int fbx_peer_db_read_mask(fbx_node *n, uint32_t pidx, uint64_t *bits) { return p
 
 static int peer_register(fbx_node *n, uint32_t pidx, uint32_t index, uint32_t count, uint32_t *peer, const char *what)
 {
-    int status = reach(n, pidx, peer);
+    int status = fbxi_ntb_reach(n, pidx, peer);
     if (!status && index >= count)
         status = fbxi_fail(FBX_E_INVALID, "%s has %u %s, no such %u", n->fabric->node_facts[*peer].name, count, what, index);
     return status;
@@ -152,17 +152,35 @@ int fbx_peer_msg_write(fbx_node *n, uint32_t pidx, uint32_t midx, uint32_t value
 
 /* ---- windows ------------------------------------------------------------------------------------------------------- */
 
+int fbx_peer_resource_idx(fbx_node *n, uint32_t pidx)
+{
+    /* Where this node stands among the peers of that peer: its share of what each peer divides between its own peers. */
+    int own = fbx_port_number(n), peer = own < 0 ? own : fbx_peer_port_number(n, pidx);
+    return peer < 0 ? peer : peer < own ? own - 1 : own;
+}
+
+int fbx_peer_highest_mw_idx(fbx_node *n, uint32_t pidx)
+{
+    int resource = fbx_peer_resource_idx(n, pidx), count = resource < 0 ? resource : fbx_ntb_mw_count(n, pidx);
+    if (count < 0)
+        return count;
+    if (resource >= count)
+        return fbxi_fail(FBX_E_INVALID, "the peer has %d windows, too few for each of its peers to have one", count);
+    return count - resource - 1;
+}
+
+/* Inbound windows are the peer's outbound ones: what it sees of this node. */
 int fbx_ntb_mw_count(fbx_node *n, uint32_t pidx)
 {
     int peer = fbx_peer_node(n, pidx);
-    return peer < 0 ? peer : fbx_mw_count(n->fabric, n->index);
+    return peer < 0 ? peer : fbx_mw_count(n->fabric, (uint32_t)peer);
 }
 
 int fbx_mw_get_align(fbx_node *n, uint32_t pidx, uint32_t widx, uint64_t *address_align, uint64_t *size_align,
                      uint64_t *size_max)
 {
     struct fbx_window_info w;
-    int peer = fbx_peer_node(n, pidx), status = peer < 0 ? peer : fbx_mw_info(n->fabric, n->index, widx, &w);
+    int peer = fbx_peer_node(n, pidx), status = peer < 0 ? peer : fbx_mw_info(n->fabric, (uint32_t)peer, widx, &w);
     if (!status && !fbxi_ntb_linked(n->fabric, n->index, (uint32_t)peer))
         status = fbxi_fail(FBX_E_LINK_DOWN, "the link from %s to %s is down", n->facts->name,
                            n->fabric->node_facts[peer].name);
@@ -175,6 +193,26 @@ int fbx_mw_get_align(fbx_node *n, uint32_t pidx, uint32_t widx, uint64_t *addres
     if (size_max)
         *size_max = w.max_bytes;
     return 0;
+}
+
+int fbx_ntb_mw_set_trans(fbx_node *n, uint32_t pidx, uint32_t widx, uint64_t address, uint64_t bytes)
+{
+    int peer = fbx_peer_node(n, pidx);
+    if (peer < 0)
+        return peer;
+    return fbx_mw_set_trans(n->fabric, (uint32_t)peer, widx, n->index, address, bytes, FBX_PERM_RW, FBX_WRITE_COMBINING);
+}
+
+int fbx_ntb_mw_clear_trans(fbx_node *n, uint32_t pidx, uint32_t widx)
+{
+    struct fbx_window_info w;
+    int peer = fbx_peer_node(n, pidx), status = peer < 0 ? peer : fbx_mw_info(n->fabric, (uint32_t)peer, widx, &w);
+    if (status)
+        return status;
+    if (w.programmed && w.peer != n->index)
+        return fbxi_fail(FBX_E_INVALID, "window %u of %s shows %s, not %s", widx, n->fabric->node_facts[peer].name,
+                         n->fabric->node_facts[w.peer].name, n->facts->name);
+    return fbx_mw_clear_trans(n->fabric, (uint32_t)peer, widx);
 }
 
 /* ---- the link ------------------------------------------------------------------------------------------------------- */

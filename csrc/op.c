@@ -16,6 +16,7 @@
 #include "ntb.h"
 #include "ordering.h"
 #include "registered.h"
+#include "tier.h"
 #include "timing.h"
 #include "trace.h"
 
@@ -124,6 +125,8 @@ static int way_status(fbx_node *n, uint32_t target, struct fbxi_route *route)
             return FBX_E_LINK_DOWN;
     if (route && (fbx_observe(&f->nodes[target].ntb_down) || fbx_observe(&n->shared->ntb_down)))
         return FBX_E_LINK_DOWN;
+    if (route && !fbxi_ntb_permits(f, n->index, n->slot->function))
+        return FBX_E_UNSUPPORTED;
     return 0;
 }
 
@@ -553,6 +556,9 @@ static int finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         trace_op(n, op, now);
     if (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == FBX_E_COMPLETION_TIMEOUT)
         refuse(n, op, status, op->target);
+    else if (status == FBX_E_UNSUPPORTED && !fbxi_ntb_permits(n->fabric, n->index, n->slot->function))
+        fbxi_fail_at(status, op->kind, (int)n->index, op->gva, "function %u of %s is not in its NTB's requester-ID table",
+                     n->slot->function, n->facts->name);
     return status;
 }
 
@@ -564,7 +570,12 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
 {
     struct fbxi_flight out, back;
     fbx_fabric *f = n->fabric;
-    uint64_t latency = region < f->region_count + f->node_count ? f->region_facts[region].latency_ps : 0;
+    /* A request waits for a free tag. */
+    const uint32_t following = fbx_peek(&n->tag_next), tag = following < fbxi_out(route)->tags ? following : 0;
+    const uint64_t free_ps = fbx_peek(&n->tag_free_ps[tag]);
+    fbx_poke(&n->tag_next, tag + 1);
+    if (UNLIKELY(free_ps > at_ps && free_ps - at_ps < FBX_BACKLOG_PS))
+        at_ps = free_ps;
     int clamped = request_bytes ? fbxi_send(route, 0, at_ps + n->facts->pio_read_ps, request_bytes, 1, FBX_MRD_HEADER, 0, 1, &out)
                                 : fbxi_send_small(route, 0, at_ps + n->facts->pio_read_ps, FBXI_REQUEST, 0, &out);
     /* A request pushes the posted writes before it on its way: it is not there before they are. */
@@ -585,7 +596,12 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     if (last > out.arrives_ps && last - out.arrives_ps < FBX_BACKLOG_PS)
         out.arrives_ps = last;
     op->departs_ps = out.departs_ps;
-    op->arrives_ps = out.arrives_ps + latency;
+    op->arrives_ps = out.arrives_ps;
+    if (region < f->region_count + f->node_count) {
+        uint64_t first;
+        op->arrives_ps = fbxi_tier_access(f, region, out.arrives_ps, request_bytes ? 2 * answer_bytes : answer_bytes, 0, 0, &first);
+        op->arrives_ps += fbxi_tier_latency(f, region, out.arrives_ps);
+    }
     /* Widths are powers of two; a completion of 64 bytes at most. */
     clamped |= fbxi_send_small(route, 1, op->arrives_ps, FBXI_CPLD, (uint32_t)__builtin_ctzll(answer_bytes | 64), &back);
     if (UNLIKELY(clamped))
@@ -594,6 +610,7 @@ static void time_request(fbx_node *n, struct fbx_op *op, struct fbxi_route *rout
     op->private_[3] = answer_bytes;
     op->private_[4] = 1;
     op->completes_ps = back.arrives_ps;
+    fbx_poke(&n->tag_free_ps[tag], back.arrives_ps);
     if (fbxi_adversarial(f))
         op->completes_ps += fbxi_unfair_ps(f, FBXI_CHOICE_DELAY, key | 1ull << 33);
 }
@@ -641,7 +658,7 @@ static int untimed(fbx_node *n, struct fbx_op *op, fbx_au32 *lane)
         }
         if (status) {
             op->target = x ? x->target : n->index;
-            if (x && is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST) &&
+            if (x && is_posted(op) && (status == FBX_E_LINK_DOWN || status == FBX_E_PEER_LOST || status == x->status) &&
                 !(n->fabric->flags & FBXL_STRICT)) {
                 vanish(n, x->target, x->route);
                 return 0;
@@ -948,7 +965,13 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
                 p[2] = now - memory_ps;
             if (fbxi_send(x->route, 0, p[2], step, tlps, FBX_MWR_HEADER, 1, 1, &flight))
                 fbx_count(&f->header->reservations_clamped, 1);
+            flight.arrives_ps = fbxi_tier_write(f, x->region, flight.arrives_ps, fbx_bytes_to_ps(fbxi_out(x->route)->ps_per_byte_q24, step), step, 1, now);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
+            /* Credits let the source run ahead of the narrowest link by as much and no further. */
+            p[2] = flight.departs_ps;
+            uint64_t ahead = fbx_peek(&x->route->fixed_ps) + fbxi_out(x->route)->credit_ps + flight.jitter_ps;
+            if (flight.arrives_ps > p[2] + ahead)
+                p[2] = flight.arrives_ps - ahead;
             struct fbxl_queue *q = own_queue(n, x->route, op->tc);
             uint64_t floor = fbx_peek(&n->fence_floor);
             uint64_t last = q ? fbx_observe(&q->last_arrives) : 0;
@@ -959,11 +982,6 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             if (flight.arrives_ps < floor)
                 flight.arrives_ps = floor;
             p[1] += step;
-            /* Credits let the source run ahead of the narrowest link by as much and no further. */
-            p[2] = flight.departs_ps;
-            uint64_t ahead = fbx_peek(&x->route->fixed_ps) + fbxi_out(x->route)->credit_ps;
-            if (flight.arrives_ps > p[2] + ahead)
-                p[2] = flight.arrives_ps - ahead;
             p[8 + p[4] % RING * 2] = p[1];
             p[8 + p[4] % RING * 2 + 1] = flight.arrives_ps;
             p[4]++;
@@ -1075,6 +1093,7 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxi_flight flight;
     if (fbxi_send_small(x->route, 0, now + n->facts->pio_write_ps, FBXI_MWR, (uint32_t)__builtin_ctzll(op->bytes), &flight))
         fbx_count(&f->header->reservations_clamped, 1);
+    flight.arrives_ps = fbxi_tier_write(f, x->region, flight.arrives_ps, 0, op->bytes, 0, 0);
     uint64_t payload = op->operand[0], fence = fbx_peek(&n->fence_floor);
     struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)op->bytes, .kind = FBXL_ENTRY_WRITE,
                              .flags = attributes(op, x) | FBXL_ENTRY_SCALAR |
@@ -1108,8 +1127,8 @@ static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     /* What a narrower link further on has not taken yet holds credits as well. */
     uint64_t credit = fbxi_out(x->route)->credit_ps;
     const uint64_t fixed_ps = fbx_peek(&x->route->fixed_ps);
-    if (flight.arrives_ps > flight.departs_ps + fixed_ps)
-        flight.departs_ps = flight.arrives_ps - fixed_ps;
+    if (flight.arrives_ps > flight.departs_ps + fixed_ps + flight.jitter_ps)
+        flight.departs_ps = flight.arrives_ps - fixed_ps - flight.jitter_ps;
     if (flight.departs_ps > now + credit) {
         /* Credits are exhausted: the store waits in the CPU until the link has caught up. */
         op->completes_ps = op->next_ps = flight.departs_ps - credit;
@@ -1188,6 +1207,8 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
         return finish(n, op, 0, 0);
 
     op->issued_ps = now;
+    if (UNLIKELY(op->kind == FBX_STORE && op->gva >> FBXI_MSI_SHIFT == FBXI_MSI_SPACE))
+        return finish(n, op, fbxi_ntb_store_msi(n, op->gva, op->bytes, op->buffer ? 0 : op->operand[0]), 0);
     if (op->kind == FBX_FLUSH) {
         if (op->operand[0] >= f->node_count)
             return finish(n, op, fbxi_fail(FBX_E_NOT_FOUND, "no node %llu", (unsigned long long)op->operand[0]), now);
@@ -2080,7 +2101,7 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             unmark(lane);
             continue;
         }
-        struct fbxi_flight flight = {0, 0};
+        struct fbxi_flight flight = {0, 0, 0};
         uint64_t now = f->flags & FBXL_TIMING ? fbxi_now(&f->clock) : 0, fence = fbx_peek(&n->fence_floor);
         if (f->flags & FBXL_TIMING && fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR,
                                                       (uint32_t)__builtin_ctz(bytes), &flight))
@@ -2094,6 +2115,10 @@ int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg
             const struct fbxi_ntb_write w = {kind, n->index, reg, value, NULL, 0};
             deliver_due(n, target, now);
             status = fbxi_ntb_apply(f, target, &w);
+            if (status == FBX_E_INVALID) { /* an interrupt message for nobody */
+                vanish(n, target, route);
+                status = 0;
+            }
             if (f->flags & FBXL_TIMING)
                 fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
         }
@@ -2150,7 +2175,7 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     if (dma)
         return fbxi_dma_estimate(n, kind, &x, offset, bytes, out);
     struct fbxi_flight there, back;
-    uint64_t latency = f->region_facts[x.region].latency_ps;
+    const uint64_t latency = fbxi_tier_latency(f, x.region, FBX_ASK);
     uint32_t width = kind == FBX_READ ? n->facts->access_bytes : (uint32_t)bytes;
     uint32_t packet = x.mapping != FBX_UNCACHED ? 64 : n->facts->access_bytes;
     out->hops = x.route->hops;
@@ -2158,7 +2183,9 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
         uint64_t tlps = kind == FBX_STORE ? 1 : ((offset & (packet - 1)) + bytes + packet - 1) / packet;
         fbxi_send(x.route, 0, n->facts->pio_write_ps, bytes, tlps, FBX_MWR_HEADER, tlps > 1, 0, &there);
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
-        const uint64_t ahead = fbx_peek(&x.route->fixed_ps) + fbxi_out(x.route)->credit_ps;
+        const uint64_t wire_ps = kind == FBX_STORE ? 0 : fbx_bytes_to_ps(fbxi_out(x.route)->ps_per_byte_q24, bytes);
+        there.arrives_ps = fbxi_tier_write(f, x.region, there.arrives_ps, wire_ps, bytes, 1, FBX_ASK);
+        const uint64_t ahead = fbx_peek(&x.route->fixed_ps) + fbxi_out(x.route)->credit_ps + there.jitter_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         out->completes_ps = kind == FBX_STORE ? n->facts->pio_write_ps : out->departs_ps;
@@ -2167,9 +2194,10 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
     uint64_t accesses = kind == FBX_READ ? ((offset & (width - 1)) + bytes + width - 1) / width : 1;
     uint64_t request = kind == FBX_LOAD || kind == FBX_READ ? 0 : kind == FBX_CAS ? 2 * bytes : bytes;
     fbxi_send(x.route, 0, n->facts->pio_read_ps, request, 1, FBX_MRD_HEADER, 0, 0, &there);
-    fbxi_send(x.route, 1, there.arrives_ps + latency, width, 1, FBX_CPLD_HEADER, 0, 0, &back);
+    uint64_t first, sampled = fbxi_tier_access(f, x.region, there.arrives_ps, request ? 2 * width : width, 0, FBX_ASK, &first) + latency;
+    fbxi_send(x.route, 1, sampled, width, 1, FBX_CPLD_HEADER, 0, 0, &back);
     out->departs_ps = there.departs_ps;
-    out->arrives_ps = there.arrives_ps + latency + (accesses - 1) * back.arrives_ps;
+    out->arrives_ps = sampled + (accesses - 1) * back.arrives_ps;
     out->completes_ps = accesses * back.arrives_ps;
     out->wire_bytes = accesses * (FBX_MRD_HEADER + request + width + FBX_CPLD_HEADER);
     return 0;

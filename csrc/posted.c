@@ -421,9 +421,11 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
         }
         if (!best || best_due > until_ps)
             break;
-        uint64_t head = fbx_peek(&best->head), tail = fbx_observe(&best->tail), at = head;
+        uint64_t head = fbx_peek(&best->head), at = head;
         if (fbxi_adversarial(f))
             first_due(f, best, &at);
+        /* After that: what it found may have been appended just now. */
+        uint64_t tail = fbx_observe(&best->tail);
         struct fbxl_entry *e = entry(f, best, at, tail);
         if (!e) {
             /* Not what a producer writes: empty the queue rather than walk through garbage. */
@@ -442,18 +444,18 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
             uint32_t rule = fbxi_adversarial(f) ? passes(f, best, e, &passed) : FBX_RULE_NONE;
             trace_entry(f, best, e, rule, passed);
         }
-        if (at != head) {
+        delivered++;
+        if (fbxi_adversarial(f)) {
             e->flags |= FBXL_ENTRY_APPLIED;
-            delivered++;
-            continue;
-        }
-        head += e->cells;
-        if (fbxi_adversarial(f))
             while (head < tail && (e = entry(f, best, head, tail)) && over(e))
                 head += e->cells;
+            if (head == fbx_peek(&best->head))
+                continue;
+        } else {
+            head += e->cells;
+        }
         /* Pairs with: fbx_observe(&q->head) of producers. Breaks: a cell reused while it is delivered. */
         fbx_publish(&best->head, head);
-        delivered++;
     }
     fbxi_unlock(f, &node->delivery);
     return delivered;

@@ -222,6 +222,13 @@ static inline const struct fbxi_figures *hop_of(const struct fbxi_route *route, 
     return back ? fbx_observe_pointer(&hop->back_figures) : fbx_observe_pointer(&hop->out_figures);
 }
 
+static inline uint64_t jitter(const struct fbxi_figures *figures, uint64_t start_ps, int reserve)
+{
+    if (__builtin_expect(!figures->jitter, 1))
+        return 0;
+    return reserve ? fbxi_jitter_at(figures->jitter, figures->jitter_seed, start_ps) : figures->jitter->mean_ps;
+}
+
 int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t payload, uint64_t tlps,
               uint32_t header, int bulk, int reserve, struct fbxi_flight *out)
 {
@@ -229,6 +236,7 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
      * reaches it and no hop ends before its predecessor's tail could have. */
     uint64_t head = at_ps, tail = at_ps;
     int clamped = 0;
+    out->jitter_ps = 0;
     for (uint32_t i = 0; i < route->hops; i++) {
         struct fbxl_direction *d;
         const struct fbxi_figures *figures = hop_of(route, back, i, &d);
@@ -243,8 +251,10 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + figures->delay_ps;
-        tail = end + figures->delay_ps;
+        const uint64_t more = jitter(figures, start, reserve);
+        out->jitter_ps += more;
+        head = start + figures->delay_ps + more;
+        tail = end + figures->delay_ps + more;
     }
     if (!route->hops)
         out->departs_ps = at_ps;
@@ -268,6 +278,7 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
 {
     uint64_t head = at_ps, tail = at_ps, start, end;
     int clamped = 0;
+    out->jitter_ps = 0;
     out->departs_ps = at_ps;
     for (uint32_t i = 0; i < route->hops; i++) {
         struct fbxl_direction *d;
@@ -277,8 +288,10 @@ int fbxi_send_small(const struct fbxi_route *route, int back, uint64_t at_ps, en
             end = tail;
         if (i == 0)
             out->departs_ps = end;
-        head = start + figures->delay_ps;
-        tail = end + figures->delay_ps;
+        const uint64_t more = jitter(figures, start, 1);
+        out->jitter_ps += more;
+        head = start + figures->delay_ps + more;
+        tail = end + figures->delay_ps + more;
     }
     out->arrives_ps = tail;
     return clamped;

@@ -22,6 +22,7 @@ uint64_t fbxi_wire(const struct fbxi_figures *figures, uint64_t payload, uint64_
 struct fbxi_flight {
     uint64_t departs_ps; /* last byte has left the source */
     uint64_t arrives_ps; /* last byte is at the end of the way */
+    uint64_t jitter_ps; /* of that, what chance added: no back-pressure */
 };
 /* The same for one packet without, or with 1 to 64 bytes of, payload: what `fbxi_small` names, with durations that the
  * link's figures keep ready. Posted writes, requests and completions of scalar operations take this way. */

@@ -13,6 +13,7 @@
 #include "internal.h"
 #include "registered.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 /* What the silicon has and rejects. Sources: the Linux drivers ntb_hw_intel, ntb_hw_amd, ntb_hw_idt, ntb_hw_switchtec,
@@ -291,36 +292,57 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
     const struct fbxl_node *n = &f->node_facts[node];
     const struct profile *p = &profiles[n->profile];
     struct setting s = window_get(f, node, widx);
+    uint64_t limit = window_limit(n, widx);
+    /* An entry of a look-up table has one size; Switchtec's is aligned to it as well. */
+    int fixed = widx >= n->mw_count && n->profile != FBX_PROFILE_FABREX;
+    uint64_t align = p->address_align && !(fixed && n->profile == FBX_PROFILE_SWITCHTEC) ? p->address_align : limit;
     *out = (struct fbx_window_info){
         .index = widx, .peer = s.peer, .perm = s.perm, .attr = s.attr, .mapping = s.mapping, .lut = widx >= n->mw_count,
         .programmed = s.bytes != 0, .translation = s.translation, .bytes = s.bytes,
-        .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = window_limit(n, widx),
-        .address_align = p->address_align ? p->address_align : window_limit(n, widx), .size_align = p->size_align,
-        .min_bytes = p->min_bytes};
+        .bus = FBX_BAR_BASE + ((uint64_t)widx << FBX_SLOT_SHIFT), .max_bytes = limit,
+        .address_align = align, .size_align = fixed ? limit : p->size_align, .min_bytes = p->min_bytes};
     return 0;
+}
+
+static int windows_ready(fbx_fabric *f, uint32_t node)
+{
+    struct fbxl_node *n = &f->nodes[node];
+    uint64_t offset;
+    if (table(f, node))
+        return 0;
+    int status = fbxi_control_lock(f);
+    if (status)
+        return status;
+    if (!fbx_observe(&n->mw_table)) {
+        status = fbxi_heap(f, (uint64_t)(f->node_facts[node].mw_count + f->node_facts[node].lut_count) * sizeof(struct fbxl_window), &offset);
+        if (!status)
+            fbx_publish(&n->mw_table, offset);
+    }
+    fbxi_control_unlock(f);
+    if (!status && !table(f, node))
+        status = fbxi_fail(FBX_E_CORRUPT, "the window table of %s lies outside the control segment", f->node_facts[node].name);
+    return status;
 }
 
 static int set_locked(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting *s)
 {
-    struct fbxl_node *n = &f->nodes[node];
-    int status = 0;
-    if (!table(f, node)) {
-        uint64_t offset;
-        if ((status = fbxi_control_lock(f)))
-            return status;
-        if (!fbx_observe(&n->mw_table)) {
-            status = fbxi_heap(f, (uint64_t)(f->node_facts[node].mw_count + f->node_facts[node].lut_count) * sizeof(struct fbxl_window), &offset);
-            if (!status)
-                fbx_publish(&n->mw_table, offset);
-        }
-        fbxi_control_unlock(f);
-        if (status)
-            return status;
-    }
+    int status = windows_ready(f, node);
+    if (status)
+        return status;
     struct fbxl_window *w = table(f, node);
-    if (!w)
-        return fbxi_fail(FBX_E_CORRUPT, "the window table of %s lies outside the control segment", f->node_facts[node].name);
-    window_write(&w[widx], s);
+    /* As the drivers do: read back what was written, and let the window lead nowhere if it is not that. */
+    struct setting takes = *s, cleared = {.state = FBXL_MW_CLEARED};
+    takes.translation &= ~fbx_peek(&w[widx].stuck);
+    window_write(&w[widx], &takes);
+    struct setting found = window_read(&w[widx]);
+    if (found.translation != s->translation || found.bytes != s->bytes || found.peer != s->peer || found.state != s->state) {
+        window_write(&w[widx], &cleared);
+        (void)fbxi_invalidate_node_routes(f, node);
+        errno = EIO;
+        return fbxi_fail_system(FBX_E_SYSTEM, "window %u of %s reads back 0x%llx where 0x%llx was written", widx,
+                                f->node_facts[node].name, (unsigned long long)found.translation,
+                                (unsigned long long)s->translation);
+    }
     return fbxi_invalidate_node_routes(f, node);
 }
 
@@ -357,8 +379,6 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     if (w.lut && f->node_facts[node].profile != FBX_PROFILE_FABREX && bytes != w.max_bytes)
         return fbxi_fail(FBX_E_WINDOW, "LUT window %u of %s has the fixed size of %llu bytes", widx, name,
                          (unsigned long long)w.max_bytes);
-    if (w.lut && align < w.max_bytes && f->node_facts[node].profile == FBX_PROFILE_SWITCHTEC)
-        align = w.max_bytes;
     if (translation & (align - 1))
         return fbxi_fail(FBX_E_WINDOW, "window %u of %s needs a translation aligned to 0x%llx bytes, not 0x%llx", widx, name,
                          (unsigned long long)align, (unsigned long long)translation);
@@ -390,4 +410,17 @@ int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
         fbxi_event(f, &(struct fbxi_event){FBX_EVENT_WINDOW_CLEARED, node, widx, UINT32_MAX, 0, 0});
     /* What was translated before is on its way already: let it land before we say that nothing more will. */
     return status ? status : fbxi_land(f, node);
+}
+
+int fbx_mw_inject_stuck(fbx_fabric *f, uint32_t node, uint32_t widx, uint64_t bits)
+{
+    struct fbx_window_info w;
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    int status = fbx_mw_info(f, node, widx, &w);
+    if (!status)
+        status = windows_ready(f, node);
+    if (!status)
+        fbx_poke(&table(f, node)[widx].stuck, bits);
+    return status;
 }

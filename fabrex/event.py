@@ -178,7 +178,8 @@ class Events:
 
     def _event(self, e: Any) -> Event:
         kind = _KINDS.get(e.kind, f"kind_{e.kind}")
-        a, b, details, link = int(e.a), int(e.b), {}, e.link
+        a, b, link = int(e.a), int(e.b), e.link
+        details: dict[str, Any] = {}
         match kind:
             case "fabric_up" | "fabric_down" | "node_lost":
                 details = {"pid": a}
@@ -196,7 +197,9 @@ class Events:
             case "dma_failed":
                 details = {"error": _CODES.get(a, str(a)), "more": b}
         lost, self._told = self.lost - self._told, self.lost
-        return Event(int(e.number), int(e.ps), int(e.unix_ns), kind, self._name("node", e.node), self._name("link", link), details, lost)
+        return Event(
+            int(e.number), int(e.ps), int(e.unix_ns), kind, self._name("node", e.node), self._name("link", link), details, lost
+        )
 
     def close(self) -> None:
         """Look no longer. Idempotent."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import secrets
 import weakref
+from fractions import Fraction
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgpack
 from ._handle import SLICE_NS, FabricHandle, check, encoded, ffi, lib, text
 from .errors import CorruptSegment, FabricNotFound, InvalidArgument, WaitTimeout
 from .event import Events
+from .jitter import table
 from .link import Link, Links
 from .listing import ORDERINGS, default_directory, fabrics, info_dict
 from .memory import HANDLE_VERSION, Buffer
@@ -27,7 +29,6 @@ _PROFILES = {"fabrex": 0, "xeon-gen3": 1, "xeon-gen4": 2, "amd": 3, "idt": 4, "s
 _ROLES = {"owner": 0, "client": 1, "any": 2}
 _STATES = ("powered", "lost", "off")
 _OPS = ("load", "store", "read", "write", "fetch_add", "swap", "compare_swap", "flush", "wait", "dma_read", "dma_write", "other")
-
 
 
 class Fabric:
@@ -70,6 +71,7 @@ class Fabric:
         seed: int | None = None,
         strict_errors: bool = False,
         directory: str | None = None,
+        dilation: int | float | str | Fraction | None = None,
     ) -> Fabric:
         """Make a fabric.
 
@@ -82,6 +84,8 @@ class Fabric:
             seed: of all that is random, the adversary's delays among it; the topology's if left out.
             strict_errors: posted writes raise what is known when they are issued.
             directory: of the segments' files; FABREX_DIRECTORY, or /dev/shm.
+            dilation: the factor by which modelled time is stretched; "auto": so far that this machine can copy at the rate of
+                the fastest link, measured now. The topology's if left out; `fabric.topology.dilation` says what it became.
         Raises:
             TopologyError, FabricExists, OutOfFabricMemory.
         See: fbx_fabric_create().
@@ -90,6 +94,12 @@ class Fabric:
         timed = described.timing if timing is None else timing in (True, "on")
         if timing not in (None, True, False, "on", "off"):
             raise InvalidArgument(f"timing is on or off, not {timing!r}")
+        if dilation is not None:
+            described = described.override(dilation=dilation if isinstance(dilation, int) else str(dilation))
+        if not described.dilation_num:
+            from .dilation import automatic
+
+            described = described.override(dilation=str(automatic(described) if timed else 1))
         order = ordering or described.ordering
         if order not in ORDERINGS:
             raise InvalidArgument(f"ordering is one of {', '.join(ORDERINGS)}, not {order!r}")
@@ -463,6 +473,13 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         keep.append(ffi.new("char[]", value.encode()))
         return keep[-1]
 
+    def distribution(jitter: Any) -> tuple[Any, int]:
+        points = table(jitter)
+        if not points:
+            return ffi.NULL, 0
+        keep.append(ffi.new("uint64_t[]", [number for point in points for number in point]))
+        return keep[-1], len(points)
+
     machines: dict[str, int] = {}
     for number, machine in enumerate(topology.machines.values()):
         for name in machine.get("nodes", ()):
@@ -489,16 +506,19 @@ def _config(topology: Topology) -> tuple[Any, list[Any]]:
         regions[i].bytes = memory.size
         regions[i].latency_ps = memory.latency_ps
         regions[i].rate_bps = memory.rate_bps
+        regions[i].jitter, regions[i].jitter_points = distribution(memory.jitter)
     for i, link in enumerate(topology.links.values()):
         to = links[i]
         to.name = string(link.name)
         to.node_a, to.node_b = index[link.a[0]], index[link.b[0]]
         to.port_a, to.port_b = string(link.a[1]), string(link.b[1])
         to.delay_ps = link.delay_ps
+        to.jitter, to.jitter_points = distribution(link.jitter)
         to.home = machines.get(link.a[0], 0)
         if link.pcie is not None:
             p = link.pcie
             to.gen, to.lanes, to.mps, to.mrrs, to.rcb = p.gen, p.lanes, p.mps, p.mrrs, p.rcb
+            to.tags = p.tags
             to.posted_credits_header, to.posted_credits_data = p.posted_credits_header, p.posted_credits_data
             to.nonposted_credits_header, to.nonposted_credits_data = p.nonposted_credits_header, p.nonposted_credits_data
             to.completion_credits_header, to.completion_credits_data = p.completion_credits_header, p.completion_credits_data

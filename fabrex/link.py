@@ -20,7 +20,7 @@ __all__ = ["Link", "Links"]
 
 _CREDITS = tuple(f"{kind}_credits_{part}" for kind in ("posted", "nonposted", "completion") for part in ("header", "data"))
 _KEYS = {
-    "pcie": ("delay", "gen", "lanes", "mps", "mrrs", "rcb", *_CREDITS),
+    "pcie": ("delay", "gen", "lanes", "mps", "mrrs", "rcb", "tags", *_CREDITS),
     "ethernet": ("delay", "rate", "mtu", "overhead_bytes"),
 }
 _INDEX = {
@@ -28,7 +28,7 @@ _INDEX = {
     "rate": lib.FBX_LINK_RATE_BPS,
     **{
         key: getattr(lib, f"FBX_LINK_{key.upper()}")
-        for key in ("gen", "lanes", "mps", "mrrs", "rcb", "mtu", "overhead_bytes", *_CREDITS)
+        for key in ("gen", "lanes", "mps", "mrrs", "rcb", "tags", "mtu", "overhead_bytes", *_CREDITS)
     },
 }
 _JSON = {"delay": "delay_ps", "rate": "rate_bps"}
@@ -102,8 +102,8 @@ class Link:
         from node to node stays the same, whatever a link on it is set to.
 
         Args:
-            values: as in the topology file. PCIe: `delay`, `gen`, `lanes`, `mps`, `mrrs`, `rcb`, `posted_credits_header` and
-                the other credits. Ethernet: `delay`, `rate`, `mtu`, `overhead_bytes`. Units are mandatory: `delay="500ns"`.
+            values: as in the topology file. PCIe: `delay`, `gen`, `lanes`, `mps`, `mrrs`, `rcb`, `tags`, and credits such as
+                `posted_credits_header`. Ethernet: `delay`, `rate`, `mtu`, `overhead_bytes`. Units are mandatory: `delay="500ns"`.
         Raises:
             InvalidArgument: no such value, or not in the range that a topology file may have; nothing was set.
             Busy: a process is stopped in the middle of an operation; the values are set.

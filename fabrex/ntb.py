@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +104,7 @@ class Window:
         Raises:
             WindowError: the device's alignment or size forbids it; nothing has changed.
             AddressError: there is no memory on the peer's bus; nothing has changed.
+            SystemRefused: the register reads back something else (EIO); the window leads nowhere now.
             Busy: a process is stopped in the middle of an operation through it.
         See: fbx_mw_set_trans().
         """
@@ -127,6 +128,14 @@ class Window:
     def clear_translation(self) -> None:
         """Let it lead nowhere (ntb_peer_mw_clear_trans). After this nothing lands through it any more."""
         check(lib.fbx_mw_clear_trans(self.node.fabric._live(), self.node.index, self.index), self.node)
+
+    def inject_stuck(self, bits: int) -> None:
+        """Inject a fault: these bits of the translation register no longer take a 1; 0 repairs it.
+
+        `set_translation` reads back what it wrote. If that differs it raises SystemRefused (EIO), as the drivers do, and the
+        window leads nowhere.
+        """
+        check(lib.fbx_mw_inject_stuck(self.node.fabric._live(), self.node.index, self.index, _word(bits, 64)), self.node)
 
 
 class Windows:
@@ -152,14 +161,32 @@ class Event:
     """Something that a node's NTB device reports.
 
     Attributes:
-        kind: "doorbell", "message" or "link".
-        bits: doorbell bits; status bits of messages; the peers (by index) whose link is up now.
-        vector: the doorbell's interrupt vector; None for others.
+        kind: "doorbell", "message", "link" or "msi".
+        bits: doorbell bits; status bits of messages; the peers (by index) whose link is up now; the vector's bit.
+        vector: the interrupt vector of a doorbell or an interrupt message; None for others.
     """
 
-    kind: Literal["doorbell", "message", "link"]
+    kind: Literal["doorbell", "message", "link", "msi"]
     bits: int
     vector: int | None = None
+
+
+@dataclass(frozen=True)
+class MsiDescriptor:
+    """What a peer must know to interrupt this node by a message (struct ntb_msi_desc): pass it on by whatever way.
+
+    Attributes:
+        addr_offset: where in the node's interrupt page to write.
+        data: what to write there, 32 bits.
+    """
+
+    addr_offset: int
+    data: int
+
+    @property
+    def vector(self) -> int:
+        """The interrupt vector that it rings."""
+        return self.addr_offset // 4
 
 
 @dataclass(frozen=True)
@@ -178,7 +205,7 @@ class LinkState:
 
 
 _EVENTS = 128
-_KINDS: dict[int, Literal["doorbell", "message", "link"]] = {1: "doorbell", 2: "message", 3: "link"}
+_KINDS: dict[int, Literal["doorbell", "message", "link", "msi"]] = {1: "doorbell", 2: "message", 3: "link", 4: "msi"}
 
 
 def _word(value: Any, bits: int) -> int:
@@ -297,12 +324,24 @@ class Ntb:
 
     # -- windows ------------------------------------------------------------------------------------------------------
 
+    def peer_resource_idx(self, peer: str | int) -> int:
+        """Return which share of a peer's resources is this node's: its index among that peer's peers (ntb_peer_resource_idx)."""
+        return self._call(lib.fbx_peer_resource_idx, self.peer_index(peer))
+
+    def peer_highest_mw_idx(self, peer: str | int) -> int:
+        """Return the last of a peer's windows that is this node's share of them (ntb_peer_highest_mw_idx).
+
+        Raises:
+            InvalidArgument: the peer has fewer windows than peers.
+        """
+        return self._call(lib.fbx_peer_highest_mw_idx, self.peer_index(peer))
+
     def mw_count(self, peer: str | int) -> int:
-        """Return how many windows can show a peer (ntb_peer_mw_count)."""
+        """Return how many inbound windows there are from a peer (ntb_mw_count). Outbound ones: `len(windows)`."""
         return self._call(lib.fbx_ntb_mw_count, self.peer_index(peer))
 
     def mw_get_align(self, peer: str | int, widx: int) -> tuple[int, int, int]:
-        """Return address alignment, size alignment and largest size of a window (ntb_mw_get_align).
+        """Return address alignment, size alignment and largest size of an inbound window (ntb_mw_get_align).
 
         Raises:
             LinkDown: the link to the peer is down.
@@ -310,6 +349,55 @@ class Ntb:
         out = ffi.new("uint64_t[3]")
         self._call(lib.fbx_mw_get_align, self.peer_index(peer), _index(widx), out, out + 1, out + 2)
         return int(out[0]), int(out[1]), int(out[2])
+
+    def mw_set_trans(self, peer: str | int, widx: int, address: int, size: int) -> None:
+        """Let a peer's window show `size` bytes from bus address `address` of this node (ntb_mw_set_trans).
+
+        Inbound and outbound windows are the same ones, seen from either side: this programs the peer's
+        `windows[widx]`, and whoever programs it last decides where it leads. `peer_highest_mw_idx` says which is free for it.
+
+        Raises:
+            WindowError: the device's alignment or size forbids it; nothing has changed.
+            AddressError: this node has no memory there; nothing has changed.
+            SystemRefused: the register reads back something else (EIO).
+        """
+        bounded = [_word(value, 63) for value in (address, size)]
+        self._call(lib.fbx_ntb_mw_set_trans, self.peer_index(peer), _index(widx), *bounded)
+
+    def mw_clear_trans(self, peer: str | int, widx: int) -> None:
+        """Let a peer's window no longer show this node (ntb_mw_clear_trans). InvalidArgument if it shows another one."""
+        self._call(lib.fbx_ntb_mw_clear_trans, self.peer_index(peer), _index(widx))
+
+    # -- requester IDs ------------------------------------------------------------------------------------------------
+
+    def rid_count(self) -> int:
+        """Return the entries that the device's requester-ID table has; 0 if it has no table."""
+        return self._call(lib.fbx_rid_count)
+
+    def rid_set(self, functions: Iterable[int] | None) -> None:
+        """Say which of this node's requester functions may send requests across its NTB; None: all, as it is at first.
+
+        A function is a handle's `function()`. What comes from others is dropped: posted writes vanish and are counted, all
+        else raises UnsupportedRequest.
+
+        Raises:
+            InvalidArgument: the device has no such table, or it has fewer entries; nothing has changed.
+        """
+        if functions is None:
+            self._call(lib.fbx_rid_open)
+            return
+        chosen = sorted({_index(function) for function in functions})
+        self._call(lib.fbx_rid_set, ffi.new("uint32_t[]", chosen), len(chosen))
+
+    def rid_get(self) -> list[int] | None:
+        """Return the functions in the table; None while all may pass."""
+        out = ffi.new("uint32_t[256]")
+        count = lib.fbx_rid_get(self._node._pointer(), out, 256)
+        return None if count == lib.FBX_E_NOT_FOUND else [int(f) for f in out[0 : check(count, self._node)]]
+
+    def function(self) -> int:
+        """Return the requester function of this handle: 0 for the node's owner, others for its clients."""
+        return self._call(lib.fbx_node_function)
 
     # -- doorbells ----------------------------------------------------------------------------------------------------
 
@@ -450,6 +538,57 @@ class Ntb:
         """
         self._call(lib.fbx_peer_msg_write, self.peer_index(peer), _index(idx), _word(value, 32))
 
+    # -- interrupts by message ----------------------------------------------------------------------------------------
+
+    def msi_count(self) -> int:
+        """Return the interrupt vectors that the device has for messages."""
+        return self._call(lib.fbx_msi_count)
+
+    def msi_request(self) -> MsiDescriptor:
+        """Take an interrupt vector (ntbm_msi_request_irq). Its events have the kind "msi". It is free again with this handle.
+
+        Raises:
+            InvalidArgument: the device has none, or none is free.
+        """
+        out = ffi.new("struct fbx_msi_desc *")
+        self._call(lib.fbx_msi_request, out)
+        return MsiDescriptor(int(out.addr_offset), int(out.data))
+
+    def msi_free(self, vector: int) -> None:
+        """Give back an interrupt vector that this handle took (ntbm_msi_free_irq). Its descriptor rings nobody any more."""
+        self._call(lib.fbx_msi_free, _index(vector))
+
+    def msi_read_pending(self) -> int:
+        """Return the vectors, bit by bit, whose interrupt has not been told."""
+        return self._get(lib.fbx_msi_read_pending)
+
+    def msi_read_mask(self) -> int:
+        """Return the vectors, bit by bit, that are masked."""
+        return self._get(lib.fbx_msi_read_mask)
+
+    def msi_set_mask(self, vectors: int) -> None:
+        """Mask vectors: interrupts stay pending and are no event."""
+        self._call(lib.fbx_msi_set_mask, _word(vectors, 64))
+
+    def msi_clear_mask(self, vectors: int) -> None:
+        """Unmask vectors; what is pending of them is an event now."""
+        self._call(lib.fbx_msi_clear_mask, _word(vectors, 64))
+
+    def msi_peer_trigger(self, peer: str | int, descriptor: MsiDescriptor) -> None:
+        """Interrupt a peer by its descriptor (ntb_msi_peer_trigger): posted, behind what was written there before.
+
+        A descriptor whose vector is no longer held is dropped there and counted.
+        """
+        self._call(lib.fbx_msi_peer_trigger, self.peer_index(peer), self._descriptor(descriptor))
+
+    def msi_peer_address(self, peer: str | int, descriptor: MsiDescriptor) -> int:
+        """Return the address on this node's bus where a store of 4 bytes of `data` is that interrupt (ntb_msi_peer_addr)."""
+        return self._get(lib.fbx_msi_peer_addr, self.peer_index(peer), self._descriptor(descriptor))
+
+    @staticmethod
+    def _descriptor(descriptor: MsiDescriptor) -> Any:
+        return ffi.new("struct fbx_msi_desc *", (_word(descriptor.addr_offset, 32), _word(descriptor.data, 32)))
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def set_callback(self, callback: Callable[[Event], object] | None) -> None:
@@ -465,7 +604,7 @@ class Ntb:
         events = []
         for record in records[0:count]:
             kind = _KINDS[record.kind]
-            events.append(Event(kind, int(record.bits), int(record.vector) if kind == "doorbell" else None))
+            events.append(Event(kind, int(record.bits), int(record.vector) if kind in ("doorbell", "msi") else None))
         if self._callback is not None:
             for event in events:
                 self._callback(event)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from . import _yaml
 from .errors import TopologyError
+from .jitter import problem
 from .units import UnitError, format_rate, format_size, format_time, parse_rate, parse_size, parse_time
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ MAX_TIER_BYTES: Final = 16 * 2**40
 TIER_ALIGN_BYTES: Final = 4096
 MAX_DELAY_PS: Final = 3600 * 10**12  # one hour; more is a slip of the unit
 
-LANES: Final = (1, 2, 4, 8, 16, 32)
+LANES: Final = (1, 2, 4, 8, 12, 16, 32)
 GENERATIONS: Final = (1, 2, 3, 4, 5, 6)
 PAYLOADS: Final = (128, 256, 512, 1024, 2048, 4096)
 ACCESS_BYTES: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -135,12 +136,18 @@ class Memory:
         size: bytes; a multiple of 4 KiB from 128 KiB to 16 TiB.
         latency_ps: access time of the tier as completer.
         rate_bps: bits per second that the tier can deliver or accept; 0 is unlimited.
+        jitter: of the latency; a distribution as a dict with times in `_ps`, or None.
     """
 
     name: str
     size: int
     latency_ps: int = 0
     rate_bps: int = 0
+    jitter: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.jitter is not None and not isinstance(self.jitter, FrozenDict):
+            object.__setattr__(self, "jitter", FrozenDict(self.jitter))
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,7 @@ class Link:
         a, b: (node, port); the text `"host0:ntb0"` is accepted.
         pcie, ethernet: exactly one of the two is set.
         delay_ps: propagation, one way.
-        jitter: reserved; a distribution as a dict with times in `_ps`, or None.
+        jitter: of the delay; a distribution as a dict with times in `_ps`, or None.
         name: `host0:ntb0-sw0:p0` unless given.
         index: position in the topology; set by `Topology`.
     """
@@ -341,7 +348,7 @@ class Topology:
         ordering: one of `ORDERINGS`.
         timing: whether modelled time is injected.
         seed: 64-bit seed of all random choices.
-        dilation_num, dilation_den: the factor by which modelled time is stretched, in lowest terms.
+        dilation_num, dilation_den: the factor by which modelled time is stretched, in lowest terms; 0/1 is `auto`.
         machines: placement: name -> {"nodes": tuple of node names, "address": str}. Reserved.
         status: how far to trust the constants: `claimed`, `measured` or `modelled`.
         notes: free text.
@@ -666,7 +673,7 @@ class Topology:
             document["seed"] = self.seed
         if (self.dilation_num, self.dilation_den) != (1, 1) or full:
             ratio = f"{self.dilation_num}/{self.dilation_den}"
-            document["dilation"] = self.dilation_num if self.dilation_den == 1 else ratio
+            document["dilation"] = "auto" if not self.dilation_num else self.dilation_num if self.dilation_den == 1 else ratio
         if self.machines:
             document["machines"] = {
                 name: {"nodes": list(machine["nodes"]), "address": machine["address"]} for name, machine in self.machines.items()
@@ -895,6 +902,7 @@ _TIER_SPEC: Final[Mapping[str, _Reader]] = {
     "size": _quantity(parse_size, MIN_TIER_BYTES, MAX_TIER_BYTES, format_size),
     "latency": _time,
     "rate": _rate,
+    "jitter": lambda checker, tree, path: checker.read_jitter(tree, path),
 }
 _PIO_SPEC: Final[Mapping[str, _Reader]] = {
     "access_bytes": _one_of(ACCESS_BYTES, "an access width"),
@@ -1123,10 +1131,12 @@ class _Checker:
 
     def _dilation(self, tree: _yaml.Tree) -> tuple[int, int]:
         match = None
+        if isinstance(tree, _yaml.Scalar) and tree.value == "auto":
+            return 0, 1
         if isinstance(tree, _yaml.Scalar) and not isinstance(tree.value, bool):
             match = re.match(r"([0-9]{1,9})(?:\.([0-9]{1,9})|/([0-9]{1,9}))?\Z", tree.text, re.ASCII)
         if match is None:
-            self.add(tree, "dilation", f"expected a factor such as 10, 2.5 or 3/2, not {_describe(tree)}")
+            self.add(tree, "dilation", f"expected a factor such as 10, 2.5 or 3/2, or auto, not {_describe(tree)}")
             return 1, 1
         whole, decimals, below = match.groups()
         numerator, denominator = int(whole + (decimals or "")), int(below or 1) * 10 ** len(decimals or "")
@@ -1274,7 +1284,7 @@ class _Checker:
             elif size is not None and size % TIER_ALIGN_BYTES:
                 self.add(trees["size"], size_path, self._misaligned(trees["size"], size))
             rest, _ = self.group({k: v for k, v in trees.items() if k != "size"}, place, _TIER_SPEC)
-            tiers[tier] = Memory(tier, size or MIN_TIER_BYTES, **{_RENAMED[k]: v for k, v in rest.items()})
+            tiers[tier] = Memory(tier, size or MIN_TIER_BYTES, **{_RENAMED.get(k, k): v for k, v in rest.items()})
         return tiers
 
     @staticmethod
@@ -1386,7 +1396,7 @@ class _Checker:
         if delay is not None:
             values["delay_ps"] = _time(self, delay, f"{path}.delay") or 0
         if "jitter" in found:
-            values["jitter"] = self._read_jitter(found["jitter"], f"{path}.jitter")
+            values["jitter"] = self.read_jitter(found["jitter"], f"{path}.jitter")
         self._read_medium(tree, found, path, values)
         if "endpoints" not in found:
             self.add(tree, f"{path}.endpoints", "the link has no endpoints, such as endpoints: [host0:ntb0, sw0:p0]")
@@ -1438,13 +1448,18 @@ class _Checker:
             self.add(place, f"{path}.pcie", f"{message}; allowed: 0 (infinite) or at least {pcie.mps // 16}")
         values["pcie"] = pcie
 
-    def _read_jitter(self, tree: _yaml.Tree, path: str) -> FrozenDict[str, Any] | None:
+    def read_jitter(self, tree: _yaml.Tree, path: str) -> FrozenDict[str, Any] | None:
+        """A distribution, with times in `_ps`."""
         found = self.entries(tree, path, _JITTER_SPEC)
         if "distribution" not in found and isinstance(tree, _yaml.Mapping):
             self.add(tree, path, f"distribution is missing; allowed: {', '.join(DISTRIBUTIONS)}")
         values, _ = self.group(found, path, _JITTER_SPEC)
         plain = ("distribution", "points")
-        return FrozenDict({key if key in plain else f"{key}_ps": value for key, value in values.items()})
+        jitter = FrozenDict({key if key in plain else f"{key}_ps": value for key, value in values.items()})
+        wrong = problem(jitter) if len(values) == len(found) else None
+        if wrong:
+            self.add(tree, path, wrong)
+        return jitter
 
     def _read_end(self, tree: _yaml.Tree, path: str) -> tuple[str, str] | None:
         text = _text(self, tree, path)
@@ -1640,14 +1655,27 @@ def _node_document(node: Node, *, full: bool) -> dict[str, Any]:
 
 def _memory_document(tier: Memory, *, full: bool) -> Any:
     size = _quantity_text(format_size, tier.size, "B")
-    if not full and not tier.latency_ps and not tier.rate_bps:
+    if not full and not tier.latency_ps and not tier.rate_bps and tier.jitter is None:
         return size
-    document = {"size": size}
+    document: dict[str, Any] = {"size": size}
     if tier.latency_ps or full:
         document["latency"] = _time_text(tier.latency_ps)
     if tier.rate_bps:
         document["rate"] = _rate_text(tier.rate_bps, in_bytes=True)
+    if tier.jitter is not None:
+        document["jitter"] = _jitter_document(tier.jitter)
     return document
+
+
+def _jitter_document(jitter: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key.removesuffix("_ps"): (
+            {name: _time_text(time) for name, time in value.items()}
+            if key == "points"
+            else (_time_text(value) if key.endswith("_ps") else value)
+        )
+        for key, value in jitter.items()
+    }
 
 
 def _group_document(value: object, default: object, *, full: bool) -> dict[str, Any]:
@@ -1678,14 +1706,7 @@ def _link_document(link: Link, *, full: bool) -> dict[str, Any]:
     if link.delay_ps or full:
         document["delay"] = _time_text(link.delay_ps)
     if link.jitter is not None:
-        document["jitter"] = {
-            key.removesuffix("_ps"): (
-                {name: _time_text(time) for name, time in value.items()}
-                if key == "points"
-                else (_time_text(value) if key.endswith("_ps") else value)
-            )
-            for key, value in link.jitter.items()
-        }
+        document["jitter"] = _jitter_document(link.jitter)
     return document
 
 

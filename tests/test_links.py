@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Child, eventually, persistent, topology
+from helpers import Child, control_path, eventually, persistent, topology
 
 import fabrex
 
@@ -20,6 +20,7 @@ Start = Callable[..., Child]
 LINK = "host0:ntb0-sw0:p0"
 OTHER = "host1:ntb0-sw0:p1"
 GEN = "host0:ntb0-host1:ntb0"
+
 
 def near(ps: int) -> object:
     """As an operation takes it: to the resolution of the links' calendars, each of four times."""
@@ -111,7 +112,11 @@ def test_the_engine_takes_the_new_values(place: Path, kind: str) -> None:
 
         took()
         fast = took()
-        for settings in ({"gen": 1, "lanes": 1}, {"gen": 2, "lanes": 4, "mps": 128, "mrrs": 128}, {"gen": 3, "lanes": 8, "delay": "3us"}):
+        for settings in (
+            {"gen": 1, "lanes": 1},
+            {"gen": 2, "lanes": 4, "mps": 128, "mrrs": 128},
+            {"gen": 3, "lanes": 8, "delay": "3us"},
+        ):
             fabric.links[GEN].set(**settings)
             told = h0.estimate(kind, far.gva, 1 << 16)["completes_ps"]
             assert took() == pytest.approx(told, rel=0.02)
@@ -260,3 +265,38 @@ def test_without_injected_time_it_is_kept_and_shown(place: Path) -> None:
         node.store(fabric.gva("host1"), 1)
         assert fabric.links[GEN].info()["delay_ps"] == 9_000_000
         assert node.estimate("load", fabric.gva("host1"))["completes_ps"] > 18_000_000
+
+
+def test_scribbled_settings_are_as_described(place: Path) -> None:
+    """Whatever stands in the snapshots is checked before it is a size or a shift; what cannot be is as the topology says."""
+    import random
+    import struct
+
+    noise = random.Random(3)
+    with persistent(topology(2)) as fabric:
+        node, link, gva = fabric.attach("host0"), fabric.links[GEN], fabric.gva("host1")
+        fabric.attach("host1")
+        link.set(delay="777ns", gen=5)
+        values = [link.info()[key] for key in ("delay_ps", "gen", "lanes", "mps", "mrrs", "rcb")]
+        wanted = struct.pack("<6Q", *values)
+        with control_path().open("r+b") as file:
+            at, found = 0, -1
+            while found < 0:
+                at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                place_ = os.pread(file.fileno(), end - at, at).find(wanted)
+                found, at = (at + place_ if place_ >= 0 else -1), end
+            for _ in range(200):
+                key = noise.randrange(15)
+                value = noise.choice((0, 1, 3, 7, 128, 4096, 1 << 20, 1 << 32, (1 << 40) + 1, (1 << 63) - 1, (1 << 64) - 1))
+                before = os.pread(file.fileno(), 8, found + 8 * key)
+                os.pwrite(file.fileno(), struct.pack("<Q", value), found + 8 * key)
+                info = link.info()
+                assert info["gen"] in range(1, 7) and info["delay_ps"] <= 10**12
+                told = node.estimate("load", gva)["completes_ps"]
+                if info["delay_ps"] < 10**6:
+                    assert node.load(gva) == 0 and told > 0
+                os.pwrite(file.fileno(), before, found + 8 * key)
+        assert fabric.info()["counters"]["corrupt_resets"] > 0
+        link.reset()
+        assert link.info()["changed"] == {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from helpers import Child, eventually, persistent, topology
 
 import fabrex
-from fabrex.ntb import Event
+from fabrex.ntb import Event, MsiDescriptor
 
 pytest_plugins = ["helpers"]
 
@@ -245,7 +246,9 @@ def test_every_window(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
             window = a.ntb.windows[widx]
             address_align, size_align, size_max = a.ntb.mw_get_align(far, widx)
             assert (address_align, size_align, size_max) == (window.address_align, window.size_align, window.max_size)
-            size = size_max if window.lut and profile != "fabrex" else min(size_max, 1 << 20) // size_align * size_align
+            # What the device says is what it takes: an entry of a look-up table has one size.
+            size = -(-min(size_max, 1 << 20) // size_align) * size_align
+            assert size == size_max or not window.lut or profile == "fabrex"
             if size > 8 << 20:
                 continue  # more than there is behind it
             window.set_translation(far, 0, size)
@@ -286,6 +289,51 @@ def test_ping_pong(four: tuple[fabrex.Fabric, Hosts]) -> None:
         assert bells(hosts[near].ntb.wait_event(5)) == 2
         hosts[near].ntb.db_clear(2)
         assert hosts[near].ntb.poll() == hosts[far].ntb.poll() == []
+
+
+def test_doorbells_gather(four: tuple[fabrex.Fabric, Hosts]) -> None:
+    """Bit by bit the register fills, and nothing else changes; who waits for all of them finds all."""
+    _fabric, hosts = four
+    for near, far in PAIRS:
+        a, b = hosts[near], hosts[far]
+        valid, rung = b.ntb.db_valid_mask(), 0
+        b.ntb.db_set_mask(valid)
+        for bit in range(64):
+            assert b.ntb.db_read() == rung
+            a.ntb.peer_db_set(far, 1 << bit & valid)  # a bit that is not there: nothing is rung
+            rung |= 1 << bit & valid
+            a.flush(far)
+        assert b.ntb.db_read() == valid and b.ntb.poll() == []
+        b.ntb.db_clear_mask(valid)
+        assert gather(b, valid) == valid
+        b.ntb.db_clear(valid)
+        assert b.ntb.db_read() == b.ntb.db_read_mask() == 0
+
+
+def test_a_window_shows_what_its_owner_writes(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
+    """The other direction: the owner fills its memory, the peer reads it through the window, and copies through it by DMA."""
+    fabric, hosts = four
+    numbers = random.Random(profile)
+    for near, far in PAIRS:
+        a, b = hosts[near], hosts[far]
+        window = b.ntb.windows[0]
+        _address, size_align, size_max = b.ntb.mw_get_align(near, 0)
+        size = -(-min(65536, size_max) // size_align) * size_align
+        window.set_translation(near, 0, size)
+        data, other = numbers.randbytes(size), numbers.randbytes(size)
+        a.write(fabric.gva(near), data)
+        a.flush(near)
+        assert b.read(window.address, size) == data
+        source = b.alloc(size)
+        b.write(source.gva, other)
+        b.dma.copy(dst=window.address, src=source.gva, size=size, visible=True).wait(30)
+        assert a.read(fabric.gva(near), size) == other
+        b.dma.copy(dst=source.gva, src=window.address, size=size, visible=True).wait(30)
+        assert b.read(source.gva, size) == other
+        source.free()
+        window.clear_translation()
+        with pytest.raises((fabrex.NoWindow, fabrex.AddressError)):
+            b.load(window.address)
 
 
 # ---- what silicon rejects -------------------------------------------------------------------------------------------
@@ -670,6 +718,283 @@ def test_processes_that_program_one_device(place: Path, children: Callable[..., 
             said = child.hear()
             db, mask = db | said[0], mask | said[1]
         assert (node.ntb.db_read(), node.ntb.db_read_mask()) == (db, mask)
+
+
+# ---- interrupts by message ------------------------------------------------------------------------------------------
+
+MSIS = {"fabrex": 64, "switchtec": 28}
+
+
+def test_interrupts_by_message(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
+    _fabric, hosts = four
+    count = MSIS.get(profile, 0)
+    if not count:
+        node = hosts["host0"].ntb
+        assert node.msi_count() == 0
+        rejected(node.msi_request)
+        rejected(node.msi_set_mask, 1)
+        return
+    descriptors = {name: [node.ntb.msi_request() for _ in range(count)] for name, node in hosts.items()}
+    for name, node in hosts.items():
+        assert node.ntb.msi_count() == count and [d.vector for d in descriptors[name]] == list(range(count))
+        rejected(node.ntb.msi_request)
+        rejected(node.ntb.msi_free, count)
+        rejected(node.ntb.msi_peer_trigger, 3, descriptors[name][0])
+        rejected(node.ntb.msi_peer_trigger, 0, MsiDescriptor(2, 0))
+        rejected(node.ntb.msi_peer_trigger, 0, MsiDescriptor(4096, 0))
+        rejected(node.ntb.msi_peer_address, 0, MsiDescriptor(4096, 0))
+    for near, far in PAIRS:
+        a, b = hosts[near], hosts[far]
+        for vector, descriptor in enumerate(descriptors[far]):
+            a.ntb.msi_peer_trigger(far, descriptor)
+            assert b.ntb.wait_event(5) == [Event("msi", 1 << vector, vector)]
+        # The same by a store to the address, through the requester's own bus.
+        a.store(a.ntb.msi_peer_address(far, descriptors[far][5]), descriptors[far][5].data, size=4)
+        assert b.ntb.wait_event(5) == [Event("msi", 1 << 5, 5)]
+        with pytest.raises(fabrex.UnsupportedRequest):
+            a.store(a.ntb.msi_peer_address(far, descriptors[far][0]), 1, size=8)
+        assert a.ntb.poll() == b.ntb.poll() == [] and b.ntb.msi_read_pending() == 0
+
+
+def test_a_masked_interrupt_stays_pending(pair: tuple[fabrex.Fabric, fabrex.Node, fabrex.Node]) -> None:
+    _fabric, a, b = pair
+    one, two = b.ntb.msi_request(), b.ntb.msi_request()
+    b.ntb.msi_set_mask(1 << two.vector)
+    assert b.ntb.msi_read_mask() == 2
+    for descriptor in (one, two, one, two):
+        a.ntb.msi_peer_trigger("host1", descriptor)
+    a.flush("host1")
+    assert b.ntb.msi_read_pending() == 3
+    assert b.ntb.poll() == [Event("msi", 1, 0)]  # an edge: several before it is told are one
+    assert b.ntb.msi_read_pending() == 2 and b.ntb.poll() == []
+    with pytest.raises(fabrex.WaitTimeout):
+        b.ntb.wait_event(0.02)
+    b.ntb.msi_clear_mask(2)
+    assert b.ntb.wait_event(1) == [Event("msi", 2, 1)] and b.ntb.msi_read_pending() == 0
+    b.ntb.msi_set_mask(2)
+    b.ntb.msi_clear_mask(2)  # told once, gone
+    assert b.ntb.poll() == []
+
+
+def test_a_freed_vector_rings_nobody(pair: tuple[fabrex.Fabric, fabrex.Node, fabrex.Node]) -> None:
+    fabric, a, b = pair
+    old = b.ntb.msi_request()
+    a.ntb.msi_peer_trigger("host1", old)
+    a.flush("host1", check=True)
+    b.ntb.msi_free(old.vector)  # what was pending of it is gone with it
+    rejected(b.ntb.msi_free, old.vector)
+    new = b.ntb.msi_request()
+    assert new.vector == old.vector and new.data != old.data
+    before = fabric.node_info("host1")["posted_dropped"]
+    for stale in (old, MsiDescriptor(new.addr_offset, new.data + 1), MsiDescriptor(400, new.data)):
+        a.ntb.msi_peer_trigger("host1", stale)
+        with pytest.raises(fabrex.FabricError):  # it was lost, and is told where it is asked for
+            a.flush("host1", check=True)
+    assert fabric.node_info("host1")["posted_dropped"] == before + 3
+    assert b.ntb.poll() == [] and b.ntb.msi_read_pending() == 0
+    client = fabric.attach("host1", "client")
+    taken = [client.ntb.msi_request() for _ in range(63)]
+    rejected(client.ntb.msi_request)
+    rejected(b.ntb.msi_free, taken[0].vector)  # another handle's
+    client.close()
+    assert b.ntb.msi_request().vector == taken[0].vector
+    a.ntb.msi_peer_trigger("host1", new)
+    assert b.ntb.wait_event(5) == [Event("msi", 1 << new.vector, new.vector)]
+
+
+MSI_HOLDER = """
+fabric = fabrex.Fabric.open("lab")
+node = fabric.attach("host1", "client")
+taken = [node.ntb.msi_request() for _ in range(63)]
+say([[d.addr_offset, d.data] for d in taken])
+hear()
+"""
+
+
+def test_vectors_of_a_dead_process_are_free_again(place: Path, children: Callable[..., Child]) -> None:
+    with persistent(topology(), timing=False) as fabric:
+        node = fabric.attach("host1")
+        first = node.ntb.msi_request()
+        child = children(MSI_HOLDER)
+        offset, data = child.hear()[0]
+        rejected(node.ntb.msi_request)
+        child.kill()
+        assert eventually(lambda: fabric.reap() == 0 and fabric.node_info("host1")["clients"] == 0)
+        second = node.ntb.msi_request()
+        assert second.vector != first.vector and (second.addr_offset, second.data) != (offset, data)
+
+
+MSI_RINGER = """
+fabric = fabrex.Fabric.open("lab")
+node = fabric.attach("host0")
+descriptor = fabrex.ntb.MsiDescriptor(*arguments[1:3])
+gva = fabric.gva("host1")
+for i in range(1, arguments[0] + 1):
+    node.write(gva + 4096, i.to_bytes(8, "little") * 64)
+    node.ntb.msi_peer_trigger("host1", descriptor)
+    while node.ntb.wait_event(20)[0].kind != "doorbell":
+        pass
+    node.ntb.db_clear(node.ntb.db_read())
+say("done")
+"""
+
+
+def test_an_interrupt_is_behind_the_data(place: Path, children: Callable[..., Child], timing: bool) -> None:
+    with persistent(topology(delay="300ns"), timing=timing) as fabric:
+        node, rounds = fabric.attach("host1"), 200
+        descriptor = node.ntb.msi_request()
+        child = children(MSI_RINGER, rounds, descriptor.addr_offset, descriptor.data)
+        gva = fabric.gva("host1")
+        for i in range(1, rounds + 1):
+            events = [e for e in node.ntb.wait_event(20) if e.kind != "link"] or node.ntb.wait_event(20)
+            assert events == [Event("msi", 1, 0)]
+            assert node.read(gva + 4096, 512) == i.to_bytes(8, "little") * 64
+            node.ntb.peer_db_set("host0", 1)
+        child.expect("done")
+
+
+def test_an_interrupt_over_a_dead_link_vanishes(pair: tuple[fabrex.Fabric, fabrex.Node, fabrex.Node]) -> None:
+    _fabric, a, b = pair
+    descriptor = b.ntb.msi_request()
+    b.ntb.link_disable()
+    a.ntb.msi_peer_trigger("host1", descriptor)
+    a.store(a.ntb.msi_peer_address("host1", descriptor), descriptor.data, size=4)
+    b.ntb.link_enable()
+    assert all(event.kind == "link" for event in b.ntb.poll()) and b.ntb.msi_read_pending() == 0
+
+
+# ---- requester IDs --------------------------------------------------------------------------------------------------
+
+TABLE = {"fabrex": 256, "idt": 64, "switchtec": 256}
+
+
+def test_a_requester_that_is_not_in_the_table_is_dropped(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
+    fabric, hosts = four
+    owner, far = hosts["host0"], hosts["host1"]
+    assert owner.ntb.rid_count() == TABLE.get(profile, 0)
+    if profile not in TABLE:
+        rejected(owner.ntb.rid_set, [0])
+        rejected(owner.ntb.rid_set, None)
+        return
+    owner.ntb.windows[0].set_translation("host1", 0, 1 << 20)
+    there = owner.ntb.windows[0].address
+    clients = [fabric.attach("host0", "client") for _ in range(2)]
+    assert [node.ntb.function() for node in (owner, *clients)] == [0, 1, 2] and owner.ntb.rid_get() is None
+    for node in (owner, *clients):
+        node.store(there, 1)
+        assert node.load(there) == 1
+    owner.ntb.rid_set([0, 2])
+    assert clients[0].ntb.rid_get() == [0, 2]
+    before = fabric.node_info("host1")["posted_dropped"], fabric.node_info("host0")["aer"]["nonfatal"]
+    clients[0].store(there, 5)
+    clients[0].write(there, b"12345678")
+    clients[0].ntb.peer_db_set("host1", 1)
+    for refused in (lambda: clients[0].load(there), lambda: clients[0].read(there, 100), lambda: clients[0].fetch_add(there, 1),
+                    lambda: clients[0].flush("host1")):  # fmt: skip
+        with pytest.raises(fabrex.UnsupportedRequest):
+            refused()
+    after = fabric.node_info("host1")["posted_dropped"], fabric.node_info("host0")["aer"]["nonfatal"]
+    assert (after[0] - before[0], after[1] - before[1]) == (3, 3)
+    assert clients[1].load(there) == 1 and owner.load(there) == 1 and far.ntb.db_read() == 0
+    clients[1].store(there, 6)
+    clients[1].flush("host1")
+    assert far.load(fabric.gva("host1")) == 6
+    # What others send to this node is none of the table's business, and its own memory none of the NTB's.
+    clients[0].store(fabric.gva("host0"), 9)
+    assert clients[0].load(fabric.gva("host0")) == 9
+    clients[0].close()
+    again = fabric.attach("host0", "client")
+    assert again.ntb.function() == 1  # the lowest number that is free
+    with pytest.raises(fabrex.UnsupportedRequest):
+        again.load(there)
+    for bad in ([256], [-1], range(TABLE[profile] + 1)):
+        rejected(owner.ntb.rid_set, bad)
+    assert owner.ntb.rid_get() == [0, 2]
+    owner.ntb.rid_set(None)
+    assert owner.ntb.rid_get() is None and again.load(there) == 6
+    owner.ntb.rid_set([])
+    with pytest.raises(fabrex.UnsupportedRequest):
+        owner.load(there)
+
+
+# ---- shares of a peer's windows, inbound windows, read-back ---------------------------------------------------------
+
+
+def test_resource_indices(four: tuple[fabrex.Fabric, Hosts]) -> None:
+    """No two peers of a host get the same of its windows."""
+    _fabric, hosts = four
+    for name, node in hosts.items():
+        others = [hosts[other].ntb for other in HOSTS if other != name]
+        assert [other.peer_resource_idx(name) for other in others] == [0, 1, 2]
+        count = len(node.ntb.windows)
+        if count < 3:
+            assert [other.peer_highest_mw_idx(name) for other in others[:2]] == [1, 0]
+            rejected(others[2].peer_highest_mw_idx, name)
+        else:
+            assert [other.peer_highest_mw_idx(name) for other in others] == [count - 1, count - 2, count - 3]
+        rejected(node.ntb.peer_resource_idx, 3)
+        rejected(node.ntb.peer_highest_mw_idx, 3)
+
+
+def test_inbound_windows(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
+    fabric, hosts = four
+    for near, far in PAIRS:
+        a, b = hosts[near], hosts[far]
+        try:
+            widx = b.ntb.peer_highest_mw_idx(near)
+        except fabrex.InvalidArgument:
+            continue
+        assert b.ntb.mw_count(near) == len(a.ntb.windows)
+        _address_align, _size_align, size_max = b.ntb.mw_get_align(near, widx)
+        window = a.ntb.windows[widx]
+        size = size_max if window.lut and profile != "fabrex" else min(size_max, 1 << 20)
+        b.ntb.mw_set_trans(near, widx, 0, size)
+        assert (window.peer, window.translation, window.size) == (far, 0, size)
+        a.store(window.address + 8, 77)
+        a.flush(far)
+        assert b.load(fabric.gva(far, 8)) == 77
+        other = next(name for name in HOSTS if name not in (near, far))
+        rejected(hosts[other].ntb.mw_clear_trans, near, widx)
+        assert window.programmed
+        b.ntb.mw_clear_trans(near, widx)
+        assert not window.programmed
+        b.ntb.mw_clear_trans(near, widx)  # nothing to do
+        with pytest.raises(fabrex.WindowError):
+            b.ntb.mw_set_trans(near, widx, 2, size)
+        with pytest.raises(fabrex.WindowError):
+            b.ntb.mw_set_trans(near, widx, 0, size_max + 1)
+        with pytest.raises(fabrex.AddressError):
+            b.ntb.mw_set_trans(near, widx, 1 << 62, size)
+        rejected(b.ntb.mw_set_trans, near, len(a.ntb.windows), 0, size)
+        with pytest.raises(OverflowError):
+            b.ntb.mw_set_trans(near, widx, -1, size)
+        assert not window.programmed
+
+
+def test_a_translation_that_reads_back_otherwise_is_an_error(four: tuple[fabrex.Fabric, Hosts], profile: str) -> None:
+    _fabric, hosts = four
+    window = hosts["host0"].ntb.windows[len(hosts["host0"].ntb.windows) - 1]
+    size = window.max_size if window.lut and profile != "fabrex" else min(window.max_size, 1 << 20)
+    if window.address_align > 4 << 20:
+        size, bit = 1 << 20, 0  # its base is a multiple of the aperture: only 0 has memory behind it
+    else:
+        bit = max(window.address_align, window.max_size if window.lut else 0, 4096)
+        bit = bit if bit < 4 << 20 else 0
+    window.set_translation("host1", 0, size)
+    if bit:
+        window.inject_stuck(bit)
+        window.set_translation("host1", 0, size)  # nothing that is written shows it
+        with pytest.raises(OSError) as caught:
+            window.set_translation("host1", bit, size)
+        assert caught.value.errno == errno.EIO and isinstance(caught.value, fabrex.SystemRefused)
+        assert not window.programmed
+        with pytest.raises(fabrex.NoWindow):
+            hosts["host0"].store(window.address, 1)
+        window.inject_stuck(0)
+        window.set_translation("host1", bit, size)
+        assert window.translation == bit
+    with pytest.raises(OverflowError):
+        window.inject_stuck(-1)
 
 
 def test_an_ended_fabric_leaves_no_event_file(place: Path) -> None:

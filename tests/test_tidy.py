@@ -28,11 +28,11 @@ CSRC = ROOT / "csrc"
 # The C core from the bottom up. A file includes its own layer and those below. File names without their ending.
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
-    {"internal", "error", "clock", "copy", "prng", "trace", "choice", "ordering"},
-    {"segment", "lock", "registered", "ring", "timing", "link", "event", "fault"},
+    {"internal", "error", "clock", "copy", "prng", "trace", "jitter", "choice", "ordering"},
+    {"segment", "lock", "registered", "ring", "timing", "link", "event", "tier", "fault"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "loop", "shm", "socket", "engine"},
-    {"node", "op", "journey", "dma", "ntb_peer", "service", "fabric", "export"},
+    {"node", "op", "journey", "dma", "ntb_peer", "ntb_msi", "ntb_requester", "service", "fabric", "export"},
     {"sim"},  # runs programs on all of it
     {"bench"},  # over everything
 ]
@@ -54,7 +54,7 @@ PY_CORE_IMPORTERS = {
 }
 
 # Built upon the library; nothing below may import them.
-PY_UPPER = ("fabrex.cli", "fabrex.kv", "fabrex.nixl", "fabrex.accel", "fabrex.pytest_plugin")
+PY_UPPER = ("fabrex.cli", "fabrex.ntbtool", "fabrex.kv", "fabrex.nixl", "fabrex.accel", "fabrex.pytest_plugin")
 
 # Directories that are made, not written.
 MADE = {".git", ".venv", "build", "dist", "results", "node_modules", "__pycache__"}

@@ -132,7 +132,8 @@ def test_counts_and_patterns() -> None:
 def test_defaults_fill_gaps_only() -> None:
     topology = Topology.load(FULL)
     assert topology.nodes["host0"].memory["dram"] == Memory("dram", 2**30, 80_000)
-    assert topology.nodes["host2"].memory["dram"] == Memory("dram", 2 * 2**30, 90_000, 307_200_000_000 * 8)
+    assert topology.nodes["host2"].memory["dram"] == Memory("dram", 2 * 2**30, 90_000, 307_200_000_000 * 8,
+        {"distribution": "exponential", "mean_ps": 5_000, "max_ps": 1_000_000})  # fmt: skip
     assert topology.nodes["gpu0"].memory["hbm"].rate_bps == 3_200_000_000_000 * 8
     assert (topology.nodes["host0"].dma.channels, topology.nodes["host0"].dma.tags) == (2, 64)
     assert topology.nodes["gpu0"].dma.setup_read_ps == 400_000
@@ -223,7 +224,7 @@ BAD: list[tuple[str, str, str, int, str, bool]] = [
     ("fabrex: 1\n", "fabrex: 0\n", "fabrex", 1, "no version 0", True),
     ("fabrex: 1\n", "", "fabrex", 1, "write fabrex: 1", True),
     ("name: pair\n", "", "name", 1, "no name", True),
-    ("gen: 4, lanes: 16}}", "gen: 4, lanes: 12}}", "links[1].pcie.lanes", 9, "allowed: 1, 2, 4, 8, 16, 32", True),
+    ("gen: 4, lanes: 16}}", "gen: 4, lanes: 3}}", "links[1].pcie.lanes", 9, "allowed: 1, 2, 4, 8, 12, 16, 32", True),
     ("gen: 4, lanes: 16}}", "gen: 4, lanes: 16.0}}", "links[1].pcie.lanes", 9, "not the number 16.0", True),
     ("gen: 4, lanes: 16}}", 'gen: "4", lanes: 16}}', "links[1].pcie.gen", 9, "not the text '4'", True),
     ("gen: 4, lanes: 16}}", "gen: 4, lanes: 16, mrrs: 384}}", "links[1].pcie.mrrs", 9, "allowed: 128, 256", True),

@@ -295,4 +295,15 @@ def mem_write(arguments: Any) -> int:
     return output.OK
 
 
-__all__ = ["link_down", "link_reset", "link_set", "link_show", "link_up", "mem_read", "mem_write", "window_clear", "window_list", "window_set"]
+__all__ = [
+    "link_down",
+    "link_reset",
+    "link_set",
+    "link_show",
+    "link_up",
+    "mem_read",
+    "mem_write",
+    "window_clear",
+    "window_list",
+    "window_set",
+]

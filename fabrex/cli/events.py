@@ -62,7 +62,8 @@ def _line(event: Any) -> str:
     wall = time.strftime("%H:%M:%S", time.localtime(event.unix_ns // 10**9)) + f".{event.unix_ns // 10**6 % 1000:03}"
     details = ", ".join(_detail(key, value) for key, value in event.details.items())
     what = event.link or event.node or ""
-    return f"{event.number:>6}  {wall}  {output.nanoseconds(event.time_ps / 1e3):>8}  {event.kind:<14}  {what}{'  ' if what and details else ''}{details}"
+    when = f"{event.number:>6}  {wall}  {output.nanoseconds(event.time_ps / 1e3):>8}"
+    return f"{when}  {event.kind:<14}  {what}{'  ' if what and details else ''}{details}"
 
 
 def _detail(key: str, value: Any) -> str:

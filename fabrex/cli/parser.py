@@ -215,7 +215,9 @@ def build() -> Parser:
     at = placed(facts(command("events", "show what has happened to a fabric")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("--follow", "-f", action="store_true", help="go on until the fabric ends")
-    at.add_argument("--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on")
+    at.add_argument(
+        "--since", type=since, default=0, metavar="S", help="only the last `10s` (or ms, min, h), or from event number 120 on"
+    )
     at.add_argument("--kind", action="append", metavar="EVENT", help="only these; may be repeated")
 
     # Programs
@@ -288,7 +290,12 @@ def build() -> Parser:
     at.add_argument("address", metavar="ADDRESS", help="what it shows: host1:dram+0x100000")
     at.add_argument("size", metavar="SIZE", type=size)
     at.add_argument("--perm", choices=("r", "w", "rw", "none"), default="rw")
-    at.add_argument("--mapping", choices=("managed", "wc", "uc"), default="managed", help="how stores through it combine (default: bulk writes only)")
+    at.add_argument(
+        "--mapping",
+        choices=("managed", "wc", "uc"),
+        default="managed",
+        help="how stores through it combine (default: bulk writes only)",
+    )
     at = placed(facts(command("clear", "let a window lead nowhere", parent=window, full="window clear")))
     at.add_argument("name", metavar="NAME")
     at.add_argument("node", metavar="NODE")
@@ -311,6 +318,58 @@ def build() -> Parser:
     what.add_argument("--text", metavar="TEXT", help="text in UTF-8 instead of a number")
     at.add_argument("--from", dest="source", metavar="NODE", help="the node that writes; the memory's own if left out")
 
+    # NTB devices
+
+    ntb = group("ntb", "show and change NTB devices: links, doorbells, scratchpads, messages, windows")
+
+    def device(action: str, summary: str, *, verbs: Sequence[str] = (), node: str | None = None) -> Parser:
+        at = placed(facts(command(action, summary, parent=ntb, full=f"ntb {action}")))
+        at.add_argument("name", metavar="NAME")
+        at.add_argument("node", metavar="NODE", nargs=node)
+        if verbs:
+            at.add_argument(
+                "verb",
+                choices=verbs,
+                metavar="ACTION",
+                nargs="?",
+                default="show",
+                help=f"show (the default), {', '.join(verbs[1:])}",
+            )
+        return at
+
+    def peer(parser: Parser, what: str) -> Parser:
+        parser.add_argument("--peer", metavar="NODE", help=f"{what} of this peer, as NODE reaches it")
+        return parser
+
+    device("show", "show devices: ports, links, and how much there is of everything", node="?")
+    at = device("link", "show a device's links, open it or close it", verbs=("show", "up", "down"))
+    at.add_argument("--wait", type=seconds, metavar="S", help="wait so long for the links to be as asked (exit code 124)")
+    at = peer(device("db", "show, ring, set and clear doorbell bits and their mask",
+                     verbs=("show", "set", "clear", "mask", "unmask", "wait")), "the doorbell")  # fmt: skip
+    at.add_argument("bits", metavar="BITS", nargs="?", type=number, help="a bit mask, as 0x5")
+    at.add_argument("--timeout", type=seconds, metavar="S", help="for `wait`: give up after so long (exit code 124)")
+    at = peer(device("spad", "show and write scratchpads", verbs=("show", "write")), "the scratchpads")
+    at.add_argument("index", metavar="INDEX", nargs="?", type=number)
+    at.add_argument("value", metavar="VALUE", nargs="?", type=number)
+    at = device("msg", "show, send and clear messages", verbs=("show", "send", "clear", "mask", "unmask"))
+    at.add_argument("--peer", metavar="NODE", help="for `send`: to whom")
+    at.add_argument("index", metavar="INDEX|BITS", nargs="?", type=number, help="a register; status bits for clear, mask, unmask")
+    at.add_argument("value", metavar="VALUE", nargs="?", type=number)
+    at = device("mw", "show windows and what they take; `window` programs them")
+    at.add_argument("--peer", metavar="NODE", help="only windows that show this peer (with --all: that could)")
+    at.add_argument("--all", action="store_true", help="also windows that lead nowhere")
+    at = placed(facts(command("ntb-tool", "mount the files of the kernel's NTB test drivers for a fabric's devices")))
+    at.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    at.add_argument("--fabric", required=True, metavar="NAME", dest="name")
+    at.add_argument("--background", action="store_true", help="return when it is mounted; ends with `fusermount3 -u MOUNTPOINT`")
+    at.add_argument("--allow-other", action="store_true", help="other users may use it, too")
+    at.add_argument("--windows", type=number, metavar="N", help="show only the first N windows of each device")
+    at.add_argument("--delay-ms", type=number, default=1000, metavar="N", help="ntb_pingpong's delay (1000)")
+    at.add_argument("--total-order", type=number, default=30, metavar="N", help="ntb_perf copies 2^N bytes (30)")
+    at.add_argument("--chunk-order", type=number, default=19, metavar="N", help="in pieces of 2^N bytes (19)")
+    at.add_argument("--use-dma", action="store_true", help="ntb_perf copies by DMA")
+    at.add_argument("--ready-fd", type=number, help=argparse.SUPPRESS)
+
     # Seeing it work
 
     at = placed(facts(command("demo", "see a fabric of 42 nodes work: modelled beside measured, in under a minute")))
@@ -326,11 +385,15 @@ def build() -> Parser:
     at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
     at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
     at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    at.add_argument("--dilation", metavar="K", help="stretch modelled time: 4 lets a second of the fabric take four here")
     at.add_argument("--card", nargs="?", const="", metavar="FILE",
                     help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
     at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")
     receipt = group("receipt", "look at what `bench --receipt` kept")
-    for action, summary in (("show", "figure a receipt anew from its samples"), ("verify", "check a receipt: exit code 1 if it was edited")):
+    for action, summary in (
+        ("show", "figure a receipt anew from its samples"),
+        ("verify", "check a receipt: exit code 1 if it was edited"),
+    ):
         at = facts(command(action, summary, parent=receipt, full=f"receipt {action}"))
         at.add_argument("file", metavar="FILE")
         if action == "show":

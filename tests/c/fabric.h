@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fabric.h - a small fabric for C tests: host0 - sw0 - host1, in a directory of the test's own. */
+ * fabric.h - a small fabric for C tests: host0 - sw0 - host1 (and host2, if asked), in a directory of the test's own. */
 #ifndef FBX_TESTS_FABRIC_H
 #define FBX_TESTS_FABRIC_H
 
@@ -40,30 +40,31 @@ static int test_leftovers(void)
     return count;
 }
 
-static uint32_t test_clock = FBX_REAL; /* of the fabrics made next */
+static uint32_t test_clock = FBX_REAL, test_hosts = 2; /* of the fabrics made next; at most 3 hosts */
 
 static int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps, fbx_fabric **out)
 {
-    struct fbx_config_node nodes[3];
-    struct fbx_config_region regions[2];
-    struct fbx_config_link links[2];
+    static const char *const names[] = {"host0", "host1", "host2"}, *const link_names[] = {"link0", "link1", "link2"};
+    const uint32_t hosts = test_hosts;
+    struct fbx_config_node nodes[4];
+    struct fbx_config_region regions[3];
+    struct fbx_config_link links[3];
     struct fbx_config config;
     memset(nodes, 0, sizeof nodes);
     memset(regions, 0, sizeof regions);
     memset(links, 0, sizeof links);
     memset(&config, 0, sizeof config);
-    nodes[0].name = "host0";
-    nodes[1].name = "host1";
-    nodes[2].name = "sw0";
-    nodes[0].kind = nodes[1].kind = FBX_HOST;
-    nodes[2].kind = FBX_SWITCH;
-    for (uint32_t i = 0; i < 2; i++) {
+    nodes[hosts].name = "sw0";
+    nodes[hosts].kind = FBX_SWITCH;
+    for (uint32_t i = 0; i < hosts; i++) {
+        nodes[i].name = names[i];
+        nodes[i].kind = FBX_HOST;
         regions[i].node = i;
         regions[i].tier = "dram";
         regions[i].bytes = 64u << 20;
-        links[i].name = i ? "link1" : "link0";
+        links[i].name = link_names[i];
         links[i].node_a = i;
-        links[i].node_b = 2;
+        links[i].node_b = hosts;
         links[i].gen = 4;
         links[i].lanes = 16;
         links[i].mps = 256;
@@ -75,9 +76,9 @@ static int test_fabric(const char *name, uint32_t flags, uint64_t link_delay_ps,
     config.directory = test_dir();
     config.flags = flags;
     config.clock = test_clock;
-    config.node_count = 3;
-    config.region_count = 2;
-    config.link_count = 2;
+    config.node_count = hosts + 1;
+    config.region_count = hosts;
+    config.link_count = hosts;
     config.nodes = nodes;
     config.regions = regions;
     config.links = links;

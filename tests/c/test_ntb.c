@@ -182,6 +182,50 @@ static void done_again(void)
     CHECK_EQ(bits, 0);
 }
 
+/* The message of a vector, once for each entry of a queue, and only for the descriptor that is valid. */
+static void interrupts(void)
+{
+    struct fbxl_queue *q;
+    struct fbx_msi_desc desc, other;
+    struct fbx_ntb_event event;
+    uint64_t pending, address;
+    MUST(fbxi_queue_get(fabric, 0, 1, 2, &q)); /* nobody else's */
+    CHECK_EQ(fbx_msi_request(h1, &desc), 0);
+    CHECK_EQ(fbx_msi_request(h1, &other), 1);
+    struct fbxi_ntb_write once = {FBXL_ENTRY_MSI, 0, desc.addr_offset, desc.data, q, 100};
+    MUST(fbxi_ntb_apply(fabric, 1, &once));
+    CHECK_EQ(fbx_ntb_wait_event(h1, &event, 1, 0), 1);
+    CHECK_EQ(event.kind, FBX_NTB_MSI);
+    CHECK_EQ(event.vector, 0);
+    MUST(fbxi_ntb_apply(fabric, 1, &once)); /* a deliverer died: not twice */
+    CHECK_EQ(fbx_ntb_wait_event(h1, &event, 1, 0), FBX_E_AGAIN);
+    struct fbxi_ntb_write wrong[] = {{FBXL_ENTRY_MSI, 0, desc.addr_offset, desc.data + 1, NULL, 0},
+                                     {FBXL_ENTRY_MSI, 0, other.addr_offset + 4, 0, NULL, 0},
+                                     {FBXL_ENTRY_MSI, 0, 2, desc.data, NULL, 0},
+                                     {FBXL_ENTRY_MSI, 0, 4 * FBX_NTB_MSIS, desc.data, NULL, 0},
+                                     {FBXL_ENTRY_MSI, 0, 1ull << 40, desc.data, NULL, 0}};
+    for (unsigned i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
+        CHECK_EQ(fbxi_ntb_apply(fabric, 1, &wrong[i]), FBX_E_INVALID);
+    MUST(fbx_msi_set_mask(h1, 3));
+    MUST(fbx_msi_peer_trigger(h0, 0, &other));
+    MUST(fbx_msi_peer_addr(h0, 0, &desc, &address));
+    MUST(fbx_store(h0, address, 4, desc.data));
+    CHECK_EQ(fbx_store(h0, address, 8, desc.data), FBX_E_UNSUPPORTED);
+    MUST(fbx_flush(h0, 1, 0));
+    MUST(fbx_msi_read_pending(h1, &pending));
+    CHECK_EQ(pending, 3);
+    CHECK_EQ(fbx_ntb_wait_event(h1, &event, 1, 0), FBX_E_AGAIN);
+    MUST(fbx_msi_clear_mask(h1, 2));
+    CHECK_EQ(fbx_ntb_wait_event(h1, &event, 1, 0), 1);
+    CHECK_EQ(event.vector, 1);
+    MUST(fbx_msi_free(h1, 0));
+    MUST(fbx_msi_free(h1, 1));
+    CHECK_EQ(fbx_msi_free(h1, 1), FBX_E_INVALID);
+    CHECK_EQ(fbx_msi_free(h1, 1u << 30), FBX_E_INVALID);
+    MUST(fbx_msi_read_pending(h1, &pending));
+    CHECK_EQ(pending, 0);
+}
+
 static void run(uint32_t flags)
 {
     char name[32];
@@ -197,6 +241,7 @@ static void run(uint32_t flags)
         ;
     if (!(flags & FBX_TIMING))
         done_again();
+    interrupts();
     exact_counts(0);
     exact_counts(1);
     barrier();

@@ -126,6 +126,23 @@ static int repertoire(fbx_fabric *f, uint64_t shared, uint64_t value, int contro
         if (!bad)
             bad = fbx_db_clear(n, 3);
     }
+    /* interrupt vectors: those of the dead must not run out; and who may cross the NTB */
+    struct fbx_msi_desc desc;
+    const uint32_t everybody[] = {0, 1, 2, 3};
+    if (!bad) {
+        int vector = fbx_msi_request(n, &desc);
+        bad = vector < 0 ? vector : fbx_msi_set_mask(n, 1ull << vector);
+        if (!bad)
+            bad = fbx_msi_clear_mask(n, 1ull << vector);
+        if (!bad)
+            bad = fbx_msi_peer_trigger(n, 0, &desc); /* nobody there holds it: it is dropped */
+        if (!bad)
+            bad = fbx_msi_free(n, (uint32_t)vector);
+    }
+    if (!bad && control)
+        bad = fbx_rid_set(n, everybody, 4);
+    if (!bad && control)
+        bad = fbx_rid_open(n);
     if (!bad && control) {
         bad = fbx_ntb_link_disable(n);
         if (!bad)

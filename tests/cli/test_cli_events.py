@@ -117,7 +117,12 @@ def test_what_is_refused(cli: Cli) -> None:
 def test_completion(cli: Cli) -> None:
     cli.good("up", "fabrex-pair", "--name", "lab")
     assert cli.good("__complete", "events", "l").out.split() == ["lab"]
-    assert cli.good("__complete", "events", "lab", "--kind", "link_").out.split() == ["link_down", "link_reset", "link_set", "link_up"]
+    assert cli.good("__complete", "events", "lab", "--kind", "link_").out.split() == [
+        "link_down",
+        "link_reset",
+        "link_set",
+        "link_up",
+    ]
     assert set(cli.good("__complete", "events", "lab", "--").out.split()) >= {"--follow", "--since", "--kind", "--json"}
     assert cli.good("__complete", "link", "s").out.split() == ["set", "show"]
     assert cli.good("__complete", "link", "set", "lab", "host0").out.split() == [LINK]

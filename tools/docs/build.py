@@ -32,15 +32,24 @@ def notice(sources: str) -> str:
 
 # Module, its heading, and the classes and functions to show, in the order in which a reader meets them.
 API: list[tuple[str, str, list[str]]] = [
-    ("fabric", "Fabrics", ["Fabric", "attach", "fabrics"]),
+    ("fabric", "Fabrics", ["Fabric", "attach"]),
+    ("listing", "Finding fabrics", ["fabrics"]),
     ("link", "Links", ["Link"]),
     ("event", "Events", ["Events", "Event"]),
     ("node", "Nodes", ["Node", "Operation"]),
     ("memory", "Buffers", ["Buffer"]),
     ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
-    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "Windows", "Window"]),
+    ("fidelity", "Fidelity", ["Disturbance", "shortfalls"]),
+    ("ntb", "Windows", ["Ntb", "Event", "LinkState", "MsiDescriptor", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
+    ("sim/_run", "Virtual clock", ["run", "Result"]),
+    ("sim/_errors", "What ends a simulation", ["Deadlock", "LimitReached", "NotDeterministic"]),
+    ("sim/_trace", "Traces", ["Trace", "TraceEvent", "Site"]),
+    ("sim/_search", "Looking for seeds that fail", ["search", "Failure"]),
+    ("sim/_explain", "Failures that explain themselves", ["explain", "Explanation"]),
+    ("sim/_record", "Record and replay", ["record", "Recording", "Recorded", "replay", "Replay"]),
+    ("sim/_explore", "Exhaustive clock", ["explore", "Exploration"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -143,8 +152,10 @@ def api() -> str:
         top = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | Function)}
         for name in names:
             node = top[name]
-            dotted = f"fabrex.{name}" if module in ("fabric", "node", "memory", "registered", "event") else f"fabrex.{module}.{name}"
+            top_level = module in ("fabric", "listing", "node", "memory", "registered", "event")
+            dotted = f"fabrex.{name}" if top_level else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
+            dotted = f"fabrex.sim.{name}" if module.startswith("sim/") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")
@@ -244,13 +255,13 @@ class Layout:
         body = re.sub(r"struct \w*\s*\{\n(.*?)\n\s*\} (\w+(?:\[\w+\])?);", nested, body, flags=re.S)
         out: list[Field] = []
         offset, most = 0, 1
-        pattern = r"^\s*(_Alignas\(64\) )?([@\w]+(?: fbxl_\w+)?) ([\w, \[\]*]+);(?:[ ]*/\* (.*?) \*/)?"
+        pattern = r"^\s*(_Alignas\(64\) )?([@\w]+(?: fbxl_\w+)?) ([\w, \[\]*/]+);(?:[ ]*/\* (.*?) \*/)?"
         for found in re.finditer(pattern, body, re.M | re.S):
             aligned, kind, names, comment = found.groups()
             parts = inner[int(kind[1:])] if kind.startswith("@") else None
             size, align = (parts[1], parts[2]) if parts else self.sizes[kind]
             for k, declarator in enumerate(names.split(",")):
-                name, *dimensions = re.findall(r"[\w* ]+", declarator.strip())
+                name, *dimensions = re.findall(r"[\w*/ ]+", declarator.strip())
                 count = 1
                 for dimension in dimensions:
                     count *= int(eval(re.sub(r"(?<=\d)u\b", "", dimension), {"__builtins__": {}}, dict(self.values)))

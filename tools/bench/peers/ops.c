@@ -2,18 +2,23 @@
  *
  * fabrex from C, through libfabrex as any program would use it. Arguments: COMMAND DIRECTORY FABRIC NODE GVA ...
  *
- *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes beside memcpy to the same memory
+ *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes and DMA beside memcpy between the same memory
  *   posted BATCHES            timing on: what it takes to issue a posted store
  *   poll   COUNT raw|api|wait watch a word of the node's own memory: say each stamp, and how much later it was seen
  *   send   COUNT raw|api GAP  write time stamps there, one every GAP ns; say those at which it was interrupted
+ *   bell   COUNT futex|wait|poll|events   wait for, or poll, doorbell 0 of the node: how much later each was seen; futex: bare
+ *   ring   COUNT futex|wait|poll|events GAP   ring it (host1's), one every GAP ns; say those at which it was interrupted
  *   push   BYTES START_PS NS  bulk writes, one after the other, from fabric time START_PS for NS; says bytes and ns
+ *   dma    BYTES START_PS NS  the same by DMA, four descriptors at a time
  *   chase  BATCHES PEERS LINES   follow addresses through lines of PEERS nodes' first regions, and pointers through the same
  */
 #define _GNU_SOURCE
 #include "fabrex.h"
 #include "measure.h"
 
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static void must(int status, const char *what)
@@ -37,7 +42,30 @@ static double bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva
     return median(slice, slices);
 }
 
-static void plain(fbx_node *node, uint64_t gva, int rounds)
+static void dma_copy(fbx_node *node, const struct fbx_dma *d)
+{
+    uint64_t id;
+    must(fbx_dma_submit(node, d, &id), "fbx_dma_submit");
+    must(fbx_dma_wait(node, id, UINT64_MAX), "fbx_dma_wait");
+    fbx_dma_release(node, id);
+}
+
+/* Small descriptors: what submitting one takes, and what each takes of a channel that is always full. */
+static void descriptors(fbx_node *node, const struct fbx_dma *d)
+{
+    enum { COUNT = 20000 };
+    static uint64_t samples[COUNT];
+    static double each[COUNT];
+    uint64_t total;
+    must(fbx_bench_dma(node, d, 64, COUNT, samples, &total), "fbx_bench_dma");
+    for (uint32_t i = 0; i < COUNT; i++)
+        each[i] = (double)samples[i] / 1e3;
+    say("dma_submit", d->bytes, median(each, COUNT));
+    must(fbx_bench_dma(node, d, 64, COUNT, NULL, &total), "fbx_bench_dma");
+    say("dma_queue", d->bytes, (double)total / COUNT / 1e3);
+}
+
+static void plain(fbx_fabric *fabric, fbx_node *node, uint64_t gva, int rounds)
 {
     enum { GATHERED = 4096 };
     static uint64_t gvas[GATHERED], values[GATHERED];
@@ -46,6 +74,13 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
     int writable;
     memset(data, 1, BULK_MAX);
     must(fbx_map(node, gva, BULK_MAX, &view, &writable), "fbx_map");
+    struct fbx_node_info own;
+    struct fbx_buffer near;
+    void *source;
+    must(fbx_node_info(fabric, fbx_node_index(node), &own), "fbx_node_info");
+    must(fbx_alloc(node, own.first_region, BULK_MAX, 4096, "", &near), "fbx_alloc");
+    must(fbx_map(node, near.gva, BULK_MAX, &source, &writable), "fbx_map");
+    memset(source, 1, BULK_MAX);
     for (uint64_t i = 0; i < GATHERED; i++)
         gvas[i] = gva + i * 64;
     bench(node, FBX_LOAD, &gva, 1, 1000000);
@@ -69,8 +104,17 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
                 memcpy(view, data, bulk_bytes[i]);
                 __asm__ __volatile__("" ::: "memory");
             });
+            const struct fbx_dma d = {.dst = gva, .src = near.gva, .bytes = bulk_bytes[i]};
+            MEASURE("dma", bulk_bytes[i], bulk_count(bulk_bytes[i]), dma_copy(node, &d));
+            MEASURE("memcpy_shared", bulk_bytes[i], bulk_count(bulk_bytes[i]), {
+                memcpy(view, source, bulk_bytes[i]);
+                __asm__ __volatile__("" ::: "memory");
+            });
         }
+        const struct fbx_dma small = {.dst = gva, .src = near.gva, .bytes = 8};
+        descriptors(node, &small);
     }
+    must(fbx_free(fabric, &near), "fbx_free");
 }
 
 /* Bursts that the queue holds, with nobody at the target; and without end, so that delivery is in it. */
@@ -161,6 +205,123 @@ static void send_stamps(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64
         must(fbx_store(node, gva, 8, THE_END), "fbx_store");
         must(fbx_flush(node, UINT32_MAX, 0), "fbx_flush");
     }
+}
+
+struct bell { /* raw shared memory: when it was rung, the bare futex, and that no more comes */
+    uint64_t stamp;
+    uint32_t rung, over;
+};
+
+static struct bell *bell_at(fbx_node *node, uint64_t gva)
+{
+    struct bell *bell = (struct bell *)(void *)word_at(node, gva);
+    fbx_unmap(node, gva); /* nobody need keep it current for us: doorbells are not in it */
+    return bell;
+}
+
+static void watch_bell(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t count, const char *how)
+{
+    struct bell *bell = bell_at(node, gva);
+    struct fbx_ntb_event event;
+    uint64_t bits, n = 0, last = 0;
+    struct {
+        uint64_t stamp, took;
+    } *taken = calloc(count + 1, sizeof *taken);
+    memset(bell, 0, sizeof *bell);
+    while (fbx_ntb_wait_event(node, &event, 1, 0) > 0)
+        ;
+    say("ready", 8, 0);
+    const uint64_t limit = now_ns() + 30000000000u;
+    uint32_t seen = 0;
+    uint64_t look = fbx_fabric_now(fabric);
+    for (uint32_t spins = 0; n < count && !__atomic_load_n(&bell->over, __ATOMIC_ACQUIRE); spins++) {
+        int rung;
+        if (how[0] == 'f') {
+            const struct timespec second = {1, 0};
+            while (__atomic_load_n(&bell->rung, __ATOMIC_ACQUIRE) == seen && !bell->over)
+                syscall(SYS_futex, &bell->rung, FUTEX_WAIT, seen, &second, NULL, 0);
+            seen = __atomic_load_n(&bell->rung, __ATOMIC_ACQUIRE);
+            rung = 1;
+        } else if (how[0] == 'p') {
+            must(fbx_db_read(node, &bits), "fbx_db_read");
+            rung = (int)(bits & 1);
+        } else {
+            rung = fbx_ntb_wait_event(node, &event, 1, how[0] == 'w' ? 1000000000u : 0) > 0 && event.kind == FBX_NTB_DOORBELL;
+        }
+        const uint64_t before = look, stamp = __atomic_load_n(&bell->stamp, __ATOMIC_ACQUIRE);
+        look = fbx_fabric_now(fabric);
+        if (rung && how[0] != 'f')
+            must(fbx_db_clear(node, 1), "fbx_db_clear");
+        if (!(spins & 0xffff) && now_ns() > limit)
+            break;
+        if (rung && stamp != last && (how[0] == 'f' || how[0] == 'w' || look - before < AWAY_PS))
+            taken[n].stamp = stamp, taken[n++].took = look - stamp;
+        last = rung ? stamp : last;
+    }
+    for (uint64_t i = n / 10; i < n; i++)
+        printf("%s %llu %.3f\n", how, (unsigned long long)taken[i].stamp, (double)taken[i].took / 1e3);
+    fflush(stdout);
+}
+
+static void ring_bell(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t count, const char *how, uint64_t gap_ns)
+{
+    struct bell *bell = bell_at(node, gva);
+    uint64_t next = fbx_fabric_now(fabric);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t stamp;
+        while ((stamp = fbx_fabric_now(fabric)) < next)
+            ;
+        __atomic_store_n(&bell->stamp, stamp, __ATOMIC_RELEASE);
+        if (how[0] == 'f') {
+            __atomic_add_fetch(&bell->rung, 1, __ATOMIC_RELEASE);
+            syscall(SYS_futex, &bell->rung, FUTEX_WAKE, 1, NULL, NULL, 0);
+        } else {
+            must(fbx_peer_db_set(node, 0, 1), "fbx_peer_db_set");
+        }
+        if (how[0] != 'f' && how[0] != 'w' && fbx_fabric_now(fabric) - stamp > AWAY_PS)
+            printf("away %llu 0\n", (unsigned long long)stamp);
+        next = stamp + gap_ns * 1000 + (stamp >> 4) % 200000; /* not in step with the watcher's rounds */
+    }
+    while (fbx_fabric_now(fabric) < next + 5000000000u)
+        ;
+    __atomic_store_n(&bell->over, 1, __ATOMIC_RELEASE);
+    __atomic_add_fetch(&bell->rung, 1, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &bell->rung, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+enum { UNDER_WAY = 4 };
+
+/* Push through DMA: a descriptor that is done makes room for the next. What counts is what the engine completed in time. */
+static void push_dma(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
+{
+    struct fbx_node_info own;
+    struct fbx_buffer near;
+    uint64_t ids[UNDER_WAY], sent = 0, now, begin = 0, last = 0;
+    must(fbx_node_info(fabric, fbx_node_index(node), &own), "fbx_node_info");
+    must(fbx_alloc(node, own.first_region, bytes, 4096, "", &near), "fbx_alloc");
+    const struct fbx_dma d = {.dst = gva, .src = near.gva, .bytes = bytes};
+    dma_copy(node, &d);
+    say("ready", 8, 0);
+    while ((now = fbx_fabric_now(fabric)) < start)
+        usleep(now + 2000000000u < start ? 1000 : 50);
+    for (uint32_t i = 0; i < UNDER_WAY; i++)
+        must(fbx_dma_submit(node, &d, &ids[i]), "fbx_dma_submit");
+    for (uint64_t i = 0; last < start + ns * 1000; i++) {
+        struct fbx_dma_status status;
+        must(fbx_dma_wait(node, ids[i % UNDER_WAY], UINT64_MAX), "fbx_dma_wait");
+        must(fbx_dma_poll(node, ids[i % UNDER_WAY], &status), "fbx_dma_poll");
+        must(fbx_dma_release(node, ids[i % UNDER_WAY]), "fbx_dma_release");
+        last = status.completes_ps;
+        if (i < UNDER_WAY)
+            begin = last; /* the first meet those that have not begun */
+        else if (last < start + ns * 1000)
+            sent += bytes, now = last;
+        must(fbx_dma_submit(node, &d, &ids[i % UNDER_WAY]), "fbx_dma_submit");
+    }
+    say("pushed", sent, (double)(now - begin) / 1e3);
+    for (uint32_t i = 0; i < UNDER_WAY; i++)
+        fbx_dma_cancel(node, ids[i]);
+    must(fbx_free(fabric, &near), "fbx_free");
 }
 
 static void push(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
@@ -257,15 +418,21 @@ int main(int argc, char **argv)
     const char *command = argv[1];
     uint64_t gva = strtoull(argv[5], NULL, 0), number = strtoull(argv[6], NULL, 0);
     if (!strcmp(command, "plain"))
-        plain(node, gva, (int)number);
+        plain(fabric, node, gva, (int)number);
     else if (!strcmp(command, "posted"))
         posted(node, gva, (int)number);
     else if (!strcmp(command, "poll") && argc == 8)
         poll_stamps(fabric, node, gva, number, argv[7]);
     else if (!strcmp(command, "send") && argc == 9)
         send_stamps(fabric, node, gva, number, argv[7], strtoull(argv[8], NULL, 0));
+    else if (!strcmp(command, "bell") && argc == 8)
+        watch_bell(fabric, node, gva, number, argv[7]);
+    else if (!strcmp(command, "ring") && argc == 9)
+        ring_bell(fabric, node, gva, number, argv[7], strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "push") && argc == 9)
         push(fabric, node, gva, number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
+    else if (!strcmp(command, "dma") && argc == 9)
+        push_dma(fabric, node, gva, number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "chase") && argc == 9)
         chase(fabric, node, (int)number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
     else
