@@ -65,8 +65,11 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Measured over modelled, of the largest prompt."""
-        return self.handover_ps / self.modelled_ps if self.timing and self.modelled_ps else None
+        """Measured over modelled: the median of the hand-overs of 1 MB and more (of the largest, if there is none)."""
+        if not self.timing or not self.modelled_ps:
+            return None
+        large = [row for row in self.details if row["bytes"] >= 1_000_000] or self.details[-1:]
+        return statistics.median(row["handover_ps"] / row["modelled_ps"] for row in large) if large else None
 
 
 def settings(presets: Iterable[str], sweeps: Iterable[str] = (), **common: Any) -> list[Setting]:
