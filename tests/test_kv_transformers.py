@@ -59,7 +59,9 @@ def test_generate_takes_it(pair: tuple[FabricCache, FabricCache], small: Any) ->
     cache, _ = pair
     prompt = model.prompts(1)[0]
     with torch.inference_mode():
-        out = small.generate(torch.tensor([prompt]), past_key_values=cache, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        out = small.generate(
+            torch.tensor([prompt]), **model._with(small, cache), max_new_tokens=6, min_new_tokens=6, do_sample=False
+        )
     assert out[0, len(prompt) :].tolist() == model.alone(small, prompt, 6)
     cache.reset()
     assert cache.length == 0

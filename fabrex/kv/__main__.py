@@ -85,8 +85,8 @@ def _table(rows: list[demo.Row]) -> None:
     print(
         "\nTTFT is the median over the prompts, from the request to the decode engine's first token. The hand-over is that of the\n"
         "longest prompt: from the end of prefill until the other engine has the cache, as the model has it and as it was here.\n"
-        "RATIO is measured over modelled, the median of all hand-overs of 1 MB and more. LATE counts DMA that this machine finished\n"
-        "after its modelled time: a link that is faster than its processors can copy, or processors that others use, make the\n"
+        "RATIO is measured over modelled, the median of all hand-overs of 1 MB and more. LATE counts DMA that was finished after\n"
+        "its modelled time: a link faster than this machine's processors can copy, or processors that others use, make the\n"
         "hand-over slower than modelled. --set dilation=16 stretches all modelled time, and keeps the ratios true."
     )
 
