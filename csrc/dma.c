@@ -596,6 +596,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
 {
     fbx_fabric *f = n->fabric;
     uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    const uint64_t own_ps = n->facts->region_count ? memory_time(f, n->facts->first_region, bytes) : 0;
     /* What it pushes comes from memory of its own. */
     if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
         setup += f->region_facts[n->facts->first_region].latency_ps;
@@ -615,8 +616,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
         /* Memory slower than the links holds it back. */
-        if (n->facts->region_count)
-            out->departs_ps = max64(out->departs_ps, setup + memory_time(f, n->facts->first_region, bytes));
+        out->departs_ps = max64(out->departs_ps, setup + own_ps);
         out->arrives_ps = max64(out->arrives_ps, out->departs_ps + fbx_peek(&route->fixed_ps));
         out->completes_ps = out->departs_ps;
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
@@ -650,9 +650,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         }
     }
     out->arrives_ps = sample;
-    out->completes_ps = last;
-    if (n->facts->region_count) /* where the data goes */
-        out->completes_ps = max64(last, begins + memory_time(f, n->facts->first_region, bytes));
+    out->completes_ps = max64(last, begins + own_ps); /* where the data goes */
     out->wire_bytes = bytes + packets(offset, bytes, r.mrrs) * FBX_MRD_HEADER + packets(offset, bytes, r.mps) * FBX_CPLD_HEADER;
     return 0;
 }

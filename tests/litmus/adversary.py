@@ -10,12 +10,7 @@ from typing import Any
 from fabrex import sim
 from fabrex.topology import Topology
 
-from .catalogue import BETWEEN, Litmus, Outcome
-
-# What the core cannot do yet, by name of the test, with the reason. An entry that no longer holds fails.
-BEGUN = "an operation under way is taken further only when its program asks for it"
-NO_PATH = "DMA operations have no path="
-CANNOT: dict[str, str] = {"overtaken": BEGUN} | {f"path/store-{between}-dma": NO_PATH for between in BETWEEN}
+from .catalogue import Litmus, Outcome
 
 
 def late(program: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -26,11 +21,6 @@ def late(program: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return program(node)
 
     return run
-
-
-def can(test: Litmus) -> bool:
-    """Whether the core has what a test needs."""
-    return test.name not in CANNOT
 
 
 class Runs:

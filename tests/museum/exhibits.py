@@ -487,7 +487,7 @@ show(
 
 
 def _early_credit(mend: bool) -> Programs:
-    """A consumer that fetches a slot and gives it back at once: the credit passes the read."""
+    """A consumer that asks for a slot, looks at the next one, and gives the first back: its read may still be under way."""
 
     def producer(node: Any) -> None:
         gva = node.fabric.gva
@@ -500,6 +500,7 @@ def _early_credit(mend: bool) -> Programs:
         gva = node.fabric.gva
         node.wait_until(gva("producer", INDEX), "==", 1)
         item = node.begin("load", gva("producer", BLOCK))
+        node.load(gva("producer", SCRATCH))  # is there a next one? By now the item must have come
         value = item.wait() if mend else None
         node.store(gva("producer", FLAG), 1)
         return int(item.wait() if value is None else value)

@@ -9,7 +9,6 @@ from .exhibits import EXHIBITS, Exhibit, complaints
 from .seeds import first_failure, runner
 
 NAMES = [each.name for each in EXHIBITS]
-UNDER_WAY = {"early-credit": "a load by begin() samples when its program waits for it, not when it arrives"}
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=NAMES)
@@ -23,7 +22,5 @@ def test_adversary_finds_nothing_once_mended(exhibit: Exhibit) -> None:
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=NAMES)
-def test_it_works_where_writes_are_visible_at_once(exhibit: Exhibit, request: pytest.FixtureRequest) -> None:
-    if exhibit.name in UNDER_WAY:
-        request.applymarker(pytest.mark.xfail(reason=UNDER_WAY[exhibit.name], strict=True))
+def test_it_works_where_writes_are_visible_at_once(exhibit: Exhibit) -> None:
     assert not any(complaints(exhibit, exhibit.buggy, runner("immediate", range(10))))
