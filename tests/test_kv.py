@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KV caches in fabric memory, as far as no torch is needed: arithmetic, addresses, settings, and a connector under the adversary."""
+"""KV caches in fabric memory, as far as no torch is needed; and a connector under the adversary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 
 from fabrex.errors import InvalidArgument
 from fabrex.kv import KVAddress, KVLayout, demo
-
 
 # --- arithmetic, without torch ---------------------------------------------------------------------------------------
 

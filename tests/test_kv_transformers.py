@@ -59,7 +59,9 @@ def test_generate_takes_it(pair: tuple[FabricCache, FabricCache], small: Any) ->
     cache, _ = pair
     prompt = model.prompts(1)[0]
     with torch.inference_mode():
-        out = small.generate(torch.tensor([prompt]), past_key_values=cache, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        out = small.generate(
+            torch.tensor([prompt]), **model._with(small, cache), max_new_tokens=6, min_new_tokens=6, do_sample=False
+        )
     assert out[0, len(prompt) :].tolist() == model.alone(small, prompt, 6)
     cache.reset()
     assert cache.length == 0
@@ -123,7 +125,7 @@ SHAPE = {"layers": 2, "heads": 2, "head_size": 64}
 
 
 def test_two_engines_say_what_one_says(place: Path) -> None:
-    """Prefill here, decode there: the tokens of 8 prompts are those of transformers alone, and the bytes those of the arithmetic."""
+    """Prefill here, decode there: the tokens are those of transformers alone, the bytes those of the arithmetic."""
     rows = demo.run_transformers(demo.settings(["local", "fabrex-pair"]), prompts=8, tokens=4, shape=SHAPE)
     assert [(row.label, row.way) for row in rows] == [(n, w) for n in ("local", "fabrex-pair") for w in ("push", "pull")]
     expected = sum(-(-(length - 1) // 16) * 16 * 2 * 2 * 2 * 64 * 4 for length in model.LENGTHS)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder must never use a block before its bytes are there, whatever PCIe may reorder: one test, many seeds.
 
-    CONNECTOR=Mended pytest -q examples/kv-connector
+CONNECTOR=Mended pytest -q examples/kv-connector
 """
 
 import os

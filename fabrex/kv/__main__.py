@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fabrex.kv", description=__doc__)
     parser.add_argument("presets", nargs="*", default=list(demo.PRESETS), help="presets or topology files with host0 and host1")
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--set", action="append", default=[], dest="sweeps", metavar="KEY=VALUE[,VALUE...]", help="one run for each")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="sweeps", metavar="KEY=VALUE[,VALUE...]", help="one run for each"
+    )
     parser.add_argument("--way", choices=demo.WAYS, action="append", help="both if left out")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8, help="generated for each prompt")
@@ -51,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     Path(given.picture).write_text(demo.picture(rows, given.engine), encoding="utf-8")
     if given.json:
-        print(json.dumps({"schema_version": 1, "engine": given.engine, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+        print(
+            json.dumps({"schema_version": 1, "engine": given.engine, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
+        )
     else:
         _table(rows)
         _say(f"Wrote {given.picture}.")
@@ -81,8 +85,9 @@ def _table(rows: list[demo.Row]) -> None:
     print(
         "\nTTFT is the median over the prompts, from the request to the decode engine's first token. The hand-over is that of the\n"
         "longest prompt: from the end of prefill until the other engine has the cache, as the model has it and as it was here.\n"
-        "LATE counts DMA that this machine finished after its modelled time: a link that is faster than its processors can copy\n"
-        "comes out slower than modelled. --set dilation=16 stretches all modelled time, and keeps the ratios true."
+        "RATIO is measured over modelled, the median of all hand-overs of 1 MB and more. LATE counts DMA that was finished after\n"
+        "its modelled time: a link faster than this machine's processors can copy, or processors that others use, make the\n"
+        "hand-over slower than modelled. --set dilation=16 stretches all modelled time, and keeps the ratios true."
     )
 
 

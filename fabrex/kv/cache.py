@@ -3,8 +3,9 @@
 
 The tensors are views of an exported buffer, so nothing is copied between the model and the fabric: what the model writes is
 what a peer's DMA reads, and the other way round. Raw access is functional and untimed; the hand-over is not. It is ordered by
-the fabric alone (and declared: the buffer is released before it leaves, acquired when it has come): `put_signal` when pushed, a doorbell word and then a DMA read when pulled. A cache has room for one announcement:
-announce the next when the peer says that it has taken the last.
+the fabric alone: `put_signal` when pushed, a doorbell word and then a DMA read when pulled. It is declared as well: the buffer is
+released before it leaves and acquired when it has come. A cache has room for one announcement: announce the next when the peer
+says that it has taken the last.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class FabricCache(Cache):
         )
 
     def estimate(self, peer: KVAddress, tokens: int, *, pull: bool = False) -> int:
-        """Return what the model gives a hand-over on an idle fabric, in ps: until the announcement is seen, or the data are here."""
+        """Return what the model gives a hand-over on an idle fabric, in ps: until announced, or here."""
         size = self.layout.bytes_for(tokens)
         if not pull:
             moved = self.node.estimate("dma_write", peer.data, size)["arrives_ps"]

@@ -65,8 +65,11 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Measured over modelled, of the largest prompt."""
-        return self.handover_ps / self.modelled_ps if self.timing and self.modelled_ps else None
+        """Measured over modelled: the median of the hand-overs of 1 MB and more (of the largest, if there is none)."""
+        if not self.timing or not self.modelled_ps:
+            return None
+        large = [row for row in self.details if row["bytes"] >= 1_000_000] or self.details[-1:]
+        return statistics.median(row["handover_ps"] / row["modelled_ps"] for row in large) if large else None
 
 
 def settings(presets: Iterable[str], sweeps: Iterable[str] = (), **common: Any) -> list[Setting]:
@@ -94,8 +97,8 @@ class _Pair:
     """Two engines, and what they say."""
 
     def __init__(self, roles: dict[str, tuple[str, dict[str, str]]], plan: dict[str, Any]) -> None:
-        self._logs = {role: tempfile.TemporaryFile("w+") for role in roles}
-        self._outs = {role: tempfile.TemporaryFile("w+") for role in roles}
+        self._logs = {role: tempfile.TemporaryFile("w+") for role in roles}  # noqa: SIM115 - closed by end()
+        self._outs = {role: tempfile.TemporaryFile("w+") for role in roles}  # noqa: SIM115
         self._processes = {
             role: subprocess.Popen(
                 [sys.executable, "-m", "fabrex.kv.engine", role, json.dumps(plan)],
@@ -173,13 +176,14 @@ def run_transformers(
     timeout: float = 600.0,
 ) -> list[Row]:
     """Run two transformers engines over all settings, in one pair of processes."""
+    chosen_ways = list(ways)
     with contextlib.ExitStack() as stack:
         fabrics = [stack.enter_context(Fabric.create(setting.topology)) for setting in chosen]
         plan = {
             "engine": "transformers",
             "fabrics": [fabric.name for fabric in fabrics],
             "directory": fabrics[0].directory,
-            "ways": list(ways),
+            "ways": chosen_ways,
             "prompts": prompts,
             "tokens": tokens,
             "shape": shape or SHAPE,
@@ -190,7 +194,7 @@ def run_transformers(
         return [
             _collect(setting, way, [row for row in rows if row["fabric"] == name and row["way"] == way])
             for name, setting in by.items()
-            for way in plan["ways"]
+            for way in chosen_ways
         ]
 
 
@@ -213,11 +217,18 @@ def run_vllm(
     with tempfile.TemporaryDirectory(prefix="fabrex-kv-") as place:
         where = str(Path(place) / "model")
         small.build(**VLLM_SHAPE).save_pretrained(where)
-        plan: dict[str, Any] = {"engine": "vllm", "model": where, "prompts": prompts, "tokens": tokens, "damage": damage, "ways": ["pull"]}
+        plan: dict[str, Any] = {
+            "engine": "vllm",
+            "model": where,
+            "prompts": prompts,
+            "tokens": tokens,
+            "damage": damage,
+            "ways": ["pull"],
+        }
         say("vLLM alone, for the tokens to compare with ...")
         alone = _Pair({"alone": ("", engine.vllm_environment(FIRST_PORT))}, plan).wait(timeout)
         expected = {row["prompt"]: row["tokens"] for row in alone}
-        layout = KVLayout(**VLLM_SHAPE, tokens=1024, block=VLLM_BLOCK)
+        layout = KVLayout(VLLM_SHAPE["layers"], VLLM_SHAPE["heads"], VLLM_SHAPE["head_size"], 1024, VLLM_BLOCK)
         for setting in chosen:
             for way in ways:
                 say(f"{setting.label}, {way} ...")
@@ -229,8 +240,12 @@ def run_vllm(
                         path = os.pathsep.join(p for p in (nixl.SHIM_PATH, os.environ.get("PYTHONPATH")) if p)
                         given |= {"PYTHONPATH": path, "FABREX_NIXL_LOG": str(log)}
                         roles[role] = (f"host{rank}", engine.vllm_environment(FIRST_PORT + 10 * rank) | given)
-                    rows = _Pair(roles, {**plan, "fabrics": [fabric.name], "directory": fabric.directory, "ways": [way]}).wait(timeout)
-                transfers = sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda row: int(row["posted_ps"]))
+                    rows = _Pair(roles, {**plan, "fabrics": [fabric.name], "directory": fabric.directory, "ways": [way]}).wait(
+                        timeout
+                    )
+                transfers = sorted(
+                    (json.loads(line) for line in log.read_text().splitlines()), key=lambda row: int(row["posted_ps"])
+                )
                 transfers = [row for row in transfers if row["measured_ps"] is not None and row["bytes"]]
                 for row, transfer in zip(rows, transfers, strict=True):
                     row["expected"] = expected[row["prompt"]]
@@ -275,7 +290,9 @@ def picture(rows: list[Row], engine: str) -> str:
         parts.append(f'<text x="{left - 12}" y="{y + 29}" text-anchor="end" fill="#6a7885">{row.way}, {moved / 1e6:.1f} MB</text>')
         for value, colour, offset in ((row.modelled_ps if row.timing else 0, "#9db4c8", 0), (row.handover_ps, "#1f6f8b", 17)):
             if value > 0:
-                parts.append(f'<rect x="{left}" y="{y + offset}" width="{max(x(value) - left, 1):.1f}" height="14" fill="{colour}"/>')
+                parts.append(
+                    f'<rect x="{left}" y="{y + offset}" width="{max(x(value) - left, 1):.1f}" height="14" fill="{colour}"/>'
+                )
                 parts.append(f'<text x="{x(value) + 6:.1f}" y="{y + offset + 12}" fill="#1c2733">{_time(value)}</text>')
             elif not offset:
                 parts.append(f'<text x="{left + 6}" y="{y + 12}" fill="#6a7885">no time is injected</text>')

@@ -8,6 +8,7 @@ which costs no modelled time; the cache goes through the fabric. Times are fabri
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -95,7 +96,9 @@ def _prefill(fabric: Any, cache: Any, peer: Any, net: Any, prompt: list[int], wa
         cache.offer(peer)
         pushed = 0
     estimate = cache.estimate(peer, len(prompt) - 1, pull=way == "pull")
-    fabric.put(f"told-{key}", json.dumps({"began_ps": began, "ready_ps": ready, "modelled_ps": estimate, "pushed": pushed}).encode())
+    fabric.put(
+        f"told-{key}", json.dumps({"began_ps": began, "ready_ps": ready, "modelled_ps": estimate, "pushed": pushed}).encode()
+    )
 
 
 def _decode(
@@ -234,8 +237,8 @@ def _vllm_serve(role: str, plan: dict[str, Any], llm: Any, generate: Any) -> Non
             given = generate(prompt, 1, {**asked, **nothing})[0].kv_transfer_params
             if plan.get("damage"):  # the negative control: other bytes, of the same size
                 for agent in fabrex.nixl.agents():
-                    for _, size, gva in agent.regions():
-                        agent.node.dma.fill(gva, 0x3F, size).wait()
+                    for address, size, _ in agent.regions():
+                        ctypes.memset(address, 0x3F, size)
             told = {"began_ps": began, "ready_ps": fabric.now_ps, "params": given}
             fabric.put(f"told-{i}", json.dumps(told).encode())
             idle(f"done-{i}")

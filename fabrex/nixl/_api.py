@@ -28,8 +28,8 @@ from ._bindings import (
     nixlBackendError,
     nixlInvalidParamError,
     nixlMismatchError,
-    nixlNotFoundError,
     nixlNoTelemetryError,
+    nixlNotFoundError,
     nixlNotPostedError,
     nixlNotSupportedError,
     nixlRegDList,
@@ -54,6 +54,7 @@ _agents: weakref.WeakSet[nixl_agent] = weakref.WeakSet()
 def agents() -> list[nixl_agent]:
     """Return the agents of this process that are alive: an engine makes its own, and tests want to look at them."""
     return [agent for agent in _agents if not agent._closed]
+
 
 nixl_backend_handle = int
 
@@ -319,7 +320,7 @@ class nixl_agent:
 
     def register_memory(self, reg_list: Any, mem_type: str | None = None, backends: Any = ()) -> nixlRegDList:
         """Register memory; returns the list for `deregister_memory`."""
-        descs = self._given(self.get_reg_descs(reg_list, mem_type), nixlRegDList)
+        descs: nixlRegDList = self._given(self.get_reg_descs(reg_list, mem_type), nixlRegDList)
         self._chosen(backends)
         with self._engine.lock:
             self._live()
@@ -363,7 +364,9 @@ class nixl_agent:
         remote = self._remote(agent)
         if remote.lane is None:
             if not remote.metadata.box:
-                raise nixlNotFoundError(f"the metadata of {agent!r} does not say where notifications go; ask for inc_conn_info=True")
+                raise nixlNotFoundError(
+                    f"the metadata of {agent!r} does not say where notifications go; ask for inc_conn_info=True"
+                )
             remote.lane = Lane(self._node, self.name, remote.metadata.box)
         return remote.lane
 
@@ -479,9 +482,7 @@ class nixl_agent:
         except FabricError as error:
             raise nixlBackendError(str(error)) from error
 
-    def fetch_remote_metadata(
-        self, remote_agent: str, ip_addr: str = "", port: int = DEFAULT_COMM_PORT, label: str = ""
-    ) -> None:
+    def fetch_remote_metadata(self, remote_agent: str, ip_addr: str = "", port: int = DEFAULT_COMM_PORT, label: str = "") -> None:
         """Ask an agent, or the directory, for metadata; `check_remote_metadata` says when it is there."""
         name = _text(remote_agent)
         if ip_addr:
@@ -630,7 +631,9 @@ class nixl_agent:
         local = usable(local_xfer_side, nixl_prepped_dlist_handle, "the local list")
         remote = usable(remote_xfer_side, nixl_prepped_dlist_handle, "the remote list")
         if local.agent or not remote.agent:
-            raise nixlInvalidParamError("the local list is one prepared for NIXL_INIT_AGENT, the remote list one for an agent's name")
+            raise nixlInvalidParamError(
+                "the local list is one prepared for NIXL_INIT_AGENT, the remote list one for an agent's name"
+            )
         mine, theirs = _indices(local_indices, len(local.gvas)), _indices(remote_indices, len(remote.gvas))
         if len(mine) != len(theirs) or not len(mine):
             raise nixlInvalidParamError(f"{len(mine)} local and {len(theirs)} remote descriptors")
@@ -665,9 +668,7 @@ class nixl_agent:
             remote = self._side(name, theirs.getType(), theirs.rows)
         return self._make(op, name, local, remote, notif_msg, backends)
 
-    def _make(
-        self, op: nixl_xfer_op_t, agent: str, local: _Side, remote: _Side, notif_msg: Any, backends: Any
-    ) -> nixl_xfer_handle:
+    def _make(self, op: nixl_xfer_op_t, agent: str, local: _Side, remote: _Side, notif_msg: Any, backends: Any) -> nixl_xfer_handle:
         self._live()
         self._chosen(backends, None if agent == self.name else self._remote(agent).metadata)
         wrong = np.flatnonzero(local.sizes != remote.sizes)

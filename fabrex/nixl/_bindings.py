@@ -357,7 +357,7 @@ class _TupleList:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return self._type == other._type and self._descs == other._descs  # type: ignore[attr-defined]
+        return self._type == other._type and self._descs == other._descs
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -65,7 +65,9 @@ class Metadata:
         at = len(MAGIC)
         [version] = struct.unpack_from("<I", data, at)
         if version != VERSION:
-            raise nixlMismatchError(f"metadata of version {version}; this is version {VERSION}: install the same fabrex on both sides")
+            raise nixlMismatchError(
+                f"metadata of version {version}; this is version {VERSION}: install the same fabrex on both sides"
+            )
         body = data[at + 12 :]
         if hashlib.sha256(body).digest()[:8] != data[at + 4 : at + 12]:
             raise nixlMismatchError("the metadata is damaged or cut short")

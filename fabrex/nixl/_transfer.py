@@ -249,8 +249,6 @@ class Engine:
             poll = select.poll()
             poll.register(self._wake, select.POLLIN)
             with self.lock:
-                if self._closed:
-                    return
                 self.progress()
                 limit: int | None = None
                 for transfer in self._active:
@@ -286,7 +284,7 @@ class Engine:
             os.close(self._wake)
 
 
-def usable(handle: Any, kind: type, what: str) -> Any:
+def usable(handle: Any, kind: Any, what: str) -> Any:
     """Return what a handle stands for; raises nixlInvalidParamError if it was released."""
     if not isinstance(handle, kind):
         raise TypeError(f"{what} is expected, not {type(handle).__name__}")

@@ -7,7 +7,7 @@ import fabrex.nixl
 import fabrex.nixl._api
 import fabrex.nixl._bindings
 import fabrex.nixl._utils
-import fabrex.nixl.logging
+import fabrex.nixl.logging  # noqa: F401
 from fabrex.nixl import *  # noqa: F403
 from fabrex.nixl import _api, _bindings, _utils, logging  # noqa: F401
 
