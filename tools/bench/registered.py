@@ -98,7 +98,8 @@ def main() -> int:
         mark = "" if r["below_floor"] else "  above the floor"
         modelled, measured, floor = r["modelled_ns"] / 1e3, r["p50_ns"] / 1e3, r["floor_bytes_per_s"] / 1e9
         print(
-            f"{r['op']:10} {r['way']:8} {r['link']:9} {r['size'] >> 20:>4} MiB {modelled:>8.1f} us {measured:>8.1f} us {r['ratio']:>6.3f}"
+            f"{r['op']:10} {r['way']:8} {r['link']:9} {r['size'] >> 20:>4} MiB {modelled:>8.1f} us {measured:>8.1f} us"
+            f" {r['ratio']:>6.3f}"
             f"  {floor:>5.2f} GB/s{mark}"
         )
     return 0
