@@ -351,11 +351,11 @@ def ordering() -> str:
         "",
         "## The contract",
         "",
-        "One call, then what a column names, then another call. ✓: whoever finds the second finds the first as well. ·: it need not.",
-        "The flush is of the first one's target. The rule is the one that the first column rests on; the others rest on X1, X3 and X2.",
+        "One call, then what a column names, then another call. ✓: whoever finds the second finds the first too. ·: it need not.",
+        "The flush is of the first one's target. The rule is the one that the first mark rests on; the others rest on X1, X3, X2.",
         "",
-        "*bulk* is `write`, *dma* is `dma.copy` or `dma.fill` that nobody has waited for, *begun* an atomic by `begin` that nobody has",
-        "waited for; *line* fills a line by single stores, *wide* by one of 64 bytes; *+ro* has relaxed ordering.",
+        "*bulk* is `write`, *dma* is `dma.copy` or `dma.fill` that nobody has waited for, *begun* an atomic by `begin` that nobody",
+        "has waited for; *line* fills a line by single stores, *wide* by one of 64 bytes; *+ro* has relaxed ordering.",
     ]
     cells = ast.literal_eval(assigned(ROOT / "tests" / "litmus" / "catalogue.py", "CELLS"))
     route = ""
