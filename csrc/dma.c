@@ -42,6 +42,7 @@
 #define BULK_BYTES (64u << 10) /* of so much, a chunk is this long: planning one costs as much as copying 4 KiB does */
 #define BULK_CHUNK (16u << 10)
 #define AHEAD_PS 2000000u /* links are reserved this long before a chunk is issued */
+#define AHEAD_MOST_PS 200000000u /* on a slow link by the time of a chunk, up to so much: who wakes late keeps its turn */
 #define POST_AHEAD_PS 500000u /* what will still travel is posted so long before the last byte departs: posting takes time */
 #define INLINE_BYTES (64u << 10) /* without injected time, a transfer of up to this is made inside submit */
 #define STEP_BYTES (256u << 10) /* moved in one step, that others may look in between */
@@ -131,7 +132,7 @@ struct channel {
     struct reader reader;
     struct chunk ring[RING];
     uint32_t ring_head, ring_sampled, ring_tail;
-    uint64_t chunk_bytes, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
+    uint64_t chunk_bytes, ahead_ps, source_ps, write_ps, sink_ps, last_arrives_ps, completes_ps, free_ps;
     uint64_t next_ps, final_ps; /* when to come again; final_ps: that is the end of the job, and nothing moves then */
     uint64_t stalled_ns, own_tail;
     uint8_t *bounce, *scratch;
@@ -329,6 +330,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = ch->is_away = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
+    ch->ahead_ps = AHEAD_PS;
     ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
     ch->reader.route = NULL;
     ch->reader.requests = ch->reader.planned = 0;
@@ -455,6 +457,15 @@ static uint64_t read_issue(const struct reader *r)
     return r->requests >= r->tags ? max64(r->issue_ps, tag_free(r, r->requests - r->tags)) : r->issue_ps;
 }
 
+/* One request of `bytes` there and back on idle links. */
+static uint64_t trip(const struct reader *r, uint64_t bytes)
+{
+    if (bytes >= r->mrrs)
+        return r->trip_ps;
+    uint64_t headers = packets(0, r->mrrs, r->mps) - packets(0, bytes, r->mps);
+    return r->trip_ps - fbx_bytes_to_ps(r->slowest, r->mrrs - bytes + headers * FBX_CPLD_HEADER);
+}
+
 /* One chunk's requests and completions. `floor_ps`: earlier posted writes on the way, which requests push before them. */
 static int plan_read(fbx_fabric *f, struct reader *r, uint32_t region, uint64_t offset, uint64_t bytes,
                      uint64_t floor_ps, int reserve, uint64_t now, uint64_t *samples_ps, uint64_t *first_ps, uint64_t *last_ps)
@@ -476,12 +487,9 @@ static int plan_read(fbx_fabric *f, struct reader *r, uint32_t region, uint64_t 
     const uint64_t due = arrives > back.jitter_ps ? arrives - back.jitter_ps : 0;
     r->return_ps = max64(back.departs_ps, due > fixed_ps ? due - fixed_ps : 0);
     uint64_t spread = fbx_bytes_to_ps(r->slowest, bytes + cpls * FBX_CPLD_HEADER) / count * (count - 1);
-    /* One request that is not a full one has a shorter answer. */
-    uint64_t trip_ps = r->trip_ps;
-    if (count == 1 && bytes < r->mrrs)
-        trip_ps -= min64(trip_ps, fbx_bytes_to_ps(r->slowest, r->mrrs - bytes + (packets(0, r->mrrs, r->mps) - min64(cpls, packets(0, r->mrrs, r->mps))) * FBX_CPLD_HEADER));
-    *last_ps = max64(arrives, last_issue + trip_ps);
-    *first_ps = min64(*last_ps, max64(issue + trip_ps, arrives > spread ? arrives - spread : 0));
+    const uint64_t rest = bytes > (count - 1) * r->mrrs ? bytes - (count - 1) * r->mrrs : 1;
+    *last_ps = max64(arrives, last_issue + trip(r, rest));
+    *first_ps = min64(*last_ps, max64(issue + trip(r, bytes), arrives > spread ? arrives - spread : 0));
     *samples_ps = sample;
     __typeof__(r->past[0]) *past = &r->past[r->planned++ % RING];
     past->first = r->requests;
@@ -504,6 +512,15 @@ static uint64_t plan_at(const struct channel *ch, const struct job *j)
     if (ch->remote_source && !(j->d.flags & FBX_DMA_FILL))
         return ch->reader.route ? read_issue(&ch->reader) : ch->reader.issue_ps;
     return max64(max64(ch->write_ps, ch->source_ps), ch->sink_ps);
+}
+
+/* What `bytes` take on the narrowest link of a way. */
+static uint64_t narrowest_ps(const struct fbxi_route *route, int back, uint64_t bytes)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < route->hops; i++)
+        most = max64(most, fbx_observe_pointer(back ? &route->hop[i].back_figures : &route->hop[i].out_figures)->ps_per_byte_q24);
+    return fbx_bytes_to_ps(most, bytes);
 }
 
 /* Reserve the next chunk. */
@@ -541,8 +558,13 @@ static int plan(struct channel *ch, struct job *j, uint64_t now)
     struct chunk *c = &ch->ring[ch->ring_tail % RING];
     *c = (struct chunk){.dst = p.dst + ch->inside, .src = p.src + ch->inside, .position = ch->position,
                         .bytes = (uint32_t)step, .remote = from != NULL};
-    uint64_t ready_first, ready;
+    uint64_t ready_first, ready, took = 0;
     int clamped = 0;
+    if (from)
+        took = narrowest_ps(from, 1, step);
+    if (to)
+        took = max64(took, narrowest_ps(to, 0, step));
+    ch->ahead_ps = max64(AHEAD_PS, min64(took, AHEAD_MOST_PS));
     if (from) {
         if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
             reader_for(n, &ch->reader, from, f->region_facts[ch->src.x.region].latency_ps);
@@ -602,6 +624,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
 {
     fbx_fabric *f = n->fabric;
     uint64_t setup = kind == FBX_DMA_READ ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps;
+    const uint64_t own_ps = n->facts->region_count ? memory_time(f, n->facts->first_region, bytes) : 0;
     /* What it pushes comes from memory of its own. */
     if (kind == FBX_DMA_WRITE && n->facts->region_count && x->route)
         setup += f->region_facts[n->facts->first_region].latency_ps;
@@ -620,6 +643,9 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         uint64_t ahead = fbx_peek(&route->fixed_ps) + fbxi_out(route)->credit_ps + there.jitter_ps;
         out->departs_ps = there.arrives_ps > there.departs_ps + ahead ? there.arrives_ps - ahead : there.departs_ps;
         out->arrives_ps = there.arrives_ps;
+        /* Memory slower than the links holds it back. */
+        out->departs_ps = max64(out->departs_ps, setup + own_ps);
+        out->arrives_ps = max64(out->arrives_ps, out->departs_ps + fbx_peek(&route->fixed_ps));
         out->completes_ps = out->departs_ps;
         out->wire_bytes = bytes + tlps * FBX_MWR_HEADER;
         return 0;
@@ -629,14 +655,16 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
     memset(&r, 0, sizeof r);
     reader_for(n, &r, route, f->region_facts[x->region].latency_ps);
     r.issue_ps = r.return_ps = r.memory_ps = setup;
-    uint64_t chunk = PIECE, done = 0, first, last = setup, half_done = 0, half_ps = 0, sample = 0;
+    uint64_t chunk = PIECE, done = 0, first, last = setup, begins = 0, half_done = 0, half_ps = 0, sample = 0;
     while (chunk > r.mrrs && chunk > (uint64_t)r.tags * r.mrrs)
         chunk /= 2;
     for (uint32_t i = 0; done < bytes; i++) {
         uint64_t step = min64(bytes - done, chunk - ((offset + done) & (chunk - 1)));
         plan_read(f, &r, x->region, offset + done, step, 0, 0, FBX_ASK, &sample, &first, &last);
-        if (!i)
+        if (!i) {
             out->departs_ps = r.issue_ps;
+            begins = first;
+        }
         done += step;
         if (i == 2048) {
             half_done = done;
@@ -650,7 +678,7 @@ int fbxi_dma_estimate(fbx_node *n, int kind, const struct fbxi_xl *x, uint64_t o
         }
     }
     out->arrives_ps = sample;
-    out->completes_ps = last;
+    out->completes_ps = max64(last, begins + own_ps); /* where the data goes */
     out->wire_bytes = bytes + packets(offset, bytes, r.mrrs) * FBX_MRD_HEADER + packets(offset, bytes, r.mps) * FBX_CPLD_HEADER;
     return 0;
 }
@@ -957,7 +985,6 @@ static int post_chunk(struct channel *ch, struct job *j, fbx_au32 *lane, struct 
         if (status)
             return status;
         c->moved += step;
-        note(j, c->position + c->moved);
     }
     return 0;
 }
@@ -1045,7 +1072,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
                 trace_chunk(ch, j, c);
             ch->ring_head++;
         }
-        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + AHEAD_PS) {
+        if (ch->position < j->total && ch->ring_tail - ch->ring_head < RING && plan_at(ch, j) <= now + ch->ahead_ps) {
             if ((status = plan(ch, j, now)))
                 return status;
             if (budget)
@@ -1069,7 +1096,7 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
             next = end;
         } else if (ch->ring_tail - ch->ring_head < RING) {
             uint64_t at = plan_at(ch, j);
-            next = at > AHEAD_PS ? at - AHEAD_PS : 0;
+            next = at > ch->ahead_ps ? at - ch->ahead_ps : 0;
         }
         if (ch->ring_sampled != ch->ring_tail)
             next = min64(next, ch->ring[ch->ring_sampled % RING].samples_ps);

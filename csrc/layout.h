@@ -397,6 +397,7 @@ struct fbxl_dma {
 #define FBX_NTB_MESSAGES 8u
 #define FBX_NTB_MSIS 64u
 #define FBX_NTB_FUNCTIONS 256u /* requester functions that a table can name */
+#define FBX_NTB_FUNCTION_WORDS 4u
 struct fbxl_ntb_state {
     fbx_au64 db, db_mask, db_told; /* told: bits whose event somebody has taken since they were last set or unmasked */
     fbx_au64 msg_sts, msg_mask, msg_told;
@@ -428,7 +429,8 @@ struct fbxl_ntb {
         fbx_au32 requester, incarnation; /* index + 1 of who holds it */
         uint32_t pad;
     } msi[FBX_NTB_MSIS];
-    fbx_au64 rid[2][FBX_NTB_FUNCTIONS / 64]; /* bit per function of this node: it may cross the NTB */
+    fbx_au64 rid0[FBX_NTB_FUNCTION_WORDS]; /* bit per function of this node: it may cross the NTB */
+    fbx_au64 rid1[FBX_NTB_FUNCTION_WORDS];
 };
 
 /* What has happened, for those who look on (event.c). An extension; anyone writes. */

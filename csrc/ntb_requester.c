@@ -7,7 +7,8 @@
  */
 #include "ntb.h"
 
-#define WORDS (FBX_NTB_FUNCTIONS / 64)
+#define WORDS FBX_NTB_FUNCTION_WORDS
+_Static_assert(WORDS * 64 == FBX_NTB_FUNCTIONS, "a bit for each function");
 enum { SNAPSHOT = 1, ENFORCED = 2, CHANGE = 4 };
 
 struct table {
@@ -20,7 +21,7 @@ static struct table look(struct fbxl_ntb *d)
     do {
         t.which = fbx_observe(&d->rid_which);
         for (uint32_t i = 0; i < WORDS; i++)
-            t.bits[i] = fbx_peek(&d->rid[t.which & SNAPSHOT][i]);
+            t.bits[i] = fbx_peek(&(t.which & SNAPSHOT ? d->rid1 : d->rid0)[i]);
         /* A writer fills the other snapshot; only two changes during our read could have touched this one. */
         fbx_fence_sleep();
     } while (fbx_observe(&d->rid_which) != t.which);
@@ -61,7 +62,7 @@ static int change(fbx_node *n, const uint64_t *bits)
         return status;
     uint64_t which = fbx_peek(&d->rid_which), next = (which + CHANGE) ^ SNAPSHOT;
     for (uint32_t i = 0; i < WORDS; i++)
-        fbx_poke(&d->rid[next & SNAPSHOT][i], bits ? bits[i] : 0);
+        fbx_poke(&(next & SNAPSHOT ? d->rid1 : d->rid0)[i], bits ? bits[i] : 0);
     next = bits ? next | ENFORCED : next & ~(uint64_t)ENFORCED;
     /* Pairs with: fbx_observe(&d->rid_which) in look(). Breaks: half of one table and half of another. */
     fbx_publish(&d->rid_which, next);

@@ -218,6 +218,9 @@ int fbx_sim_reset(fbx_sim *s, uint64_t seed, const struct fbx_sim_options *optio
 
 /* ---- programs ---------------------------------------------------------------------------------------------------------- */
 
+/* A program is kept from the processor for a while: mostly not, else from 64 ns to 64 us. */
+static uint64_t stall(uint64_t drawn) { return drawn ? 32000ull << drawn : 0; }
+
 int fbx_sim_spawn(fbx_sim *s, fbx_node *node)
 {
     if (node->fabric != s->fabric)
@@ -238,6 +241,9 @@ int fbx_sim_spawn(fbx_sim *s, fbx_node *node)
     t->node = node;
     t->state = FBX_SIM_READY;
     t->tie = fbxi_choice_at(s->fabric, FBXI_CHOICE_SCHEDULE, (uint64_t)s->count << 40, 8);
+    /* Who begins when matters as much as what happens then. */
+    if (s->options.stalls)
+        t->next_ps = stall(fbxi_choice_rare(s->fabric, FBXI_CHOICE_STALL, (uint64_t)s->count << 40, 12, 3));
     s->live++;
     return (int)s->count++;
 }
@@ -255,11 +261,14 @@ struct fbx_op *fbx_sim_record(fbx_sim *s, void **wide)
     return &t->own;
 }
 
-/* A program is kept from the processor for a while: mostly not, else from 64 ns to 64 us. */
-static uint64_t stall(fbx_sim *s, uint64_t key)
+/* When the program goes on after something that was complete at `at_ps`. */
+static uint64_t resumes(fbx_sim *s, uint32_t number, uint64_t at_ps)
 {
-    uint64_t long_ = fbxi_choice_rare(s->fabric, FBXI_CHOICE_STALL, key, 12, 6);
-    return long_ ? 32000ull << long_ : 0;
+    const struct task *t = s->tasks[number];
+    at_ps = max64(at_ps, t->since_ps + s->options.step_ps);
+    return s->options.stalls
+               ? at_ps + stall(fbxi_choice_rare(s->fabric, FBXI_CHOICE_STALL, (uint64_t)number << 40 | t->turns, 12, 6))
+               : at_ps;
 }
 
 /* It runs at `at_ps`. */
@@ -286,14 +295,6 @@ static struct task *turn(fbx_sim *s)
     t->site = s->fabric->trace_site;
     s->changes++;
     return t;
-}
-
-/* When the program goes on after something that was complete at `at_ps`. */
-static uint64_t resumes(fbx_sim *s, uint32_t number, uint64_t at_ps)
-{
-    const struct task *t = s->tasks[number];
-    at_ps = max64(at_ps, t->since_ps + s->options.step_ps);
-    return s->options.stalls ? at_ps + stall(s, (uint64_t)number << 40 | t->turns) : at_ps;
 }
 
 void fbx_sim_op(fbx_sim *s, fbx_node *node, struct fbx_op *op, int status)

@@ -243,7 +243,7 @@ class Dma:
             MRRS of which `tags` are outstanding: at most tags * MRRS in each round trip. See `Node.estimate`.
         See: fbx_dma_submit().
         """
-        if not (visible or ro or ido or tc or path or channel):
+        if self._node._scheduler is None and not (visible or ro or ido or tc or path or channel):
             try:
                 number = self._copy(dst, src, size)
             except OverflowError:

@@ -65,7 +65,7 @@ MAX_TIER_BYTES: Final = 16 * 2**40
 TIER_ALIGN_BYTES: Final = 4096
 MAX_DELAY_PS: Final = 3600 * 10**12  # one hour; more is a slip of the unit
 
-LANES: Final = (1, 2, 4, 8, 16, 32)
+LANES: Final = (1, 2, 4, 8, 12, 16, 32)
 GENERATIONS: Final = (1, 2, 3, 4, 5, 6)
 PAYLOADS: Final = (128, 256, 512, 1024, 2048, 4096)
 ACCESS_BYTES: Final = (1, 2, 4, 8, 16, 32, 64)

@@ -177,5 +177,5 @@ def test_scalars_have_their_sizes() -> None:
 def test_reduction_loses_nothing(start: int) -> None:
     """Random programs: the reduced search finds what the whole one does. `make campaign-oracle` does more of them."""
     for seed in range(start, start + 50):
-        agree, said = random_programs.compare(seed, sim.explore)
+        agree, said, _ = random_programs.compare(seed, sim.explore)
         assert agree, said

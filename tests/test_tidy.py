@@ -373,7 +373,9 @@ def test_heavy_modules_are_imported_when_needed() -> None:
     faults = []
     for path in package_files():
         # The event loop of async programs derives from asyncio's; the module is imported when there is such a program.
-        if name_of(path).startswith("fabrex/pytest_plugin") or name_of(path) == "fabrex/sim/_async.py":
+        # Nobody meets fabrex.nixl and the cache for transformers without importing them by name.
+        here = name_of(path)
+        if here.startswith(("fabrex/pytest_plugin", "fabrex/nixl/")) or here in {"fabrex/sim/_async.py", "fabrex/kv/cache.py"}:
             continue
         for node in tree_of(path).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

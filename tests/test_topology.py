@@ -224,7 +224,7 @@ BAD: list[tuple[str, str, str, int, str, bool]] = [
     ("fabrex: 1\n", "fabrex: 0\n", "fabrex", 1, "no version 0", True),
     ("fabrex: 1\n", "", "fabrex", 1, "write fabrex: 1", True),
     ("name: pair\n", "", "name", 1, "no name", True),
-    ("gen: 4, lanes: 16}}", "gen: 4, lanes: 12}}", "links[1].pcie.lanes", 9, "allowed: 1, 2, 4, 8, 16, 32", True),
+    ("gen: 4, lanes: 16}}", "gen: 4, lanes: 3}}", "links[1].pcie.lanes", 9, "allowed: 1, 2, 4, 8, 12, 16, 32", True),
     ("gen: 4, lanes: 16}}", "gen: 4, lanes: 16.0}}", "links[1].pcie.lanes", 9, "not the number 16.0", True),
     ("gen: 4, lanes: 16}}", 'gen: "4", lanes: 16}}', "links[1].pcie.gen", 9, "not the text '4'", True),
     ("gen: 4, lanes: 16}}", "gen: 4, lanes: 16, mrrs: 384}}", "links[1].pcie.mrrs", 9, "allowed: 128, 256", True),

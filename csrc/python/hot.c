@@ -753,17 +753,17 @@ static PyObject *requester_schedule(Requester *self, PyObject *scheduler)
 
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))requester_##name, METH_FASTCALL | METH_KEYWORDS, doc}
 static PyMethodDef requester_methods[] = {
-    FAST(load, "load($self, gva, /, size=8)\n--\n\nRead `size` bytes at `gva`: an int up to 8 bytes, bytes above.\n\n"
+    FAST(load, "load($self, gva, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nRead `size` bytes at `gva`: an int up to 8 bytes, bytes above.\n\n"
                "Sizes are 1, 2, 4, 8, 16, 32 and 64, naturally aligned; values are little-endian and unsigned.\n"
                "Raises: AddressError, AlignmentError, LinkDown, PeerLost, CompleterAbort, CompletionTimeout, ClosedHandle.\n"
                "Timing: request, completer and completion; see fbx_load()."),
-    FAST(store, "store($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0)\n--\n\nWrite `value` at `gva` (posted MWr).\n\n"
+    FAST(store, "store($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nWrite `value` at `gva` (posted MWr).\n\n"
                 "Returns when the write has its place in the egress; it is visible at the peer at its arrival.\n"
                 "Faults of the fabric do not raise: see flush(check=True). Raises: AddressError, AlignmentError,\n"
                 "OverflowError, CompleterAbort, OutOfFabricMemory, ClosedHandle. See fbx_store()."),
-    FAST(fetch_add, "fetch_add($self, gva, value, /, size=8)\n--\n\nAdd (4 or 8 bytes, wrapping) and return the old value. See fbx_fetch_add()."),
-    FAST(swap, "swap($self, gva, value, /, size=8)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
-    FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
+    FAST(fetch_add, "fetch_add($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nAdd (4 or 8 bytes, wrapping) and return the old value. See fbx_fetch_add()."),
+    FAST(swap, "swap($self, gva, value, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nReplace (4 or 8 bytes) and return the old value. See fbx_swap_value()."),
+    FAST(compare_swap, "compare_swap($self, gva, expected, desired, /, size=8, *, ro=False, ido=False, tc=0, path=0)\n--\n\nReplace if equal (4, 8 or 16 bytes); return the old value. See fbx_compare_swap()."),
     FAST(empty, "empty($self, *args, **kwargs)\n--\n\nDo nothing: the cost of a call, for benchmarks."),
     {"_dma_copy", (PyCFunction)(void (*)(void))requester_dma_copy, METH_FASTCALL | METH_KEYWORDS, "_dma_copy($self, dst, src, size, /)\n--\n\n"},
     {"_dma_release", (PyCFunction)(void (*)(void))requester_dma_release, METH_FASTCALL | METH_KEYWORDS, "_dma_release($self, number, /)\n--\n\n"},

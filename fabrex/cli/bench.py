@@ -13,11 +13,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..fidelity import Disturbance
 from . import machine, output
 from .common import load_topology
 from .figures import figures, title
 from .histogram import Histogram
-from .measure import BULK, DMA_OPS, OPS, SIZED, Effort, idle, measure, open_place, requested_ns, sizes_of
+from .measure import DMA_OPS, OPS, POSTED, SIZED, Effort, idle, measure, open_place, requested_ns, sizes_of
 from .output import document, emit, note, table, unknown, usage
 
 # What the card shows: operations whose time the model says, without those that only batches are timed of.
@@ -34,9 +35,9 @@ def _check(arguments: Any) -> tuple[list[str], list[str]]:
         if op not in OPS:
             raise unknown("operation", op, OPS, output.USAGE)
     for size in arguments.size or ():
-        most = max([SIZED[op] for op in ops if op in SIZED], default=0)
+        most = max([SIZED[op] for op in ops if op in SIZED], default=65536)
         if not 1 <= size <= most:
-            usage(f"--size {size}: sizes are 1 to {most} bytes" if most else "--size: none of these operations takes a size")
+            usage(f"--size {size}: sizes are 1 to {most} bytes")
     if arguments.card is not None:
         if arguments.timing == "off":
             usage("--card compares with what the model asks for, so timing must be on")
@@ -68,7 +69,7 @@ class Rows:
         place = self._place
         for op, size in self._wanted:
             for api in apis:
-                if size > place.room and op in BULK:
+                if op in DMA_OPS and size > place.room:
                     continue
                 found = measure(place, op, api, size, effort)
                 if found is None:
@@ -108,7 +109,8 @@ def _rows_of(arguments: Any, apis: list[str], ops: list[str]) -> tuple[list[dict
     wanted = {"on": (True,), "off": (False,), "both": (False, True)}[arguments.timing]
     if arguments.card is not None:
         wanted = (True,)
-    topologies = {word: load_topology(word) for word in dict.fromkeys(arguments.topology or ["fabrex-pair"])}
+    words = dict.fromkeys(arguments.topology or ["fabrex-pair"])
+    topologies = {word: load_topology(word, dilation=arguments.dilation) for word in words}
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     measured = [(op, size) for op in ops for size in sizes_of(op, arguments.size)]
@@ -120,21 +122,22 @@ def _rows_of(arguments: Any, apis: list[str], ops: list[str]) -> tuple[list[dict
             if not arguments.json and output.tty(sys.stderr):
                 note(f"measuring {word}, timing {'on' if timing else 'off'}")
             ours = Rows(topology, word, timing, arguments.ordering, measured, room)
-            floor = None
+            floors: list[Rows] = []
             try:
                 facts = ours.facts
-                floor = Rows(idle(topology), word, True, arguments.ordering, measured, room) if timing else None
+                for delays in (False, True) if timing else ():
+                    part = [(op, size) for op, size in measured if (op in POSTED) == delays]
+                    floors.append(Rows(idle(topology, delays), word, True, arguments.ordering, part, room))
                 for _ in range(rounds):
                     ours.round(apis, effort)
-                    if floor:
+                    for floor in floors:
                         floor.round(apis, brief)
             finally:
-                ours.close()
-                if floor:
-                    floor.close()
+                for place in (ours, *floors):
+                    place.close()
+            idly = {key: row["rounds"] for floor in floors for key, row in floor.rows.items()}
             for key, row in ours.rows.items():
-                if floor:
-                    row["floor"] = floor.rows[key]["rounds"]
+                row["floor"] = idly.get(key)
                 rows.append(row)
     return rows, facts, topologies
 
@@ -148,7 +151,7 @@ def shown(row: dict[str, Any], step_ns: float) -> dict[str, Any]:
 def bench(arguments: Any) -> int:
     """`bench`: a table, the card, a receipt, or rows in JSON."""
     apis, ops = _check(arguments)
-    with machine.Disturbance() as disturbance:
+    with Disturbance() as disturbance:
         rows, facts, topologies = _rows_of(arguments, apis, ops)
     step = facts["clock_step_ns"]
     figured = [shown(row, step) for row in rows]
@@ -175,7 +178,7 @@ def bench(arguments: Any) -> int:
     return output.OK
 
 
-def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: machine.Disturbance, ordering: str) -> None:
+def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: Disturbance, ordering: str) -> None:
     emit(output.wrapped(machine.line(facts)))
     for word in dict.fromkeys(row["topology"] for row in rows):
         for state in ("off", "on"):
@@ -187,10 +190,10 @@ def _say(rows: list[dict[str, Any]], facts: dict[str, Any], disturbance: machine
             emit(f"{word}, timing {state}, ordering {ordering} ({how})")
             emit(_table(chosen, state == "on"))
     emit("")
-    emit(output.wrapped("requested: what the model asks for; floor: what this machine needs with timing on and nothing to wait for; "
-                        "late: the share of operations that missed their time. pingpong is one way, between two processes; gather "
-                        "and scatter are per element; dma_submit is the submission alone, dma_queue what each takes of a full "
-                        "channel."))  # fmt: skip
+    emit(output.wrapped("requested: what the model asks for; floor: what this machine needs with timing on and nothing to wait "
+                        "for; late: the share of operations that missed their time. pingpong is one way, between two processes; "
+                        "gather and scatter are per element; dma_submit is the submission alone, dma_queue what each takes of "
+                        "a full channel."))  # fmt: skip
     emit(f"during the run {disturbance.stolen_fraction:.2%} of the processors' time was stolen by the hypervisor")
 
 

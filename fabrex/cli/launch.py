@@ -69,6 +69,10 @@ def run(arguments: Any) -> int:
     except FabricExists as error:
         hint = f"choose another --name, or end it with `fabricctl down {arguments.name}`"
         raise output.CommandError(error.message, hint, output.EXISTS) from None
+    if arguments.nixl:
+        from ..nixl import SHIM_PATH
+
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in (SHIM_PATH, os.environ.get("PYTHONPATH")) if path)
     sys.stdout.flush()
     out = sys.stderr if arguments.json else sys.stdout
     if arguments.output_dir:

@@ -10,11 +10,9 @@ import itertools
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,49 +84,6 @@ def clock_step_ns(tick_hz: int) -> float:
 
     looks = [int(lib.fbx_ticks()) for _ in range(2000)]
     return math.gcd(*(b - a for a, b in itertools.pairwise(looks))) / tick_hz * 1e9
-
-
-@dataclass
-class Disturbance:
-    """What kept the processor from this process while it was measured; a context.
-
-    Attributes:
-        stolen_fraction: processor time that the hypervisor gave to others.
-        descheduled: how often the kernel took the processor from this process.
-        load_average: at the end.
-        seconds: it lasted.
-    """
-
-    stolen_fraction: float = 0.0
-    descheduled: int = 0
-    load_average: float = 0.0
-    seconds: float = 0.0
-
-    def __enter__(self) -> Disturbance:
-        self._before = self._look()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        total, stolen, switches, now = (b - a for a, b in zip(self._before, self._look(), strict=True))
-        self.stolen_fraction = round(stolen / total, 6) if total else 0.0
-        self.descheduled = int(switches)
-        self.load_average = round(os.getloadavg()[0], 2)
-        self.seconds = round(now, 1)
-
-    @staticmethod
-    def _look() -> tuple[float, float, float, float]:
-        words = [int(word) for word in text_of("/proc/stat").partition("\n")[0].split()[1:9] if word.isdigit()]
-        stolen = words[7] if len(words) > 7 else 0
-        return sum(words), stolen, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw, time.monotonic()
-
-    def facts(self) -> dict[str, float]:
-        """For JSON."""
-        return {
-            "stolen_fraction": self.stolen_fraction,
-            "descheduled": self.descheduled,
-            "load_average": self.load_average,
-            "seconds": self.seconds,
-        }
 
 
 def line(machine: dict[str, Any]) -> str:

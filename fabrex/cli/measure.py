@@ -11,14 +11,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 from . import machine
 from .output import usage
 
-__all__ = ["BULK", "DMA_OPS", "OPS", "Effort", "Place", "Samples", "idle", "measure", "open_place", "requested_ns", "sizes_of"]
+__all__ = [
+    "BULK",
+    "DMA_OPS",
+    "OPS",
+    "POSTED",
+    "SIZED",
+    "Effort",
+    "Place",
+    "Samples",
+    "idle",
+    "measure",
+    "open_place",
+    "requested_ns",
+    "sizes_of",
+]
 
 KIB, MIB = 1 << 10, 1 << 20
 _KIND = {"load": 0, "store": 1, "read": 2, "write": 3, "fetch_add": 4}
@@ -58,6 +72,9 @@ SIZED = {"read": 64 * KIB, "write": 64 * KIB, "dma_write": 64 * MIB, "dma_read":
          "fill": 64 * MIB, "strided": 64 * MIB}  # fmt: skip
 """Operations that take a size, and up to which."""
 
+POSTED = ("store", "scatter", "write", *(op for op in DMA_OPS if op != "dma_read"))
+"""Operations that are complete before they have arrived."""
+
 _ROW = KIB  # of `strided`: rows that are this long, at twice that distance
 _GATHERED = 1024
 _DEPTH = 64  # of dma_submit and dma_queue: what a channel holds
@@ -74,6 +91,17 @@ class Place:
     near: int  # of the requester's own, as much as `room`; equal to `gva` where it has none
     room: int
     topology: str
+
+    @property
+    def dilation(self) -> float:
+        """Seconds of real time for one of the fabric's."""
+        return float(self.fabric.topology.dilation)
+
+    def fabric_time(self, samples: Samples) -> Samples:
+        """Samples of real time as samples of the fabric's."""
+        if self.dilation != 1:
+            samples.values = [value / self.dilation for value in samples.values]
+        return samples
 
 
 @dataclass
@@ -108,33 +136,37 @@ def sizes_of(op: str, asked: list[int] | None, room: int = 64 * MIB) -> list[int
     return [size for size in OPS[op] if size <= room]
 
 
-def idle(topology: Any) -> Any:
+def idle(topology: Any, delays: bool) -> Any:
     """The same nodes and ways with next to no time of their own: what still passes is the machine's.
 
-    Delays, latencies and set-up times go, links get the highest rate there is, packets keep their sizes.
+    Latencies and set-up times go, links get the highest rate there is, packets keep their sizes.
+
+    Args:
+        delays: keep those of links and switches: what is posted is complete without them, but has to be kept on its way.
     """
     from ..topology import Topology
 
     document = topology.to_dict()
-    document.pop("dilation", None)
     for node in document["nodes"].values():
-        node.pop("delay", None)
+        if not delays:
+            node.pop("delay", None)
         for key in ("pio", "dma"):
             kept = {word: value for word, value in node.pop(key, {}).items() if word in ("access_bytes", "wc", "channels")}
             if key == "dma":
                 kept["tags"] = 1024
-            if kept and node["kind"] != "switch":
+            if kept and node["kind"] in ("host", "accelerator"):
                 node[key] = kept
         if "memory" in node:
             node["memory"] = {tier: facts["size"] if isinstance(facts, dict) else facts for tier, facts in node["memory"].items()}
     for link in document["links"]:
         link.pop("jitter", None)
-        link["delay"] = "0ns"
+        if not delays:
+            link["delay"] = "0ns"
         if "pcie" in link:
             link["pcie"] = {key: value for key, value in link["pcie"].items() if key in ("mps", "mrrs", "rcb")}
-            link["pcie"] |= {"gen": 6, "lanes": 16}
+            link["pcie"] |= {"gen": 6, "lanes": 32}
         else:
-            link["ethernet"] |= {"rate": "1Tb/s"}
+            link["ethernet"] |= {"rate": "100Tb/s"}
     return Topology.from_dict(document)
 
 
@@ -155,13 +187,12 @@ def open_place(topology: Any, timing: bool, ordering: str, shown: str, room: int
     if not reach:
         usage(f"{source} of {shown} reaches no other memory")
     target = (hosts or reach)[-1]
-    for end in (source, target):
-        for tier in list(topology.nodes[end].memory.values())[:1]:
-            room = min(room, tier.size // 4)
+    smallest = min(tier.size for end in (source, target) for tier in list(topology.nodes[end].memory.values())[:1])
+    room = min(room, smallest // 4)
     fabric = Fabric.create(topology, timing=timing, ordering=ordering)
     try:
         node = fabric.attach(source)
-        size = max(2 * room + 64, MIB)  # strided takes twice its size, put_signal a line before
+        size = max(2 * room + 64, min(MIB, smallest // 2))  # strided takes twice its size, put_signal a line before
         far = node.alloc(size, on=target, name="bench-far")
         near = node.alloc(size, name="bench-near") if topology.nodes[source].memory else far
         for buffer in {far.gva: far, near.gva: near}.values():
@@ -198,11 +229,14 @@ def measure(place: Place, op: str, api: str, size: int, effort: Effort) -> Sampl
     if op in DMA_OPS and place.near == place.gva:
         return None
     if op == "pingpong":
-        return _pingpong(place, effort) if api == "python" else None
+        return place.fabric_time(_pingpong(place, effort)) if api == "python" else None
     if op == "empty" and api == "c":
         return None
     late, preempted, counted = _counts(place, op)
-    found = _of_c(place, op, size, effort) if api == "c" else _of_python(place, op, size, effort)
+    if api == "c":  # by the fabric's clock
+        found = _of_c(place, op, size, replace(effort, seconds=effort.seconds / place.dilation))
+    else:
+        found = place.fabric_time(_of_python(place, op, size, effort))
     after = _counts(place, op)
     if place.fabric.timing and after[2] > counted:
         found.late, found.preempted, found.counted = after[0] - late, after[1] - preempted, after[2] - counted
@@ -329,10 +363,10 @@ def _submissions(place: Place, size: int) -> Callable[[int], float]:
     clock = time.perf_counter_ns
 
     def batch(count: int) -> float:
-        spent = rounds = 0
-        for rounds in range(1, max(count // _DEPTH, 1) + 1):
+        spent, rounds = 0, max(count // _DEPTH, 1)
+        for _ in range(rounds):
             begin = clock()
-            under_way = [copy(dst, src, size) for _ in repeat(None, _DEPTH)]
+            under_way = [copy(dst, src, size) for _ in range(_DEPTH)]
             spent += clock() - begin
             for completion in under_way:
                 completion.wait()

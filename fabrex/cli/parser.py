@@ -254,6 +254,7 @@ def build() -> Parser:
     at.add_argument("--timeout", type=seconds, metavar="S", help="end everything after so long (exit code 124)")
     at.add_argument("--grace", type=seconds, default=5.0, metavar="S", help="from asking a process to end to killing it (5 s)")
     at.add_argument("--keep", action="store_true", help="leave the fabric for looking at; end it with `down`")
+    at.add_argument("--nixl", action="store_true", help="`import nixl` finds fabrex.nixl: NIXL's agents then work on this fabric")
     at.add_argument("--output-dir", metavar="D", help="also write each process's output to D/NODE.out and D/NODE.err")
     at = placed(command(
         "exec",
@@ -401,6 +402,7 @@ def build() -> Parser:
     at.add_argument("--ordering", choices=("posted", "immediate"), default="posted")
     at.add_argument("--api", default="c,python", metavar="A", help="c, python or both (c,python)")
     at.add_argument("--seconds", type=seconds, metavar="S", help="how long to measure each row")
+    at.add_argument("--dilation", metavar="K", help="stretch modelled time: 4 lets a second of the fabric take four here")
     at.add_argument("--card", nargs="?", const="", metavar="FILE",
                     help="the accuracy card: requested against achieved; also drawn if a .svg or .png is named")  # fmt: skip
     at.add_argument("--receipt", metavar="FILE", help="keep what was measured, for `fabricctl receipt`")

@@ -18,12 +18,13 @@ nothing before a test asks for a fabric.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from ..fabric import Fabric
     from ._fixtures import Factory as Factory
     from ._run import FabricUnderTest as FabricUnderTest
     from ._run import NodeDied as NodeDied
@@ -51,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the ini options."""
     parser.addini("fabrex_timeout", "seconds that fabrex_fabric.run() waits for its nodes", default="30")
     parser.addini(
+        "fabrex_inconclusive",
+        "what a test is whose machine could not give the fidelity that it demands: skip (default) or fail",
+        default="skip",
+    )
+    parser.addini(
         "fabrex_preload",
         "modules that node processes find imported already (numpy always is one, where the tests import it)",
         type="args",
@@ -62,8 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker."""
     config.addinivalue_line(
         "markers",
-        "fabrex(topology='fabrex-pair', timing=False, ordering=None, seed=None, strict_errors=False): "
-        "the fabric that fabrex_fabric makes; topology is a preset, a YAML file beside the test, or a Topology",
+        "fabrex(topology='fabrex-pair', timing=False, ordering=None, seed=None, strict_errors=False, fidelity=None): "
+        "the fabric that fabrex_fabric makes; topology is a preset, a YAML file beside the test, or a Topology; fidelity is the "
+        "share of operations that may be late, or the arguments of fabrex.fidelity.shortfalls",
     )
 
 
@@ -78,6 +85,26 @@ def fabrex_factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
 @pytest.fixture
 def fabrex_fabric(request: pytest.FixtureRequest, fabrex_factory: Factory) -> Generator[FabricUnderTest, None, None]:
     """A fabric of the test's own, as the marker `fabrex` (or an indirect parameter) describes it."""
-    from ._fixtures import described
+    from ._fixtures import demanded, described
 
-    yield fabrex_factory(**described(request))
+    words = described(request)
+    fidelity = words.pop("fidelity", None)
+    fabric = fabrex_factory(**words)
+    if fidelity is not None:
+        demanded(request.node, fabric, fidelity)
+    yield fabric
+
+
+@pytest.fixture
+def fabrex_fidelity(request: pytest.FixtureRequest, fabrex_factory: Factory) -> Callable[..., None]:
+    """Demand a fidelity: fabrex_fidelity(fabric, late=0.01, by="1us", ops=["load"]); the arguments of fabrex.fidelity.shortfalls.
+
+    When the test has run and the machine did not give it, the test's verdict is worth nothing: it is inconclusive, which is a
+    skip with the reason, or a failure where the ini option `fabrex_inconclusive` says so.
+    """
+    from ._fixtures import demanded
+
+    def demand(fabric: Fabric, **demands: Any) -> None:
+        demanded(request.node, fabric, demands)
+
+    return demand

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from ..topology import Topology
     from ._run import FabricUnderTest
 
-__all__ = ["Factory", "described", "factory"]
+__all__ = ["Factory", "demanded", "described", "factory"]
 
 _SESSION = pytest.StashKey[Session]()
 _RUNS = pytest.StashKey[list[Any]]()  # of Run
 _FAILED = pytest.StashKey[bool]()
-_MARK = ("topology", "timing", "ordering", "seed", "strict_errors")
+_DEMANDS = pytest.StashKey[list[Any]]()  # of (fabric, arguments of shortfalls(), Disturbance)
+_MARK = ("topology", "timing", "ordering", "seed", "strict_errors", "fidelity")
+_INCONCLUSIVE = ("skip", "fail")
 _TIMING_WAIT = 600.0
 _STYLES = {"auto": "long", "long": "long", "short": "short", "line": "short", "no": "short", "native": "native"}
 
@@ -38,6 +40,57 @@ def _session(config: pytest.Config) -> Session:
     return session
 
 
+def demanded(item: pytest.Item, fabric: Any, fidelity: Any) -> None:
+    """Remember that a test's verdict counts only at this fidelity."""
+    from ..fidelity import Disturbance, shortfalls
+
+    words = {"late": fidelity} if isinstance(fidelity, (int, float)) else fidelity
+    if not isinstance(words, dict) or not set(words) <= {"late", "by", "ops"}:
+        pytest.fail(f"fidelity is a share, or some of late, by and ops; not {fidelity!r}", pytrace=False)
+    shortfalls({}, **words)  # says what is wrong with them now, and not when the test has run
+    if not fabric.timing:
+        pytest.fail(
+            "fidelity is how well modelled time is kept, and this fabric has timing off: ask for timing='on'", pytrace=False
+        )
+    item.stash.setdefault(_DEMANDS, []).append((fabric, words, Disturbance().__enter__()))
+
+
+def _inconclusive(item: pytest.Item) -> list[str]:
+    """What the machine did not give of what the test demanded."""
+    from ..fidelity import shortfalls
+
+    faults: list[str] = []
+    for fabric, words, disturbance in item.stash.get(_DEMANDS, []):
+        if fabric.closed:
+            faults.append(f"{fabric.name} was closed before anybody looked at its fidelity")
+        else:
+            disturbance.update()
+            faults += shortfalls(fabric.fidelity(), **words, disturbance=disturbance)
+    return faults
+
+
+def _rewrite(item: pytest.Item, report: Any) -> None:
+    """Make a report inconclusive: the machine did not give what the verdict rests on."""
+    faults = _inconclusive(item)
+    if not faults:
+        return
+    choice = item.config.getini("fabrex_inconclusive")
+    if choice not in _INCONCLUSIVE:
+        raise pytest.UsageError(f"fabrex_inconclusive is {' or '.join(_INCONCLUSIVE)}, not {choice!r}")
+    passed = report.outcome == "passed"
+    reason = f"inconclusive, though it {'passed' if passed else 'failed'}: " + "; ".join(faults)
+    if choice == "fail":
+        if passed:
+            report.outcome, report.longrepr = "failed", reason
+        else:
+            report.sections.append(("fabrex: inconclusive", "\n".join(faults)))
+        return
+    if not passed:
+        report.sections.append(("fabrex: what failed while it was inconclusive", str(report.longrepr)))
+    path, line, _ = item.location
+    report.outcome, report.longrepr = "skipped", (path, (line or 0) + 1, f"Skipped: {reason}")
+
+
 class _Reporter:
     """Adds what nodes said to the reports of failed tests; registered when the first fabric is made."""
 
@@ -45,6 +98,8 @@ class _Reporter:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
         outcome = yield
         report = outcome.get_result()  # type: ignore[attr-defined]
+        if report.when == "call" and report.outcome in ("passed", "failed") and not hasattr(report, "wasxfail"):
+            _rewrite(item, report)
         runs = item.stash.get(_RUNS, [])
         if runs and report.failed and not item.stash.get(_FAILED, False):
             item.stash[_FAILED] = True

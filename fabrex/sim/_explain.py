@@ -20,7 +20,7 @@ __all__ = ["Explanation", "explain"]
 _POSTED = {"store", "write", "dma_write", "dma_read", "register write"}
 _LOOKS = {"load", "read", "fetch_add", "swap", "compare_swap"}
 _CHANGES = _POSTED | {"fetch_add", "swap", "compare_swap"}
-_DELAYED, _STALLED, _SCHEDULED, _PASSED = 3, 2, 1, 4
+_DELAYED, _STALLED, _SCHEDULED, _PASSED, _CACHED = 3, 2, 1, 4, 7
 MOST_STEPS = 12
 
 
@@ -127,9 +127,22 @@ class _Story:
             if issue is None or issue.issued_ps > when:
                 continue
             for arrival in arrivals:
-                if _overlap(arrival, look) and arrival.number > look.number and arrival.at_ps >= when:
+                later = arrival.at_ps > when or (arrival.at_ps == when and arrival.number > look.number)
+                if _overlap(arrival, look) and later:
                     found.append((issue, arrival))
                     break
+        return found
+
+    def changes(self, gva: int, size: int, after_ps: int, until_ps: int, but: int) -> list[tuple[TraceEvent, int]]:
+        """Return what changed memory in a span of time, and when: other operations than `but`."""
+        found = []
+        for event in self.events:
+            local = event.event == "op" and event.id not in self.visible and event.kind in _CHANGES - {"dma_write", "dma_read"}
+            if not (event.event == "visible" or local) or event.id == but or not event.size:
+                continue
+            at = event.at_ps if event.event == "visible" or event.kind in _POSTED else event.arrives_ps or event.at_ps
+            if after_ps < at <= until_ps and event.gva < gva + size and gva < event.gva + event.size:
+                found.append((self.issued.get(event.id, event), at))
         return found
 
     def flushed(self, first: TraceEvent, second: TraceEvent) -> TraceEvent | None:
@@ -201,9 +214,21 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
                 note(look, f"{look.node} {_did(look)} {look.where} = {look.value:#x}, what {story.name(later)} wrote")
                 break
     out.reasons = sentences + out.reasons
-    if not keep:
+    if not out.reasons:
+        _meanwhile(story, out, note)
+    if any(kind == _CACHED for kind, _, _ in minimal.decisions):
+        out.reasons.append(
+            "A cache without coherence gave what it held, or kept what was stored: it sees what peers wrote after invalidate(), "
+            "and they see what it wrote after writeback()."
+        )
+    if len(keep) < 3:
         for event in story.events[-MOST_STEPS:]:
-            note(event, f"{event.node} {event.event} {_what(story, event)}")
+            if event.event == "visible":
+                note(event, f"{_what(story, event)} is visible")
+            elif event.kind in _LOOKS:
+                note(event, f"{event.node} {_did(event)} {event.where}{_found(event)}")
+            else:
+                note(event, f"{event.node} issues {_what(story, event)}")
         if not minimal.decisions:
             out.reasons.append("It fails without any delay or reordering: this is no matter of ordering.")
     chosen = sorted(keep.values(), key=lambda pair: (_when(pair[0]), pair[0].number))
@@ -216,10 +241,42 @@ def tell(case: Case, minimal: Minimal) -> Explanation:
     return out
 
 
+def _meanwhile(story: _Story, out: Explanation, note: Any) -> None:
+    """Nothing was looked past: perhaps something changed while one operation took its time."""
+    for event in reversed(story.events):
+        if event.event != "op" or len(out.reasons) >= 2:
+            continue
+        if event.kind in ("dma_write", "dma_read"):
+            begin, end, gva, what = event.issued_ps, event.completes_ps, event.value, "takes its source"
+        elif event.kind in ("read", "load"):
+            begin, end, gva, what = event.issued_ps, max(event.completes_ps, event.at_ps), event.gva, "looks"
+        else:
+            continue
+        changed = story.changes(gva, event.size, begin, end, event.id)
+        if not changed:
+            continue
+        note(event, f"{event.node} issues {_what(story, event)}")
+        names = []
+        for issue, at in changed[:3]:
+            note(issue, f"{issue.node} issues {_what(story, issue)}")
+            names.append(f"{story.name(issue)} by {issue.node} (at {at / 1000:.0f} ns)")
+        out.reasons.insert(
+            0,
+            f"{story.name(event)} by {event.node} {what} between {begin / 1000:.0f} and {end / 1000:.0f} ns, and meanwhile "
+            f"{' and '.join(names)} changed that memory.",
+        )
+
+
+def _found(event: TraceEvent) -> str:
+    return f" = {event.value:#x}" if event.size <= 8 else f", {event.size} bytes"
+
+
 def _when(event: TraceEvent) -> int:
     if event.event != "op":
         return event.at_ps
-    return event.issued_ps if event.kind in _POSTED else event.arrives_ps or event.at_ps
+    if event.kind in _POSTED or event.size > 8:
+        return event.issued_ps
+    return event.arrives_ps or event.at_ps
 
 
 def _did(look: TraceEvent) -> str:
@@ -274,8 +331,12 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
         names = [name for name, value_ in case.programs.items() for _ in ([value_] if callable(value_) else value_)]
         who = names[number] if number < len(names) else f"program {number}"
         if kind == _STALLED:
-            return f"{who} was kept from the processor for {(32 << value)} ns after its call {turn}"
+            if turn == 0:
+                return f"{who} began {32 << value} ns later"
+            return f"{who} was kept from the processor for {32 << value} ns after its call {turn}"
         return f"{who} ran after others that were ready at the same moment, at its call {turn}"
+    if kind == _CACHED:
+        return f"decision {key + 1} of the caches: a copy was used again, or a line stayed or left"
     source, target, stream, sequence = key >> 52, key >> 40 & 0xFFF, key >> 34 & 0x3F, key & (1 << 31) - 1
     about = f"request {sequence} of requester {source}"
     if stream < 32:
@@ -289,7 +350,7 @@ def _decision(case: Case, story: _Story, decision: tuple[int, int, int]) -> str:
         return f"{about} was delayed"
     if kind == _PASSED:
         return f"{about} was let pass what was before it"
-    what = {5: "was torn", 6: "left its write-combining buffer late", 7: "was served from a stale copy"}.get(kind, "was decided")
+    what = {5: "was torn", 6: "left its write-combining buffer late"}.get(kind, "was decided")
     return f"{about} {what}"
 
 

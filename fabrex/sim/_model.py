@@ -2,17 +2,27 @@
 """The fabric that node programs see under the exhaustive clock: their calls, as requests to the abstract machine.
 
 The node, fabric, NTB and DMA objects here have the names and arguments of the real ones, and check them likewise. What is not
-explored (raw views, cancelling, time) is refused or stands still, and says so.
+explored (cancelling, time) is refused or stands still, and says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from ..errors import AddressError, AlignmentError, FabricError, FabricNotFound, InvalidArgument, ValueRangeError, WaitTimeout
+from ..errors import (
+    AddressError,
+    AlignmentError,
+    FabricError,
+    FabricNotFound,
+    InvalidArgument,
+    OutOfFabricMemory,
+    ValueRangeError,
+    WaitTimeout,
+)
 from ..topology import Topology
 from ._history import Standing, fingerprint, frames
 from ._machine import (
@@ -34,7 +44,6 @@ from ._rules import Tlp
 
 SLOT = 40  # a region's range of global addresses is 1 << SLOT; the same numbers as in the core, so that traces agree
 FIXED = 65536  # bytes of each region that alloc never hands out
-ARENA = 1 << 20  # bytes from one program's allocations in a region to the next one's
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -199,35 +208,64 @@ class Fabric(Standing):
 
 
 class Buffer(Standing):
-    """Allocated memory. Raw views have no order that could be explored, so there are none."""
+    """Allocated memory. Its raw views are copies, as under the adversary: see `fabrex.Buffer.acquire`."""
 
     def __init__(self, node: Node, gva: int, size: int, name: str) -> None:
         self._node = node
         self.fabric, self.gva, self.size, self.name = node.fabric, gva, size, name
         self.node = node._world.names[node._world.place(gva, size, "buffer")]
+        self._copy, self._kept = bytearray(size), bytes(size)
 
     def __len__(self) -> int:
         return self.size
 
     def _standing(self) -> Any:
-        return self.gva, self.size
+        return self.gva, self.size, bytes(self._copy), self._kept
 
     def free(self) -> None:
         """Give it back; its addresses are not handed out again."""
 
-    def _no_view(self) -> Any:
-        raise InvalidArgument(
-            "raw views obey no fabric order, so there is nothing to explore in them",
-            hint="use load, store, read and write in programs for explore()",
-        )
+    @property
+    def memory(self) -> memoryview:
+        """The bytes that `acquire` found; what is changed here is others' after `release`."""
+        return memoryview(self._copy)
 
-    memory = property(_no_view)
+    def acquire(self) -> memoryview:
+        """Declare that this program reads and writes the raw bytes from now on; returns `memory`."""
+        if self.node != self._node.name:
+            self._node.load(self.gva, size=1)
+        self._kept = self._node._raw(self.gva, self.size)
+        self._copy[:] = self._kept
+        return self.memory
 
-    def numpy(self, *arguments: Any, **options: Any) -> Any:
-        """Refuse: see the class."""
-        self._no_view()
+    def release(self) -> None:
+        """Declare that it no longer does: what it changed is in the fabric's memory when this has returned."""
+        words = []
+        for word, shift, count, offset in _words(self.gva, self.size):
+            data = self._copy[offset : offset + count]
+            if data != self._kept[offset : offset + count]:
+                words.append((word, _mask(count) << shift, int.from_bytes(data, "little") << shift))
+        if words:
+            self._node._at_once(f"release({self._node._say(self.gva)})", words, None)
+        self._kept = bytes(self._copy)
+        self._node.drain()
 
-    tensor = numpy
+    @contextlib.contextmanager
+    def access(self) -> Iterator[memoryview]:
+        """`acquire` and `release` around a block."""
+        view = self.acquire()
+        try:
+            yield view
+        finally:
+            self.release()
+
+    def numpy(self, dtype: Any = "u1", shape: int | tuple[int, ...] | None = None) -> Any:
+        """Return a NumPy array over `memory`."""
+        import numpy as np
+
+        kind = np.dtype(dtype)
+        shape = (self.size // kind.itemsize,) if shape is None else shape
+        return np.frombuffer(self.memory, dtype=kind, count=int(np.prod(shape))).reshape(shape)
 
 
 class Operation(Standing):
@@ -317,6 +355,7 @@ class Node(Standing):
         facts = world.topology.nodes[name]
         self.owner = not number and not client
         self._order: dict[str, Any] = {}
+        self._past = False  # operations of begin() go past the cache
         requester: tuple[int, ...] = (self.index, 0) if self.owner else (self.index, program + 1, number)
         self._handle = Handle((program, number), self.index, requester, facts.pio.wc, name in world.stale)
         self.fabric = Fabric(world, self)
@@ -393,14 +432,15 @@ class Node(Standing):
         if size < 1:
             raise InvalidArgument(f"{size} bytes: at least 1")
         region = self.fabric._region(self.name if on is None else on, tier)
-        arena = FIXED + self._handle.key[0] * ARENA
+        room = (self._world.regions[region][1].size - FIXED) // self._world.programs & ~63
+        arena = FIXED + self._handle.key[0] * room
         counts = self._root._allocated
         at = counts.get(region, 0)
         align = max(align, 64)
         at += -(arena + at) % align
+        if at + size > room:
+            raise OutOfFabricMemory(f"programs for explore() allocate at most {room} bytes each in this region")
         counts[region] = at + size
-        if at + size > ARENA:
-            raise InvalidArgument(f"programs for explore() allocate at most {ARENA} bytes in a region")
         gva = ((region + 1) << SLOT) + arena + at
         if name:
             obj = ("name", "buffer", name)
@@ -439,7 +479,7 @@ class Node(Standing):
 
     def _load(self, kind: str, gva: int, size: int, target: int, text: str, finish: Any, asynchronous: bool, **how: Any) -> Any:
         words = list(_words(gva, size))
-        local, cached = target == self.index, self._handle.stale and target != self.index
+        local, cached = target == self.index, self._handle.stale and target != self.index and not asynchronous
 
         def answer(values: Sequence[int]) -> Any:
             data = bytearray(size)
@@ -516,10 +556,8 @@ class Node(Standing):
             if len(words) == 1:
                 word, mask, value = words[0]
                 return self._local(text, (), (word,), lambda mem: (answer, {word: changed(mem.get(word, 0), "set", mask, value)}))
-            request = Request("post", self._handle, text, answer=answer, number="home")
-            request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
-            return self._do(request.access((), self._drains()).later((), objects))
-        if self._handle.stale:
+            return self._at_once(text, words, answer)
+        if self._handle.stale and not self._past:
             request = Request("cached", self._handle, text, answer=answer, words=tuple(words))
             own = {("y", self.index, word) for word in objects}
             return self._do(request.access(objects, own).later((), objects | set(issue_objects(tlp))))
@@ -530,6 +568,25 @@ class Node(Standing):
         buffers = {line_object(self._handle.key, word) for word in objects} if request.how else set()
         own = {*issue_objects(tlp), *self._drains(), *buffers}
         return self._do(request.access((), own).later((), objects))
+
+    def _at_once(self, text: str, words: list[tuple[int, int, int]], answer: Any) -> Any:
+        """Write words that everybody sees at once, one after the other."""
+        tlp = Tlp(POSTED, self.index, self.index, 0, 0, False, False, self._handle.requester)
+        request = Request("post", self._handle, text, answer=answer, number="home")
+        request.words = tuple((tlp, word, "set", mask, value) for word, mask, value in words)
+        return self._do(request.access((), self._drains()).later((), {word for word, _, _ in words}))
+
+    def _raw(self, gva: int, size: int) -> bytes:
+        """Read bytes as they are now, word by word."""
+        words = list(_words(gva, size))
+
+        def answer(values: Sequence[int]) -> bytes:
+            parts = zip(values, words, strict=True)
+            return b"".join((value >> shift & _mask(count)).to_bytes(count, "little") for value, (_, shift, count, _) in parts)
+
+        request = Request("ask", self._handle, f"acquire({self._say(gva)})", answer=answer)
+        request.pieces = tuple((word, None, False) for word, _, _, _ in words)
+        return bytes(self._do(request.access((), self._drains()).later({word for word, _, _, _ in words})))
 
     def store(
         self, gva: int, value: Any, size: int = 8, *, ro: bool = False, ido: bool = False, tc: int = 0, path: int = 0
@@ -611,7 +668,11 @@ class Node(Standing):
     def begin(self, kind: str, gva: int, *arguments: Any, size: int = 8, **how: Any) -> Any:
         """Start an operation without waiting for it."""
         if kind in ("store", "write"):
-            getattr(self, kind)(gva, *arguments, **({"size": size} if kind == "store" else {}), **how)
+            past, self._past = self._past, True
+            try:
+                getattr(self, kind)(gva, *arguments, **({"size": size} if kind == "store" else {}), **how)
+            finally:
+                self._past = past
             return _Done(kind, gva)
         if kind in ("load", "read"):
             if kind == "load":

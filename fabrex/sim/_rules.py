@@ -53,6 +53,8 @@ RULES: dict[str, str] = {
     "X2": "flush: the node's earlier posted writes to the target are visible when it returns",
     "X3": "fence: no later posted write of this handle becomes visible before its earlier ones, whatever the target",
     "X4": "a barrier orders the programs and no write",
+    # Raw views.
+    "R1": "a raw view shows what acquire found, and others see what release gave back, at once; nothing else orders it",
     # DMA.
     "M1": "a DMA operation runs beside the program: until it is complete nothing orders the two",
     "M2": "DMA complete: the source may be used again and the last write has been issued; it need not be visible",

@@ -63,7 +63,7 @@ def _greenlets() -> Any:
     try:
         import greenlet
     except ImportError:
-        raise ImportError("fabrex.sim.run needs greenlet, which switches between programs: pip install 'fabrex[sim]'") from None
+        raise ImportError("fabrex.sim.run needs greenlet, which switches between programs: pip install greenlet") from None
     return greenlet
 
 

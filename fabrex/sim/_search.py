@@ -207,4 +207,5 @@ def replay_command(case: Case, seed: int) -> str:
         ordering = "" if case.ordering == "adversarial" else f" --ordering {case.ordering}"
         path = min(case.script, os.path.relpath(case.script), key=len)
         return f"fabricctl explore {shlex.quote(path)} --seed {seed}{ordering}"
-    return f"fabrex.sim.run({case.topology!r}, programs, ordering={case.ordering!r}, seed={seed})"
+    topology = repr(case.topology) if isinstance(case.topology, str) else "topology"
+    return f"fabrex.sim.run({topology}, programs, ordering={case.ordering!r}, seed={seed})"

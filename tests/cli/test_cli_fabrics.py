@@ -187,7 +187,7 @@ def test_links(cli: Cli) -> None:
     assert result.code == 1 and "down" in result.err
     assert cli.good("link", "up", "lab", LINK, "--json").document["links"][0]["up"] is True
     assert cli.good("link", "set", "lab", LINK, "delay=500ns", "gen=3").out == (
-        f"{LINK}: delay 500 ns (described as 5 ns), gen 3 (described as 4), lanes 16, mps 256, mrrs 512, rcb 64\n"
+        f"{LINK}: delay 500 ns (described as 5 ns), gen 3 (described as 4), lanes 16, mps 256, mrrs 512, rcb 64, tags 32\n"
     )
     shown = cli.good("link", "show", "lab", LINK)
     assert shown.out.splitlines()[1].split()[5:10] == ["500", "ns", "delay,", "gen", "0"]

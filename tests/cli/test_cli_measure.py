@@ -14,7 +14,8 @@ def test_bench_rows(cli: Cli) -> None:
     found = cli.good("bench", "--quick", "--seconds", "5ms", "--json").document
     rows = found["rows"]
     assert {row["op"] for row in rows} == {
-        "empty", "load", "store", "write", "read", "fetch_add", "gather", "scatter", "pingpong",
+        "empty", "load", "store", "write", "read", "fetch_add", "gather", "scatter", "pingpong", "dma_write", "dma_read",
+        "put_signal", "fill", "strided", "dma_submit", "dma_queue",
     }  # fmt: skip
     assert {(row["api"], row["timing"]) for row in rows if row["op"] == "load"} == {
         ("c", "on"), ("c", "off"), ("python", "on"), ("python", "off"),

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+from fabrex import sim
+from fabrex.sim._history import frozen
+from fabrex.topology import Topology
 
 from .catalogue import hosts
 
@@ -43,7 +47,8 @@ def generate(seed: int) -> tuple[str, dict[str, list[Call]], tuple[str, ...]]:
             calls.append((prng.choice(CALLS), target, prng.choice([0, 0, 64]), how, prng.randint(1, 3), prng.random() < 0.5))
         programs[name] = calls
     stale = prng.choice([(), (), (), ("host0",), ("host0", "host1")])
-    return prng.choice(["uncached", "uncached", "combining"]), programs, stale
+    topology = prng.choice(["uncached", "uncached", "combining"])
+    return topology, programs, tuple(name for name in stale if name in programs)
 
 
 def program(calls: list[Call]) -> Callable[[Any], Any]:
@@ -113,8 +118,8 @@ def program(calls: list[Call]) -> Callable[[Any], Any]:
     return run
 
 
-def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str]:
-    """Explore one random program with reduction and without; returns whether the outcomes agree, and what was done."""
+def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str, tuple[int, int]]:
+    """Explore a random program with reduction and without; returns whether the outcomes agree, what was done, and the states."""
     topology, calls, stale = generate(seed)
     programs: Mapping[str, Any] = {name: program(of) for name, of in calls.items()}
     reduced = explore(TOPOLOGIES[topology], programs, stale=stale, max_states=20_000, seconds=20)
@@ -123,7 +128,25 @@ def compare(seed: int, explore: Callable[..., Any]) -> tuple[bool, str]:
         agree = reduced.bounded or whole.outcomes <= reduced.outcomes
     else:
         agree = reduced.outcomes == whole.outcomes
-    return (
-        agree,
-        f"seed {seed}: {reduced.states} states of {whole.states}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}",
-    )
+    states = (reduced.states, whole.states)
+    said = f"seed {seed}: {states[0]} states of {states[1]}, {len(reduced.outcomes)} outcomes of {len(whole.outcomes)}"
+    return agree, said, states
+
+
+def against_core(number: int, seeds: Iterable[int]) -> tuple[dict[Any, int], str]:
+    """Run one random program under the adversary; returns what it showed that it must not (with the seed), and what was done.
+
+    Runs that end otherwise (a wait that times out, a deadlock) are left out.
+    """
+    topology, calls, stale = generate(number)
+    described = Topology.resolve(TOPOLOGIES[topology])
+    programs: Mapping[str, Any] = {name: program(of) for name, of in calls.items()}
+    allowed = sim.explore(described, programs, stale=stale, max_states=20_000, seconds=20)
+    shown: dict[Any, int] = {}
+    for seed in seeds if allowed.complete else ():
+        options: dict[str, Any] = {"ordering": "adversarial", "seed": seed, "stale": stale, "lines": False, "limit_events": 2000}
+        result = sim.run(described, programs, raises=False, **options)
+        if result.error is None:
+            shown.setdefault(tuple(frozen(result.returned[name]) for name in allowed.nodes), seed)
+    forbidden = {outcome: seed for outcome, seed in shown.items() if outcome not in allowed.outcomes}
+    return forbidden, f"program {number}: {len(shown)} of {len(allowed.outcomes)} outcomes; forbidden {forbidden}"

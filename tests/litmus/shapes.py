@@ -236,7 +236,7 @@ def _iriw(places: tuple[str, str]) -> dict[str, Any]:
 iriw = every(4) - {(1, 0, 1, 0)}
 add("IRIW", "P3 G1", BOX4, _iriw(one), "host2 host3", iriw, [(1, 0, 1, 0)], about="a write becomes visible to all at once")
 add("IRIW+boxes", "P3 G1", BOXES4, _iriw(two), "host2 host3", iriw, [(1, 0, 1, 0)])
-add("IRIW+stale", "S1", BOX4, _iriw(one), "host2 host3", every(4), stale="host2 host3")
+add("IRIW+stale", "S1", BOX4, _iriw(one), "host2 host3", every(4), must=iriw, stale="host2 host3", about="a cache may fetch ahead")
 
 
 def _wrc(node0: str, between: Callable[[Any], None]) -> dict[str, Any]:
@@ -830,14 +830,16 @@ add("put_signal+pull", "M4", PAIR, _pull_signal(), "host0", [1], [0])
 
 
 def _dma_order(**how: Any) -> dict[str, Any]:
+    edge = 4096  # no packet crosses it
+
     def writer(node: Any) -> None:
         source = at(node, "host0", SOURCE)
         node.store(source, 1)
         node.store(source + 8, 1)
-        node.dma.copy(at(node, "host1", 56), source, 16, **how)
+        node.dma.copy(at(node, "host1", edge - 8), source, 16, **how)
 
     def reader(node: Any) -> tuple[int, int]:
-        return node.load(at(node, "host1", 64)), node.load(at(node, "host1", 56))
+        return node.load(at(node, "host1", edge)), node.load(at(node, "host1", edge - 8))
 
     return _pair(writer, reader)
 
@@ -1094,5 +1096,54 @@ def _stale_own() -> dict[str, Any]:
 
 
 add("stale+own", "S2", PAIR, _stale_own(), "host0", [1], [0], stale="host0", about="a node sees its own stores")
+
+# -- raw views --------------------------------------------------------------------------------------------------------
+
+
+def _raw(acquires: bool, afar: bool) -> dict[str, Any]:
+    """host0 writes into a buffer of host1 and flags it; the reader, at home or on host0's side of the box, looks raw."""
+
+    def owner(node: Any) -> int:
+        buffer = node.alloc(64, name="inbox", on="box" if afar else None)
+        assert buffer.memory[0] == 0
+        node.wait_until(at(node, "host1", y), "==", 1)
+        if acquires:
+            with buffer.access() as view:
+                return int(view[0])
+        return int(buffer.memory[0])
+
+    def writer(node: Any) -> None:
+        buffer = node.fabric.buffer("inbox", timeout=1.0)
+        node.store(buffer.gva, 1)
+        node.fence()
+        node.store(at(node, "host1", y), 1)
+
+    return {"host0": writer, "host1": owner}
+
+
+add("raw+acquire", "R1 A2a", PAIR, _raw(True, False), "host1", [1], [0])
+add("raw+forgotten", "R1", PAIR, _raw(False, False), "host1", [0], about="what nobody acquired shows old bytes")
+add("raw+acquire+box", "R1 X3", BOX, _raw(True, True), "host1", [1], [0])
+
+
+def _raw_writer(releases: bool) -> dict[str, Any]:
+    def owner(node: Any) -> None:
+        buffer = node.alloc(64, name="outbox")
+        view = buffer.acquire()
+        view[0] = 1
+        if releases:
+            buffer.release()
+        node.store(at(node, "host1", y), 1)
+
+    def reader(node: Any) -> int:
+        buffer = node.fabric.buffer("outbox", timeout=1.0)
+        node.wait_until(at(node, "host1", y), "==", 1)
+        return int(node.load(buffer.gva, size=1))
+
+    return {"host0": reader, "host1": owner}
+
+
+add("raw+release", "R1", PAIR, _raw_writer(True), "host0", [1], [0])
+add("raw+unreleased", "R1", PAIR, _raw_writer(False), "host0", [0], about="what nobody released is nobody else's")
 
 __all__ = ["QUAD", "SHAPES", "hosts"]

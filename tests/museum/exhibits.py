@@ -398,21 +398,24 @@ show(
 
 
 def _trailing_flag(mend: bool) -> Programs:
-    """A record with its flag in the last line, taken by one read."""
+    """A record with its flag in the last line, asked for and then polled by whole reads."""
 
     def producer(node: Any) -> None:
         gva = node.fabric.gva
+        node.wait_until(gva("producer", INDEX), "==", 1)
         node.store(gva("producer", BLOCK), 7)
         node.store(gva("producer", BLOCK + 64), 1)
 
     def consumer(node: Any) -> int:
         gva = node.fabric.gva
+        node.store(gva("producer", INDEX), 1)
+        while True:
+            record = node.read(gva("producer", BLOCK), 72)
+            if record[64] == 1:
+                break
         if mend:
-            if node.load(gva("producer", BLOCK + 64)) != 1:
-                return 7  # not there yet: nothing was taken
-            return int(node.load(gva("producer", BLOCK)))
-        record = node.read(gva("producer", BLOCK), 72)
-        return int(record[0]) if record[64] == 1 else 7
+            record = node.read(gva("producer", BLOCK), 8)  # now that the flag has been seen
+        return int(record[0])
 
     return {"producer": producer, "consumer": consumer}
 
@@ -423,7 +426,7 @@ show(
     PAIR,
     _trailing_flag(False),
     _trailing_flag(True),
-    _expect("consumer", 7, "the last line was read after the first had been"),
+    _expect("consumer", 7, "the last line was sampled after the first had been"),
 )
 
 
@@ -484,7 +487,7 @@ show(
 
 
 def _early_credit(mend: bool) -> Programs:
-    """A consumer that fetches a slot and gives it back at once: the credit passes the read."""
+    """A consumer that asks for a slot, looks at the next one, and gives the first back: its read may still be under way."""
 
     def producer(node: Any) -> None:
         gva = node.fabric.gva
@@ -497,6 +500,7 @@ def _early_credit(mend: bool) -> Programs:
         gva = node.fabric.gva
         node.wait_until(gva("producer", INDEX), "==", 1)
         item = node.begin("load", gva("producer", BLOCK))
+        node.load(gva("producer", SCRATCH))  # is there a next one? By now the item must have come
         value = item.wait() if mend else None
         node.store(gva("producer", FLAG), 1)
         return int(item.wait() if value is None else value)

@@ -310,6 +310,42 @@ def bars(path: str, title: str, rows: Sequence[Bar], unit: str, marks: Sequence[
     pyplot.close(figure)
 
 
+def curves(path: str, title: str, series: dict[str, list[tuple[int, float, float, float]]]) -> None:
+    """Draw GB/s over bytes (size, median, low, high) of each series.
+
+    Raises:
+        Missing: no matplotlib.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise Missing("a plot needs matplotlib: pip install 'fabrex[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    greys = iter(("#4a5568", "#dd6b20", "#805ad5", "#718096", "#a0aec0"))
+    blues = iter(("#63b3ed", "#2b6cb0"))
+    for name, points in series.items():
+        ours = name.startswith("fabrex")
+        colour = next(blues if ours else greys, "#a0aec0")
+        sizes = [point[0] for point in points]
+        axes.plot(sizes, [point[1] for point in points], color=colour, marker="o", ms=4, lw=2.5 if ours else 1.2, label=name)
+        axes.fill_between(sizes, [point[2] for point in points], [point[3] for point in points], color=colour, alpha=0.15, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({point[0] for points in series.values() for point in points}))
+    axes.xaxis.set_major_formatter(lambda value, _: size(int(value)))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("GB/s, median and quartiles")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 # -- fabrics ----------------------------------------------------------------------------------------------------------
 
 

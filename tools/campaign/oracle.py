@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the exhaustive clock's reduced search with the whole one on many random programs.
+"""Compare, on many random programs, the exhaustive clock's reduced search with the whole one, and the core's adversary with both.
 
-`make campaign-oracle COUNT=5000` writes results/oracle.json: how many agreed, and the seeds of those that did not.
+`make campaign-oracle COUNT=5000` writes results/oracle.json: how many agreed, and which did not.
 """
 
 from __future__ import annotations
@@ -22,19 +22,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=20, help="seeds of the adversary for each program")
     given = parser.parse_args()
-    from litmus.random_programs import compare
+    from litmus.random_programs import against_core, compare
 
     from fabrex.sim import explore
 
     started = time.time()
-    wrong = [said for agree, said in (compare(given.first + i, explore) for i in range(given.count)) if not agree]
+    compared = [compare(given.first + i, explore) for i in range(given.count)]
+    wrong = [said for agree, said, _ in compared if not agree]
+    reduced, whole = (sum(states[side] for _, _, states in compared) for side in (0, 1))
+    ran = [against_core(given.first + i, range(given.seeds)) for i in range(given.count)]
+    forbidden = [said for what, said in ran if what]
     record = {
         "schema_version": 1,
         "campaign": "oracle",
         "programs": given.count,
         "first": given.first,
+        "states_reduced": reduced,
+        "states_whole": whole,
         "wrong": wrong,
+        "adversary_seeds": given.seeds,
+        "forbidden": forbidden,
         "seconds": round(time.time() - started, 1),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -43,7 +52,9 @@ def main() -> int:
     results.mkdir(exist_ok=True)
     (results / "oracle.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{given.count} programs in {record['seconds']} s: {len(wrong)} where the reduced search differs", *wrong, sep="\n")
-    return 1 if wrong else 0
+    print(f"{reduced} states with reduction, {whole} without")
+    print(f"{len(forbidden)} where the adversary shows what it must not", *forbidden, sep="\n")
+    return 1 if wrong or forbidden else 0
 
 
 if __name__ == "__main__":

@@ -40,8 +40,16 @@ API: list[tuple[str, str, list[str]]] = [
     ("memory", "Buffers", ["Buffer"]),
     ("registered", "Registered memory", ["Registered"]),
     ("dma", "DMA", ["Dma", "Completion"]),
+    ("fidelity", "Fidelity", ["Disturbance", "shortfalls"]),
     ("ntb", "Windows", ["Ntb", "Event", "LinkState", "MsiDescriptor", "Windows", "Window"]),
     ("topology", "Topologies", ["Topology", "TopologyBuilder"]),
+    ("sim/_run", "Virtual clock", ["run", "Result"]),
+    ("sim/_errors", "What ends a simulation", ["Deadlock", "LimitReached", "NotDeterministic"]),
+    ("sim/_trace", "Traces", ["Trace", "TraceEvent", "Site"]),
+    ("sim/_search", "Looking for seeds that fail", ["search", "Failure"]),
+    ("sim/_explain", "Failures that explain themselves", ["explain", "Explanation"]),
+    ("sim/_record", "Record and replay", ["record", "Recording", "Recorded", "replay", "Replay"]),
+    ("sim/_explore", "Exhaustive clock", ["explore", "Exploration"]),
     ("graph", "Drawings", ["to_svg", "to_dot", "to_mermaid"]),
 ]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -147,6 +155,7 @@ def api() -> str:
             top_level = module in ("fabric", "listing", "node", "memory", "registered", "event")
             dotted = f"fabrex.{name}" if top_level else f"fabrex.{module}.{name}"
             dotted = f"fabrex.{name}" if name in ("Topology", "Completion") else dotted
+            dotted = f"fabrex.sim.{name}" if module.startswith("sim/") else dotted
             out.append(f"### {dotted}\n")
             if isinstance(node, Function):
                 out.append(f"`{signature(node)}`\n")
@@ -342,11 +351,11 @@ def ordering() -> str:
         "",
         "## The contract",
         "",
-        "One call, then what a column names, then another call. ✓: whoever finds the second finds the first as well. ·: it need not.",
-        "The flush is of the first one's target. The rule is the one that the first column rests on; the others rest on X1, X3 and X2.",
+        "One call, then what a column names, then another call. ✓: whoever finds the second finds the first too. ·: it need not.",
+        "The flush is of the first one's target. The rule is the one that the first mark rests on; the others rest on X1, X3, X2.",
         "",
-        "*bulk* is `write`, *dma* is `dma.copy` or `dma.fill` that nobody has waited for, *begun* an atomic by `begin` that nobody has",
-        "waited for; *line* fills a line by single stores, *wide* by one of 64 bytes; *+ro* has relaxed ordering.",
+        "*bulk* is `write`, *dma* is `dma.copy` or `dma.fill` that nobody has waited for, *begun* an atomic by `begin` that nobody",
+        "has waited for; *line* fills a line by single stores, *wide* by one of 64 bytes; *+ro* has relaxed ordering.",
     ]
     cells = ast.literal_eval(assigned(ROOT / "tests" / "litmus" / "catalogue.py", "CELLS"))
     route = ""

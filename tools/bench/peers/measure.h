@@ -59,10 +59,10 @@ static inline double median(double *values, uint64_t count)
     } while (0)
 
 /* Sizes of bulk copies, and how often each is copied in a batch. */
-static const uint64_t bulk_bytes[] = {4096, 65536, 1u << 20, 16u << 20, 64u << 20};
+static const uint64_t bulk_bytes[] = {4096, 65536, 1u << 20, 4u << 20, 8u << 20, 16u << 20, 64u << 20};
 #define BULK_SIZES (sizeof bulk_bytes / sizeof bulk_bytes[0])
 #define BULK_MAX (64u << 20)
-static inline uint64_t bulk_count(uint64_t bytes) { return bytes >= BULK_MAX ? 3 : bytes >= 16u << 20 ? 5 : (16u << 20) / bytes > 2000 ? 2000 : (16u << 20) / bytes; }
+static inline uint64_t bulk_count(uint64_t bytes) { return bytes >= BULK_MAX ? 3 : bytes >= 4u << 20 ? 5 : (16u << 20) / bytes > 2000 ? 2000 : (16u << 20) / bytes; }
 
 /* The only argument of most programs: batches of each operation. */
 static inline int batches(int argc, char **argv, int at) { return argc > at && atoi(argv[at]) > 0 ? atoi(argv[at]) : 3; }

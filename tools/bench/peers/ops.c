@@ -2,13 +2,14 @@
  *
  * fabrex from C, through libfabrex as any program would use it. Arguments: COMMAND DIRECTORY FABRIC NODE GVA ...
  *
- *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes beside memcpy to the same memory
+ *   plain  BATCHES            timing off: scalar operations, a gather of 4,096, bulk writes and DMA beside memcpy between the same memory
  *   posted BATCHES            timing on: what it takes to issue a posted store
  *   poll   COUNT raw|api|wait watch a word of the node's own memory: say each stamp, and how much later it was seen
  *   send   COUNT raw|api GAP  write time stamps there, one every GAP ns; say those at which it was interrupted
  *   bell   COUNT futex|wait|poll|events   wait for, or poll, doorbell 0 of the node: how much later each was seen; futex: bare
  *   ring   COUNT futex|wait|poll|events GAP   ring it (host1's), one every GAP ns; say those at which it was interrupted
  *   push   BYTES START_PS NS  bulk writes, one after the other, from fabric time START_PS for NS; says bytes and ns
+ *   dma    BYTES START_PS NS  the same by DMA, four descriptors at a time
  *   chase  BATCHES PEERS LINES   follow addresses through lines of PEERS nodes' first regions, and pointers through the same
  */
 #define _GNU_SOURCE
@@ -41,7 +42,30 @@ static double bench(fbx_node *node, int kind, const uint64_t *gvas, uint64_t gva
     return median(slice, slices);
 }
 
-static void plain(fbx_node *node, uint64_t gva, int rounds)
+static void dma_copy(fbx_node *node, const struct fbx_dma *d)
+{
+    uint64_t id;
+    must(fbx_dma_submit(node, d, &id), "fbx_dma_submit");
+    must(fbx_dma_wait(node, id, UINT64_MAX), "fbx_dma_wait");
+    fbx_dma_release(node, id);
+}
+
+/* Small descriptors: what submitting one takes, and what each takes of a channel that is always full. */
+static void descriptors(fbx_node *node, const struct fbx_dma *d)
+{
+    enum { COUNT = 20000 };
+    static uint64_t samples[COUNT];
+    static double each[COUNT];
+    uint64_t total;
+    must(fbx_bench_dma(node, d, 64, COUNT, samples, &total), "fbx_bench_dma");
+    for (uint32_t i = 0; i < COUNT; i++)
+        each[i] = (double)samples[i] / 1e3;
+    say("dma_submit", d->bytes, median(each, COUNT));
+    must(fbx_bench_dma(node, d, 64, COUNT, NULL, &total), "fbx_bench_dma");
+    say("dma_queue", d->bytes, (double)total / COUNT / 1e3);
+}
+
+static void plain(fbx_fabric *fabric, fbx_node *node, uint64_t gva, int rounds)
 {
     enum { GATHERED = 4096 };
     static uint64_t gvas[GATHERED], values[GATHERED];
@@ -50,6 +74,13 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
     int writable;
     memset(data, 1, BULK_MAX);
     must(fbx_map(node, gva, BULK_MAX, &view, &writable), "fbx_map");
+    struct fbx_node_info own;
+    struct fbx_buffer near;
+    void *source;
+    must(fbx_node_info(fabric, fbx_node_index(node), &own), "fbx_node_info");
+    must(fbx_alloc(node, own.first_region, BULK_MAX, 4096, "", &near), "fbx_alloc");
+    must(fbx_map(node, near.gva, BULK_MAX, &source, &writable), "fbx_map");
+    memset(source, 1, BULK_MAX);
     for (uint64_t i = 0; i < GATHERED; i++)
         gvas[i] = gva + i * 64;
     bench(node, FBX_LOAD, &gva, 1, 1000000);
@@ -73,8 +104,17 @@ static void plain(fbx_node *node, uint64_t gva, int rounds)
                 memcpy(view, data, bulk_bytes[i]);
                 __asm__ __volatile__("" ::: "memory");
             });
+            const struct fbx_dma d = {.dst = gva, .src = near.gva, .bytes = bulk_bytes[i]};
+            MEASURE("dma", bulk_bytes[i], bulk_count(bulk_bytes[i]), dma_copy(node, &d));
+            MEASURE("memcpy_shared", bulk_bytes[i], bulk_count(bulk_bytes[i]), {
+                memcpy(view, source, bulk_bytes[i]);
+                __asm__ __volatile__("" ::: "memory");
+            });
         }
+        const struct fbx_dma small = {.dst = gva, .src = near.gva, .bytes = 8};
+        descriptors(node, &small);
     }
+    must(fbx_free(fabric, &near), "fbx_free");
 }
 
 /* Bursts that the queue holds, with nobody at the target; and without end, so that delivery is in it. */
@@ -249,6 +289,41 @@ static void ring_bell(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t
     syscall(SYS_futex, &bell->rung, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
+enum { UNDER_WAY = 4 };
+
+/* Push through DMA: a descriptor that is done makes room for the next. What counts is what the engine completed in time. */
+static void push_dma(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
+{
+    struct fbx_node_info own;
+    struct fbx_buffer near;
+    uint64_t ids[UNDER_WAY], sent = 0, now, begin = 0, last = 0;
+    must(fbx_node_info(fabric, fbx_node_index(node), &own), "fbx_node_info");
+    must(fbx_alloc(node, own.first_region, bytes, 4096, "", &near), "fbx_alloc");
+    const struct fbx_dma d = {.dst = gva, .src = near.gva, .bytes = bytes};
+    dma_copy(node, &d);
+    say("ready", 8, 0);
+    while ((now = fbx_fabric_now(fabric)) < start)
+        usleep(now + 2000000000u < start ? 1000 : 50);
+    for (uint32_t i = 0; i < UNDER_WAY; i++)
+        must(fbx_dma_submit(node, &d, &ids[i]), "fbx_dma_submit");
+    for (uint64_t i = 0; last < start + ns * 1000; i++) {
+        struct fbx_dma_status status;
+        must(fbx_dma_wait(node, ids[i % UNDER_WAY], UINT64_MAX), "fbx_dma_wait");
+        must(fbx_dma_poll(node, ids[i % UNDER_WAY], &status), "fbx_dma_poll");
+        must(fbx_dma_release(node, ids[i % UNDER_WAY]), "fbx_dma_release");
+        last = status.completes_ps;
+        if (i < UNDER_WAY)
+            begin = last; /* the first meet those that have not begun */
+        else if (last < start + ns * 1000)
+            sent += bytes, now = last;
+        must(fbx_dma_submit(node, &d, &ids[i % UNDER_WAY]), "fbx_dma_submit");
+    }
+    say("pushed", sent, (double)(now - begin) / 1e3);
+    for (uint32_t i = 0; i < UNDER_WAY; i++)
+        fbx_dma_cancel(node, ids[i]);
+    must(fbx_free(fabric, &near), "fbx_free");
+}
+
 static void push(fbx_fabric *fabric, fbx_node *node, uint64_t gva, uint64_t bytes, uint64_t start, uint64_t ns)
 {
     char *data = calloc(1, bytes);
@@ -343,7 +418,7 @@ int main(int argc, char **argv)
     const char *command = argv[1];
     uint64_t gva = strtoull(argv[5], NULL, 0), number = strtoull(argv[6], NULL, 0);
     if (!strcmp(command, "plain"))
-        plain(node, gva, (int)number);
+        plain(fabric, node, gva, (int)number);
     else if (!strcmp(command, "posted"))
         posted(node, gva, (int)number);
     else if (!strcmp(command, "poll") && argc == 8)
@@ -356,6 +431,8 @@ int main(int argc, char **argv)
         ring_bell(fabric, node, gva, number, argv[7], strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "push") && argc == 9)
         push(fabric, node, gva, number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
+    else if (!strcmp(command, "dma") && argc == 9)
+        push_dma(fabric, node, gva, number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
     else if (!strcmp(command, "chase") && argc == 9)
         chase(fabric, node, (int)number, strtoull(argv[7], NULL, 0), strtoull(argv[8], NULL, 0));
     else

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -122,13 +123,33 @@ class _Fabrex:
         found += common.said(common.words(self._ops, "posted", self._timed, "host0", self._timed.buffer("far").gva, BATCHES))
         with self._plain.attach("host0", role="client") as node:
             gva = self._plain.buffer("far").gva
+            buffer = node.alloc(4096)
+            copy = node.dma.copy
             for name, call in {"python_load": node.load, "python_empty": node.empty}.items():
                 values = [_python(call, gva, 20_000) for _ in range(SLICES)]
                 found.append((name, 8, sorted(values)[SLICES // 2]))
+            found.append(("python_dma_submit", 8, sorted(_submissions(copy, gva, buffer.gva) for _ in range(200))[100]))
+            buffer.free()
+        took: dict[int, dict[str, list[float]]] = {}
+        for name, size, value in found:
+            if name in ("write", "dma"):
+                took.setdefault(size, {}).setdefault(name, []).append(value)
+        for size, both in took.items():
+            found.append(("better", size, min(statistics.median(values) for values in both.values())))
         return found
 
 
 SLICES = 15
+BULK = (4096, 65536, *(mib << 20 for mib in (1, 4, 8, 16, 64)))
+
+
+def _submissions(copy: Callable[..., Any], dst: int, src: int) -> float:
+    begin = time.perf_counter_ns()
+    under_way = [copy(dst, src, 8) for _ in range(50)]
+    took = (time.perf_counter_ns() - begin) / 50
+    for completion in under_way:
+        completion.wait()
+    return took
 
 
 def _python(call: Callable[[int], Any], gva: int, count: int) -> float:
@@ -147,15 +168,18 @@ COMPARED = [
     ("the same without end", 8, "posted_store_sustained", ("ucp_put", "shmem_long_p", "mpi_put")),
     ("gather of 4,096, each", 8, "gather", ("ucp_get", "shmem_long_g")),
     ("Python node.load", 8, "python_load", ("python_empty", "mpi_get")),
-    *(
-        (f"write of {common.size(size)}", size, "write", ("memcpy", "memcpy_there", "ucp_put", "shmem_putmem"))
-        for size in (4096, 65536, 1 << 20, 16 << 20, 64 << 20)
-    ),
+    *((f"write of {common.size(size)}", size, "write", ("memcpy", "memcpy_there")) for size in BULK),
+    *((f"DMA of {common.size(size)}", size, "dma", ("memcpy", "memcpy_shared")) for size in BULK),
+    *((f"the better, {common.size(size)}", size, "better", ("ucp_put", "shmem_putmem", "mpi_put")) for size in BULK),
+    ("DMA, submission", 8, "dma_submit", ()),
+    ("DMA, a descriptor of a full channel", 8, "dma_queue", ()),
+    ("DMA, submission from Python", 8, "python_dma_submit", ()),
 ]
 FLOORS = ("chase_in_cache", "chase_in_memory", "atomic_add", "counter", "cache_line", "futex_wake")
 WORDS = {"chase_in_cache": "pointer in cache", "chase_in_memory": "pointer in memory", "atomic_add": "lock add",
          "counter": "clock counter", "cache_line": "cache line, core to core", "futex_wake": "futex wake",
-         "memcpy_there": "memcpy to the same memory", "python_empty": "empty call"}  # fmt: skip
+         "memcpy_there": "memcpy to the same memory", "memcpy_shared": "memcpy, same memory both",
+         "python_empty": "empty call"}  # fmt: skip
 
 
 def _rows(samples: Samples) -> list[dict[str, Any]]:
@@ -177,6 +201,20 @@ def _rows(samples: Samples) -> list[dict[str, Any]]:
             rows.append({"op": name, "title": WORDS[name], "size": 8, "api": "machine", "timing": "off", "unit": "ns",
                          "fabrex": None, "peers": {name: {**common.summary(values), "ratio": None}}})  # fmt: skip
     return rows
+
+
+def _bulk(samples: Samples) -> dict[str, list[tuple[int, float, float, float]]]:
+    """Bytes per second by size, with quartiles, of what copies in bulk."""
+    names = {"write": "fabrex write", "dma": "fabrex DMA", "memcpy": "memcpy", "ucp_put": "UCX put",
+             "shmem_putmem": "OpenSHMEM putmem", "mpi_put": "MPI Put (mpi4py)"}  # fmt: skip
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    for name, words in names.items():
+        for size in BULK:
+            values = samples.get(name, size)
+            if values:
+                facts = [size / common.percentile(values, share) for share in (0.5, 0.75, 0.25)]
+                found.setdefault(words, []).append((size, facts[0], facts[1], facts[2]))
+    return found
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -211,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--settle", type=float, default=0.0, metavar="S", help="wait up to S seconds for a quiet machine before each repetition"
     )
-    parser.add_argument("--plot", metavar="FILE", help="draw the scalar operations to an SVG or PNG file")
+    parser.add_argument("--plot", metavar="FILE", help="draw the scalar operations to an SVG or PNG file, bulk to FILE-bulk")
     given = parser.parse_args(arguments)
     if given.repeat < 1:
         parser.error("--repeat is at least 1")
@@ -248,6 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
                         shown.append((name, entry["median"], entry["p25"], entry["p75"]))
         try:
             common.bars(given.plot, "8-byte operations between two processes", shown, "ns, median and quartiles")
+            place = Path(given.plot)
+            common.curves(str(place.with_name(f"{place.stem}-bulk{place.suffix}")), "Bulk between two processes", _bulk(samples))
         except Missing as error:
             note(str(error))
     if given.json:
