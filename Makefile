@@ -129,7 +129,7 @@ demo-kv: ext $(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/.installed,$(VENV)/.inst
 	@$(if $(filter vllm,$(ENGINE)),$(VLLM_VENV)/bin/python,$(BIN)/python) -m fabrex.kv --engine $(ENGINE) $(KV_ARGS)
 
 test-vllm: ext $(VLLM_VENV)/.installed
-	@$(VLLM_VENV)/bin/python -m pytest -q -m vllm --timeout 1800 tests/vllm
+	@$(VLLM_VENV)/bin/python -m pytest -q -m vllm --timeout 1800 tests/engines
 
 campaign-%: ext
 	@$(BIN)/python tools/campaign/$*.py --count $(COUNT)
