@@ -2209,6 +2209,17 @@ int fbx_estimate(fbx_node *n, int kind, uint64_t gva, uint64_t bytes, struct fbx
         status = resolve(n, gva, 1, 0, &x, &offset);
     if (status || (!x.route && !dma))
         return status;
+    /* Of a way between machines, other machines reserve their part; the model is asked for all of it. */
+    struct fbxi_route whole;
+    if (x.away && x.route) {
+        if ((status = fbxi_route_build(f, n->index, x.target, x.route->path, &whole)))
+            return status;
+        for (uint32_t i = 0; i < whole.hops; i++)
+            whole.hop[i].elsewhere = 0;
+        if ((status = fbxi_route_refresh(f, &whole)))
+            return status;
+        x.route = &whole;
+    }
     if (dma)
         return fbxi_dma_estimate(n, kind, &x, offset, bytes, out);
     struct fbxi_flight there, back;

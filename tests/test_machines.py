@@ -20,7 +20,7 @@ import pytest
 from transports import MACHINES, Remote, topology
 
 import fabrex
-from fabrex.net import admission
+from fabrex.net import admission, demo
 
 pytest_plugins = ["helpers"]
 
@@ -307,6 +307,25 @@ def test_views_of_far_memory_are_refused(place: Path, folder: Callable[[], str])
             far.free()
             with pytest.raises(fabrex.StaleHandle):
                 first.from_handle(near.handle())
+
+
+def test_the_model_is_the_same_wherever_nodes_are(place: Path) -> None:
+    """What an operation should take is not a matter of placement: each machine reserves a part, `estimate` says all of it."""
+    apart = demo.placed()
+    document = apart.to_dict()
+    del document["machines"]
+
+    def asked(fabric: fabrex.Fabric) -> dict[tuple[str, str], dict[str, int]]:
+        with fabric, fabric.attach("card0") as node:
+            kinds = (("load", 8), ("fetch_add", 8), ("store", 8), ("read", 4096), ("write", 65536), ("dma_read", 1 << 20))
+            return {
+                (kind, there): node.estimate(kind, fabric.gva(there, 64), size)
+                for kind, size in (*kinds, ("dma_write", 1 << 20))
+                for there in ("card1", "card4", "card15")
+            }
+
+    together = asked(fabrex.Fabric.create(fabrex.Topology.from_dict(document)))
+    assert asked(fabrex.Fabric.host(apart)) == together
 
 
 def test_frames_that_no_peer_sends() -> None:

@@ -7,9 +7,7 @@ Needs root (or CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2; skipped with the r
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -17,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import fabrex
-from fabrex.net import admission
+from fabrex.net.lan import Lan, why_not
 
 pytest_plugins = ["helpers"]
 
@@ -39,99 +36,16 @@ machines:
 """
 
 
-def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, check=check, timeout=30)
-
-
-def why_not() -> str:
-    for tool in ("ip", "tc"):
-        try:
-            run(tool, "-V", check=False)
-        except FileNotFoundError:
-            return f"{tool} is not installed (iproute2)"
-    probe = f"fbxp{os.getpid() % 100000}"
-    made = run("ip", "netns", "add", probe, check=False)
-    if made.returncode:
-        return f"no privilege to make network namespaces: {made.stderr.strip()}"
-    veth = run("ip", "-n", probe, "link", "add", "va0", "type", "veth", "peer", "name", "vb0", check=False)
-    run("ip", "netns", "del", probe, check=False)
-    return f"no virtual Ethernet here: {veth.stderr.strip()}" if veth.returncode else ""
-
-
-class Lan:
-    """Namespaces m0, m1, … around one that routes between them; their addresses are 10.77.0.1, 10.77.1.1, …"""
-
-    def __init__(self, count: int, place: Path) -> None:
-        self.tag = f"fbx{os.getpid() % 100000}"
-        self.count = count
-        self.place = place
-        self.token = place / "token"
-        admission.make_token(self.token)
-        self.directories = [tempfile.mkdtemp(prefix="machine-", dir=place) for _ in range(count)]
-        self.processes: list[subprocess.Popen[str]] = []
-        try:
-            self._make()
-        except BaseException:
-            self.close()
-            raise
-
-    def _make(self) -> None:
-        hub = f"{self.tag}h"
-        run("ip", "netns", "add", hub)
-        run("ip", "netns", "exec", hub, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
-        for i in range(self.count):
-            name = self.name(i)
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-            run("ip", "-n", hub, "link", "add", f"v{i}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            run("ip", "-n", hub, "addr", "add", f"10.77.{i}.254/24", "dev", f"v{i}")
-            run("ip", "-n", hub, "link", "set", f"v{i}", "up")
-            run("ip", "-n", name, "addr", "add", f"10.77.{i}.1/24", "dev", "eth0")
-            run("ip", "-n", name, "link", "set", "eth0", "up")
-            run("ip", "-n", name, "route", "add", "default", "via", f"10.77.{i}.254")
-
-    def name(self, i: int) -> str:
-        return f"{self.tag}m{i}"
-
-    def netem(self, i: int, *words: str) -> str:
-        """Shape what machine i sends; "" or why that cannot be."""
-        done = run("tc", "-n", self.name(i), "qdisc", "replace", "dev", "eth0", "root", "netem", *words, check=False)
-        return done.stderr if done.returncode else ""
-
-    def cut(self, apart: bool) -> None:
-        """Let nothing through between machines, or everything again; nobody gets a reset."""
-        word = f"echo {0 if apart else 1} > /proc/sys/net/ipv4/ip_forward"
-        run("ip", "netns", "exec", f"{self.tag}h", "sh", "-c", word)
-
-    def start(self, i: int, *words: str) -> subprocess.Popen[str]:
-        """Start a program on machine i."""
-        env = {**os.environ, "FABREX_DIRECTORY": self.directories[i]}
-        command = ["ip", "netns", "exec", self.name(i), *words]
-        self.processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env))
-        return self.processes[-1]
-
-    def close(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-        for name in [f"{self.tag}h", *map(self.name, range(self.count))]:
-            run("ip", "netns", "del", name, check=False)
-        for directory in self.directories:
-            fabrex.Fabric.prune(directory)
-        for path in (self.token, self.place / "two.yaml"):
-            path.unlink(missing_ok=True)
-
-
 @pytest.fixture
 def lan(request: pytest.FixtureRequest, place: Path) -> Iterator[Lan]:
-    if reason := why_not():
+    if reason := why_not("tc"):
         pytest.skip(reason)
     lan = Lan(getattr(request, "param", 2), place)
     try:
         yield lan
     finally:
         lan.close()
+        (place / "two.yaml").unlink(missing_ok=True)
     for directory in lan.directories:
         os.rmdir(directory)
 

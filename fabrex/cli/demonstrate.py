@@ -52,6 +52,11 @@ def demo(arguments: Any) -> int:
     """`demo`: exits nonzero if the data differ."""
     from .. import demo as demonstration
 
+    if arguments.machines:
+        return _machines(arguments)
+    if arguments.loopback:
+        usage("--loopback goes with --machines")
+    arguments.size = 64 << 20 if arguments.size is None else arguments.size
     if arguments.size < 1 << 20:
         usage("--size is at least 1MiB")
     if not arguments.json:
@@ -97,3 +102,75 @@ def demo(arguments: Any) -> int:
         emit(f"SHA-256 sent {result.sha256_sent}, received {result.sha256_received}: THE DATA DIFFER.")
     emit(f"Wrote {result.picture}. Took {result.seconds:.0f} s.")
     return output.OK if result.same else output.FAILURE
+
+
+def _machines(arguments: Any) -> int:
+    """`demo --machines 4`."""
+    from ..fabric import Fabric
+    from ..fidelity import Disturbance
+    from ..net import demo as rack
+    from . import card
+    from .bench import shown
+    from .histogram import Histogram
+    from .machine import facts as facts_of
+
+    size = 4 << 20 if arguments.size is None else arguments.size
+    if not 1 <= size <= 1 << 30:
+        usage("--size is at least 1 and at most 1GiB with --machines")
+    bar = _Bar()
+    with Disturbance() as disturbance:
+        try:
+            result = rack.run(size=size, rounds=200 if arguments.quick else 1000, loopback=arguments.loopback, progress=bar)
+        except rack.Unavailable as why:
+            raise output.CommandError(str(why), "be root, or say --loopback", output.FAILURE) from None
+        except rack.Failed as error:
+            raise output.CommandError(f"the machines failed: {error}", "", output.FAILURE) from None
+    bar.end()
+    with Fabric.create("fabrex-pair") as fabric:
+        facts = facts_of(fabric)
+    rows = []
+    for found in result.measured:
+        row = {
+            "topology": f"squadrack, {rack.TIERS[found.tier]}", "ordering": "posted", "timing": "on", "op": found.op,
+            "size": found.size, "api": "python", "requested_ps": found.modelled_ps, "count": len(found.samples_ns),
+            "rounds": [Histogram.of(found.samples_ns).to_json()], "late": found.late, "counted": found.counted,
+            "preempted": None, "floor": [Histogram.of(found.floor_ns).to_json()] if found.floor_ns else None,
+        }  # fmt: skip
+        rows.append(shown(row, facts["clock_step_ns"]))
+    if arguments.json:
+        kept = {word: getattr(result, word) for word in ("beds", "machines", "sent", "received", "moved_bytes", "moved_seconds")}
+        document("demo", **kept, rows=rows, seconds=result.seconds, same=result.same)
+        return output.OK if result.same else output.FAILURE
+    _show_machines(result, rows)
+    emit(card.text(rows, facts, disturbance.facts()))
+    emit("")
+    if result.same:
+        emit(output.fit(f"SHA-256 of {output.count(len(result.sent), 'block')}: sent and received are the same."))
+    else:
+        wrong = [key for key, digest in result.sent.items() if result.received.get(key) != digest]
+        emit(f"THE DATA DIFFER: {', '.join(wrong)}")
+    emit(f"Took {result.seconds:.0f} s.")
+    return output.OK if result.same else output.FAILURE
+
+
+def _show_machines(result: Any, rows: list[dict[str, Any]]) -> None:
+    """Where the accelerators are, and modelled beside measured."""
+    from ..net.demo import TIERS
+
+    emit(output.fit(f"squadrack: 16 accelerators on four machines ({result.beds})"))
+    for name, cards in result.machines.items():
+        emit(f"  {name}: {' '.join(cards)}")
+    emit("")
+    header = ("", "MODELLED", "MEASURED", "P99", "NO TIME INJECTED")
+    for tier, words in TIERS.items():
+        lines = []
+        for row in rows:
+            if row["topology"].endswith(words):
+                times = [output.nanoseconds(row[key]) for key in ("requested_ns", "p50_ns", "p99_ns")]
+                floor = "-" if row["floor_ns"] is None else output.nanoseconds(row["floor_ns"])
+                lines.append((f"{row['op']} {output.size(row['size'])}", *times, floor))
+        emit(words)
+        emit(table(header, lines, right=header[1:]))
+        amount, seconds = result.moved_bytes[tier], result.moved_seconds[tier]
+        emit(output.fit(f"all 16 at once: {output.size(amount)} in {seconds * 1e3:.1f} ms, {amount / seconds / 1e9:.2f} GB/s"))
+        emit("")

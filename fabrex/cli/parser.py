@@ -391,8 +391,11 @@ def build() -> Parser:
 
     at = placed(facts(command("demo", "see a fabric of 42 nodes work: modelled beside measured, in under a minute")))
     at.add_argument("--output-dir", metavar="D", default=".", help="where the picture goes (the current directory)")
-    at.add_argument("--size", type=size, default=64 << 20, metavar="N", help="of the file that is moved (64MiB)")
+    at.add_argument("--size", type=size, metavar="N", help="of the file that is moved (64MiB), or what each card sends (4MiB)")
     at.add_argument("--quick", action="store_true", help="a few seconds only")
+    at.add_argument("--machines", type=int, choices=(4,), metavar="4",
+                    help="instead: preset squadrack on four machines, which are network namespaces")  # fmt: skip
+    at.add_argument("--loopback", action="store_true", help="with --machines: no namespaces, which need a privilege, but loopback")
     at = placed(facts(command("bench", "measure operations: what the model asks beside what this machine gives")))
     at.add_argument("--quick", action="store_true", help="fewer samples")
     at.add_argument("--topology", action="append", metavar="T", help=f"{_TOPOLOGY} (fabrex-pair); may be repeated")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fabrex.net.demo import TIERS
+from fabrex.net.lan import why_not
+
 from .conftest import Cli
 
 
@@ -67,3 +70,35 @@ def test_demo(cli: Cli, tmp_path: Path) -> None:
     assert found["file_bytes"] == 8 << 20 and len(found["figures"]) >= 6
     assert (tmp_path / "fabrex-demo.svg").read_text().startswith("<svg")
     assert cli.segments() == []
+
+
+@pytest.mark.parametrize("beds", ["network namespaces", "loopback"])
+def test_demo_on_four_machines(cli: Cli, beds: str) -> None:
+    """Sixteen accelerators on four machines: their data arrive, operations of both tiers are measured, nothing is left."""
+    if beds != "loopback" and (reason := why_not()):
+        pytest.skip(reason)
+    words = ["demo", "--machines", "4", "--quick", "--size", "100001", "--json"]
+    result = cli(*words, *(["--loopback"] if beds == "loopback" else []))
+    assert result.code == 0, result.err
+    found = result.document
+    assert found["same"] and found["sent"] == found["received"] and found["beds"] == beds
+    for tier in ("near", "far"):
+        pairs = [key.split()[1].split(">") for key in found["sent"] if key.startswith(tier)]
+        assert len(pairs) == 16 and found["moved_bytes"][tier] == 16 * 100_001
+        for sender, receiver in pairs:
+            together = any({sender, receiver} <= set(cards) for cards in found["machines"].values())
+            assert together == (tier == "near")
+    digests = list(found["sent"].values())
+    assert len(set(digests)) == 16  # each sends its own bytes to two
+    asked = {(row["topology"], row["op"]): row["requested_ns"] for row in found["rows"]}
+    assert len(asked) == 8
+    # The model's own difference between the tiers: two NICs, a switch and two fibres, there and back.
+    near, far = (asked[f"squadrack, {words}", "load"] for words in TIERS.values())
+    assert far - near > 2 * (2 * 700 + 400 + 2 * 100)
+    assert cli.segments() == []
+
+
+def test_demo_on_machines_refuses(cli: Cli) -> None:
+    assert cli("demo", "--machines", "3").code == 2
+    assert cli("demo", "--loopback").code == 2
+    assert cli("demo", "--machines", "4", "--size", "0").code == 2

@@ -113,10 +113,17 @@ static size_t mutate(uint8_t *data, size_t bytes)
     return bytes;
 }
 
+static char last_path[4096];
+
+static void forget_last(void) { unlink(last_path); }
+
 int main(int argc, char **argv)
 {
     long seconds = 10;
-    const char *prefix = "";
+    /* What is tried is kept beside the program, for who looks into a crash. */
+    char beside[2048];
+    const char *slash = strrchr(argv[0], '/'), *prefix = beside;
+    snprintf(beside, sizeof beside, "%.*s", slash ? (int)(slash - argv[0]) + 1 : 0, argv[0]);
     random_state = (uint64_t)time(NULL);
     for (int i = 1; i < argc; i++) {
         if (!strncmp(argv[i], "-max_total_time=", 16)) {
@@ -135,9 +142,9 @@ int main(int argc, char **argv)
         LLVMFuzzerTestOneInput(corpus[i].data, corpus[i].bytes);
     }
 
-    char path[4096];
-    snprintf(path, sizeof path, "%slast-input-%ld", prefix, (long)getpid());
-    int last = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    snprintf(last_path, sizeof last_path, "%slast-input-%ld", prefix, (long)getpid());
+    atexit(forget_last); /* a crash does not come here, and leaves it */
+    int last = open(last_path, O_RDWR | O_CREAT | O_TRUNC, 0600);
     uint8_t *input = malloc(INPUT_BYTES_MAX);
     if (last < 0 || !input) {
         return 1;
@@ -164,7 +171,6 @@ int main(int argc, char **argv)
         free(exact);
     }
     close(last);
-    unlink(path);
     free(input);
     for (size_t i = 0; i < corpus_count; i++) {
         free(corpus[i].data);
