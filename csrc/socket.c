@@ -724,7 +724,7 @@ static int peer_submit(struct fbxi_peer *p, struct fbxw_frame *w, const void *pa
         if (p->stream.tail - p->stream.sent >= TOGETHER_BYTES || fbxi_monotonic_ns() - p->pushed_ns > TOGETHER_NS)
             push_locked(p);
     }
-    const int left = p->state != UP || fbxi_stream_waiting(&p->stream) || idle;
+    const int left = p->state != UP || fbxi_stream_waiting(&p->stream);
     struct fbxi_net *net = p->fabric->net;
     leave(p, 0);
     if (left)
