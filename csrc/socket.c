@@ -73,6 +73,7 @@ struct fbxi_peer {
     pthread_cond_t answered;
     struct fbxi_stream stream;
     uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits;
+    uint32_t busy_nap; /* the thread looks again within 2 ms: enough for requests, whose caller comes back for the answer */
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
     uint8_t session[16];
@@ -550,6 +551,7 @@ static uint64_t tend(struct fbxi_peer *p, uint64_t now)
         fbxi_stream_put(&p->stream, &ack, NULL);
         push_locked(p);
     }
+    p->busy_nap = busy != 0;
     if (fbxi_stream_waiting(&p->stream))
         return 50000u;
     return busy ? 2000000u : 200000000u;
@@ -724,7 +726,7 @@ static int peer_submit(struct fbxi_peer *p, struct fbxw_frame *w, const void *pa
         if (p->stream.tail - p->stream.sent >= TOGETHER_BYTES || fbxi_monotonic_ns() - p->pushed_ns > TOGETHER_NS)
             push_locked(p);
     }
-    const int left = p->state != UP || fbxi_stream_waiting(&p->stream);
+    const int left = p->state != UP || (fbxi_stream_waiting(&p->stream) && !(ticket && p->busy_nap));
     struct fbxi_net *net = p->fabric->net;
     leave(p, 0);
     if (left)
