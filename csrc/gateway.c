@@ -40,6 +40,7 @@
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
 #define SPIN_TRY 64u
+#define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
 #define SESSIONS 4096u
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
@@ -786,7 +787,7 @@ static void *gateway(void *argument)
     struct fbxi_gateway *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0, spin_ns = SPIN_NS / 2;
+    uint64_t busy_ns = 0, look_ns = 0, spin_ns = SPIN_NS / 2;
     uint32_t sleeps = 0;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || CPU_COUNT(&set) > 1;
@@ -859,8 +860,12 @@ static void *gateway(void *argument)
                 due = now;
         }
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
-        if (did && busy_ns && timeout == 0 && now_ns > busy_ns)
+        if (did && look_ns && now_ns - look_ns < AWAY_NS)
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
+        else if (did && look_ns)
+            /* It came because we were stopped: who asks is on this processor, and we were in the way. */
+            spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
+        look_ns = did || timeout ? 0 : now_ns;
         if (did)
             busy_ns = now_ns;
         timeout = 200;

@@ -39,6 +39,7 @@
 #define TOGETHER_BYTES (32u << 10)
 #define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
 #define SPIN_LEAST_NS 500u
+#define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define SPIN_TRY 64u /* every so many waits it looks on for a while in any case, to learn whether it would be */
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
@@ -77,7 +78,7 @@ struct fbxi_peer {
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
     uint8_t session[16];
-    uint64_t down_ns, tried_ns, heard_ns, pushed_ns, asked_ns;
+    uint64_t look_ns, down_ns, tried_ns, heard_ns, pushed_ns, asked_ns;
     uint64_t posted, posted_before, posted_sequence; /* in all; before this session; sequence of the last one, 0: settled */
     struct fbxl_away *shared;
     struct slot *slots;
@@ -770,8 +771,11 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     const uint64_t spins = now - begin;
     if (processors > 1 && spins < p->spin_ns) {
         int got = receive(p, 0);
-        if (got > 0 && spins)
+        if (got > 0 && spins && now - p->look_ns < AWAY_NS)
             p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
+        else if (got > 0 && spins) /* it came because we were stopped: the other side is on this processor */
+            p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
+        p->look_ns = now;
         return;
     }
     if (spins)
