@@ -18,7 +18,7 @@ from transports import TRANSPORTS, Remote
 
 import fabrex
 
-ORDERINGS = ("posted", "immediate")
+ORDERINGS = ("posted", "immediate", "adversarial")
 
 
 class Bed:
@@ -29,9 +29,11 @@ class Bed:
         self.there, self.here = fabric.gva("host1", 0), fabric.gva("host0", 0)
 
 
-@pytest.fixture(
-    params=[(t, timing, o) for t in TRANSPORTS for timing in ("on", "off") for o in ORDERINGS], ids=lambda p: "-".join(p)
-)
+# The adversary chooses moments in modelled time, so there is none without.
+BEDS = [(t, timing, o) for t in TRANSPORTS for timing in ("on", "off") for o in ORDERINGS if (timing, o) != ("off", "adversarial")]
+
+
+@pytest.fixture(params=BEDS, ids=lambda p: "-".join(p))
 def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
     """Each combination once."""
     transport, timing, ordering = request.param
@@ -216,3 +218,68 @@ def test_manual_windows(transport: str) -> None:
         window.clear_translation()
         with pytest.raises(fabrex.NoWindow):
             near.load(there + 4096)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_adversary(transport: str) -> None:
+    """It never does what no rule permits, and soon what one does: a flag before its data if the flag is relaxed."""
+    with TRANSPORTS[transport].start(timing="on", ordering="adversarial", seed=3) as (fabric, near, far):
+        data, flag = fabric.gva("host0", 64), fabric.gva("host0", 128)
+
+        def early(rounds: range, **how: bool) -> Iterator[int]:
+            """Rounds in which the flag was there before the data."""
+            for i in rounds:
+                far.send("stores", (data, i, {}), (flag, i, how))
+                near.wait_until(flag, "==", i, timeout=30)
+                found = near.load(data)
+                far.result()
+                assert found in (i - 1, i)
+                if found != i:
+                    yield i
+                near.wait_until(data, "==", i, timeout=30)
+
+        assert not list(early(range(1, 300)))
+        assert next(early(range(300, 3000), ro=True), None) is not None, "the adversary found nothing"
+        # What was written before is there when an answer from the same place is: reads push.
+        for i in range(1, 100):
+            near.store(fabric.gva("host1", 64), i)
+            near.store(fabric.gva("host1", 4096), i, ro=True)
+            assert near.load(fabric.gva("host1", 64)) == i
+            assert near.fetch_add(fabric.gva("host1", 4096), 0) == i
+
+
+def test_registered_memory(bed: Bed) -> None:
+    """Memory that a process already had: scalars, atomics, bulk, DMA from the other side; an error once it is withdrawn."""
+    near, far = bed.near, bed.far
+    memory = bytearray(random.Random(3).randbytes(200_001))
+    kept = near.register(memory)
+    gva = kept.gva
+    assert far.call("node.load", gva) == int.from_bytes(memory[:8], "little")
+    far.call("node.store", gva + 8, 1 << 40)
+    far.call("node.flush", "host0", check=True)
+    assert memory[8:16] == (1 << 40).to_bytes(8, "little")
+    assert far.call("node.fetch_add", gva + 8, 5) == 1 << 40
+    assert far.call("node.compare_swap", gva + 8, (1 << 40) + 5, 3) == (1 << 40) + 5
+    assert memory[8:16] == (3).to_bytes(8, "little")
+    new = random.Random(4).randbytes(150_001)
+    far.call("node.write", gva + 33, new)
+    far.call("node.flush", "host0", check=True)
+    assert memory[33 : 33 + len(new)] == new
+    assert far.call("node.read", gva, len(memory)) == memory
+    # DMA out of it and into it
+    there = bed.fabric.from_handle(far.call("node.alloc", len(memory), name="theirs"))
+    near.dma.copy(dst=there.gva, src=gva, size=len(memory), visible=True).wait(60)
+    assert far.call("node.read", there.gva, len(memory)) == memory
+    far.call("node.write", there.gva, bytes(1000))
+    near.dma.copy(dst=gva + 7, src=there.gva, size=900).wait(60)
+    assert memory[7:907] == bytes(900) and memory[907:] != bytes(len(memory) - 907)
+    # what may only be read, and what is none any more
+    fixed = near.register(b"0123456789abcdef", read_only=True)
+    assert far.call("node.load", fixed.gva) == int.from_bytes(b"01234567", "little")
+    with pytest.raises(fabrex.CompleterAbort):
+        far.call("node.fetch_add", fixed.gva, 1)
+    for gone in (kept, fixed):
+        gone.close()
+        with pytest.raises(fabrex.AddressError):
+            far.call("node.load", gone.gva)
+    memory.append(0)  # nothing holds it

@@ -44,9 +44,21 @@ class Peer:
         """Return what `path` (as in "node.load") gives."""
         return run(self.fabric, self.node, path, arguments, named)
 
+    def send(self, path: str, *arguments: Any, **named: Any) -> None:
+        """Do it at once; `result` has what came of it."""
+        self._result = self.call(path, *arguments, **named)
+
+    def result(self) -> Any:
+        """Return what was asked."""
+        return self._result
+
 
 def run(fabric: fabrex.Fabric, node: fabrex.Node, path: str, arguments: Any, named: Any) -> Any:
-    """One call on behalf of a peer."""
+    """One call on behalf of a peer; or, as `stores`, stores one right behind the other."""
+    if path == "stores":
+        for gva, value, how in arguments:
+            node.store(gva, value, **how)
+        return None
     target: Any = {"fabric": fabric, "node": node}[path.split(".")[0]]
     for name in path.split(".")[1:]:
         target = getattr(target, name)
