@@ -769,11 +769,11 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     /* Looking on is quicker than being woken, if the other side runs meanwhile; where processors are scarce it keeps that side
      * from running. What it was worth lately decides. */
     const uint64_t spins = now - begin;
-    if (processors > 1 && spins < p->spin_ns) {
+    if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < p->spin_ns) {
         int got = receive(p, 0);
         if (got > 0 && spins && now - p->look_ns < AWAY_NS)
             p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
-        else if (got > 0 && spins) /* it came because we were stopped: the other side is on this processor */
+        else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
             p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
         p->look_ns = now;
         return;
