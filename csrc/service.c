@@ -11,13 +11,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 
 int fbxi_end_if_orphan(fbx_fabric *f);
 
 #define LEADER_BYTE ((1ll << 50) - 1)
 #define LOOK_NS 25000000u
-#define ASKS_NS 60000u /* about what waking up costs */
+#define ASKS_NS 1000000u /* after an answer: waking up costs about a tenth of that, and a transfer asks again every few chunks */
 
 static void *service(void *argument)
 {
@@ -87,6 +88,8 @@ static void *service(void *argument)
         if (served_ns && now_ns - served_ns < ASKS_NS && !fbx_observe(&f->service_stop)) {
             for (int i = 0; i < 500 && !fbx_observe(wake); i++)
                 fbx_relax();
+            if (!fbx_observe(wake))
+                sched_yield();
             continue;
         }
         if (nap > 0 && !fbx_observe(&f->service_stop))

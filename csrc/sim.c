@@ -203,7 +203,8 @@ int fbx_sim_reset(fbx_sim *s, uint64_t seed, const struct fbx_sim_options *optio
         }
     fbxi_registered_forget(f);
     f->header->seed = seed;
-    f->header->instance += ++s->resets; /* handles of buffers of an earlier run are stale */
+    f->header->instance += ++s->resets;
+    f->identity_of_fabric = f->header->instance; /* handles of buffers of an earlier run are stale */
     f->clock.virtual_ps = 0;
     f->choice_seed = seed;
     memset(f->choice_count, 0, sizeof f->choice_count);

@@ -45,7 +45,8 @@ def test_what_has_departed_arrives_though_its_source_is_gone(place: Path, childr
         assert eventually(lambda: node.progress() * 0 + (node.read(fabric.gva("host1", 4096), 8000) == b"bulk" * 2000))
 
 
-def test_a_killed_source_leaves_a_queue_that_works(place: Path, children: Start) -> None:
+@pytest.mark.parametrize("ordering", ["posted", "adversarial"])
+def test_a_killed_source_leaves_a_queue_that_works(place: Path, children: Start, ordering: str) -> None:
     code = """
         fabric = fabrex.Fabric.open("lab")
         node = fabric.attach("host0", "client")
@@ -58,7 +59,7 @@ def test_a_killed_source_leaves_a_queue_that_works(place: Path, children: Start)
             node.store(fabric.gva("host1", 64), i)
         """
     noise = random.Random(7)
-    with persistent(topology(delay="20us"), timing=True) as fabric:
+    with persistent(topology(delay="20us"), timing=True, ordering=ordering) as fabric:
         h0, h1 = fabric.attach("host0"), fabric.attach("host1")
         for turn in range(8):
             child = children(code)

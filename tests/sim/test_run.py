@@ -232,7 +232,7 @@ def test_a_run_leaves_nothing_to_the_next() -> None:
     def look(node: Any) -> Any:
         fabric = node.fabric
         facts = fabric.info()
-        for moves in ("created_unix_ns", "tick_hz", "tick_cost_ps"):
+        for moves in ("created_unix_ns", "tick_hz", "tick_cost_ps", "fabric_id"):
             facts.pop(moves)
         node.store(gva(node), 5)
         node.flush("host1")
