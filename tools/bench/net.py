@@ -43,12 +43,24 @@ def rows(samples: common.Samples) -> list[dict[str, Any]]:
         "times",
     )
     add("8-byte fetch_add against it", statistics.median(samples.get("fetch_add")) / statistics.median(ping), 1.3, False, "times")
+    if samples.get("ucp_get_tcp"):
+        ratio = statistics.median(samples.get("load")) / statistics.median(samples.get("ucp_get_tcp"))
+        add("8-byte load against ucp_get over TCP", ratio, 1.0, False, "times")
     rate = 1e9 / statistics.median(samples.get("load_64_outstanding"))
     add("loads with 64 outstanding", rate, 400_000, True, "1/s")
     for op in ("write", "read"):
         ratio = statistics.median(stream) / statistics.median(samples.get(op, BULK))
         add(f"bulk {op} of 64 MiB against a bare stream", ratio, 0.8, True, "times")
     return made
+
+
+def _ucx() -> Path | None:
+    """Return the program that measures UCX, where that is installed."""
+    try:
+        return common.build(common.PEERS / "ucx.c", "ucx", "-lucp", "-lucs")
+    except common.Missing as missing:
+        common.note(f"UCX: {missing} (apt-get install libucx-dev)")
+        return None
 
 
 def main() -> int:
@@ -65,8 +77,11 @@ def main() -> int:
         common.ops()  # builds the library too
         link = [f"-I{common.ROOT / 'csrc'}", f"-L{library.parent}", "-lfabrex", f"-Wl,-rpath,{library.parent}", "-pthread"]
         program = common.build(common.PEERS / "net.c", "net", *link, needs=[library, common.ROOT / "csrc" / "fabrex.h"])
+        ucx = _ucx()
         for _ in common.rounds(given.repeat):
             samples.add(common.said([program, "1", "4000", str(BULK)]))
+            if ucx:
+                samples.add(common.said([ucx, "1", "tcp"]))
     except common.Missing as missing:
         common.note(f"net: {missing}")
         return 0
@@ -78,7 +93,8 @@ def main() -> int:
         with fabrex.Fabric.create("fabrex-pair") as made:
             common.document("net", machine.facts(made), found)
         return 0
-    scalars = ("pingpong_bare", "load", "fetch_add", "load_64_outstanding", "store_flushed_at_the_end")
+    scalars: tuple[str, ...] = ("pingpong_bare", "load", "fetch_add", "load_64_outstanding", "store_flushed_at_the_end")
+    scalars += ("ucp_get_tcp",) if samples.get("ucp_get_tcp") else ()
     for name, size in [*((name, 8) for name in scalars), *((name, BULK) for name in ("stream_bare", "write", "read"))]:
         values = samples.get(name, size)
         middle, low, high = common.ns(statistics.median(values)), common.ns(min(values)), common.ns(max(values))

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * UCX between two processes over shared memory: ucp_get and ucp_put of 8 bytes, an atomic, puts of bulk.
+ * UCX between two processes over shared memory: ucp_get and ucp_put of 8 bytes, an atomic, puts of bulk. `ucx ROUNDS tcp`: over
+ * loopback TCP, ucp_get alone.
  */
 #define _GNU_SOURCE
 #include "measure.h"
@@ -49,7 +50,7 @@ static ucp_context_h open_worker(void)
     return context;
 }
 
-static void target(struct meeting *m)
+static void target(struct meeting *m, int tcp)
 {
     ucp_context_h context = open_worker();
     ucp_mem_map_params_t p = {.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS,
@@ -73,7 +74,8 @@ static void target(struct meeting *m)
     __atomic_store_n(&m->ready, 1, __ATOMIC_RELEASE);
     while (!__atomic_load_n(&m->done, __ATOMIC_ACQUIRE)) {
         ucp_worker_progress(worker);
-        usleep(200);
+        if (!tcp) /* there the target does the work */
+            usleep(200);
     }
     _exit(0);
 }
@@ -81,13 +83,16 @@ static void target(struct meeting *m)
 int main(int argc, char **argv)
 {
     int rounds = batches(argc, argv, 1);
-    setenv("UCX_TLS", "posix,self", 0); /* shared memory only */
+    const int tcp = argc > 2 && !strcmp(argv[2], "tcp");
+    setenv("UCX_TLS", tcp ? "tcp,self" : "posix,self", tcp);
+    if (tcp)
+        setenv("UCX_NET_DEVICES", "lo", 1);
     struct meeting *m = mmap(NULL, sizeof *m, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (m == MAP_FAILED)
         return 1;
     pid_t child = fork();
     if (!child)
-        target(m);
+        target(m, tcp);
     for (int i = 0; i < 10000 && !__atomic_load_n(&m->ready, __ATOMIC_ACQUIRE); i++) {
         if (waitpid(child, NULL, WNOHANG) == child)
             return 1;
@@ -108,6 +113,10 @@ int main(int argc, char **argv)
                                        .datatype = ucp_dt_make_contig(8),
                                        .reply_buffer = &old};
     for (int round = 0; round < rounds; round++) {
+        if (tcp) {
+            MEASURE("ucp_get_tcp", 8, 4000, finish(ucp_get_nbx(peer, &word, 8, far, key, &plain)));
+            continue;
+        }
         MEASURE("ucp_get", 8, 500000, finish(ucp_get_nbx(peer, &word, 8, far, key, &plain)));
         MEASURE("ucp_put", 8, 500000, finish(ucp_put_nbx(peer, &word, 8, far, key, &plain)));
         MEASURE("ucp_fetch_add", 8, 500000,
