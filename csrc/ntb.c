@@ -958,6 +958,11 @@ void fbxi_ntb_close(fbx_node *n)
     if (!fd)
         return;
     close((int)fd - 1);
-    if (!fbx_peek(&n->fabric->forked))
-        fbx_add(&n->shared->event_fds, 0xffffffffu);
+    if (fbx_peek(&n->fabric->forked))
+        return;
+    if (fbx_add(&n->shared->event_fds, 0xffffffffu) == 1 && n->fabric->flags & FBX_PRIVATE) {
+        char path[400]; /* a fabric without files ends without anybody who looks for them */
+        fifo_path(n->fabric, n->index, path, sizeof path);
+        unlink(path);
+    }
 }

@@ -202,7 +202,7 @@ def test_the_tail_of_the_xeon_e3(place: Path) -> None:
             done.wait()
             took.append(done.completes_ps - done.issued_ps)
         took.sort()
-        assert 493_000 <= took[0] < 530_000
+        assert 492_500 <= took[0] < 530_000  # published as 493 ns
         for share, ps in ((0.5, 1_213_000), (0.95, 3_480_000)):  # to five standard deviations of 1,500 draws
             assert sum(t < ps for t in took) / len(took) == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 1500))
         assert took[-1] < 12_100_000

@@ -20,6 +20,7 @@ from time import monotonic as imported_by_name
 from typing import Any
 
 import pytest
+from helpers import eventually
 
 import fabrex
 import fabrex.sim
@@ -284,11 +285,19 @@ def test_no_segment_is_made() -> None:
     before = sorted(os.listdir("/dev/shm"))
     own = sorted(os.listdir(os.environ["FABREX_DIRECTORY"]))
 
-    def program(node: Any) -> list[str]:
-        node.alloc(1 << 20)
+    def made() -> list[str]:
         return [name for name in os.listdir("/dev/shm") if name not in before and "@sim" in name]
 
+    def program(node: Any) -> list[str]:
+        node.alloc(1 << 20)
+        return made()
+
+    def listens(node: Any) -> None:
+        assert node.ntb.fileno() >= 0  # others find it by name, so this is a file for as long as the node is there
+
     assert fabrex.sim.run(PAIR, {"host0": program}).returned["host0"] == []
+    fabrex.sim.run(PAIR, {"host1": listens})
+    assert eventually(lambda: not any("events" in name for name in made())), "others' are there for a moment only"
     assert sorted(os.listdir(os.environ["FABREX_DIRECTORY"])) == own
 
 
