@@ -37,4 +37,16 @@ uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, ui
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
 /* Add one operation to the handle's statistics. */
 void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint32_t jumped, uint64_t completes_ps, uint64_t now);
+/* What a wait asks of a value: `how` is an enum fbx_compare. */
+static inline int fbxi_compares(uint64_t a, int how, uint64_t b)
+{
+    switch (how) {
+    case FBX_EQ: return a == b;
+    case FBX_NE: return a != b;
+    case FBX_LT: return a < b;
+    case FBX_LE: return a <= b;
+    case FBX_GT: return a > b;
+    default: return a >= b;
+    }
+}
 #endif

@@ -1914,18 +1914,6 @@ int fbx_flush(fbx_node *n, uint32_t target, uint32_t attr)
     return status || !(attr & FBX_CHECK) ? status : fbx_check_lost(n);
 }
 
-static int compare(uint64_t a, int how, uint64_t b)
-{
-    switch (how) {
-    case FBX_EQ: return a == b;
-    case FBX_NE: return a != b;
-    case FBX_LT: return a < b;
-    case FBX_LE: return a <= b;
-    case FBX_GT: return a > b;
-    default: return a >= b;
-    }
-}
-
 int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes, int how, uint64_t value,
                    uint64_t deadline_ps, uint64_t max_wait_ns, uint64_t *last)
 {
@@ -1952,7 +1940,7 @@ int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes,
         if (status)
             return status;
         *last = found;
-        if (compare(*last, how, value))
+        if (fbxi_compares(*last, how, value))
             return 0;
         if (f->clock.kind != FBX_REAL)
             return FBX_E_AGAIN;

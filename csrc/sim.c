@@ -419,18 +419,6 @@ void fbx_sim_forget(fbx_sim *s, const struct fbx_op *op)
 
 /* ---- waiting for a value -------------------------------------------------------------------------------------------- */
 
-static int holds(uint64_t a, int how, uint64_t b)
-{
-    switch (how) {
-    case FBX_EQ: return a == b;
-    case FBX_NE: return a != b;
-    case FBX_LT: return a < b;
-    case FBX_LE: return a <= b;
-    case FBX_GT: return a > b;
-    default: return a >= b;
-    }
-}
-
 static void polled(fbx_sim *s, uint32_t number, int status);
 
 /* One poll: a load like any other. */
@@ -469,7 +457,7 @@ static void polled(fbx_sim *s, uint32_t number, int status)
         return;
     }
     t->last = t->own.operand[0];
-    if (holds(t->last, t->compare, t->value)) {
+    if (fbxi_compares(t->last, t->compare, t->value)) {
         ready(t, 0, 0);
         t->next_ps = resumes(s, number, t->own.completes_ps);
     } else if (now >= t->deadline_ps) {
@@ -512,7 +500,7 @@ static int found(fbx_sim *s, struct task *t)
     uint64_t value = 0;
     if (fbxi_committed(f, t->at.region, t->offset, t->bytes))
         value = fbx_mem_load(t->at.base + t->offset, t->bytes);
-    return holds(value, t->compare, t->value);
+    return fbxi_compares(value, t->compare, t->value);
 }
 
 /* Something happened: who has what it waits for? */
