@@ -79,7 +79,8 @@ SERVER = textwrap.dedent(
         out.flush()
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     how, arguments = pickle.loads(bytes.fromhex(sys.argv[2]))
-    with getattr(fabrex.Fabric, how)(*arguments[0], **arguments[1]) as fabric, fabric.attach("host1", role="owner") as node:
+    name = arguments[1].pop("node", "host1")
+    with getattr(fabrex.Fabric, how)(*arguments[0], **arguments[1]) as fabric, fabric.attach(name, role="owner") as node:
         answer(None)
         while head := sys.stdin.buffer.read(4):
             path, given, named = pickle.loads(sys.stdin.buffer.read(struct.unpack("<I", head)[0]))
@@ -92,7 +93,7 @@ SERVER = textwrap.dedent(
 
 
 class Remote:
-    """Acts as host1 in a process of its own."""
+    """Acts as host1 (or as `node`) in a process of its own."""
 
     def __init__(self, how: str, *arguments: Any, **named: Any) -> None:
         given = pickle.dumps((how, (arguments, named))).hex()

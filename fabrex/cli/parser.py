@@ -219,6 +219,8 @@ def build() -> Parser:
     )))  # fmt: skip
     at.add_argument("coordinator", metavar="HOST:PORT", help="where the coordinator listens")
     on_machine(at, "which of the topology's machines this is", required=True)
+    at.add_argument("--advertise", metavar="HOST:PORT", help="tell the others that this machine is reached there, where a port "
+                    "is forwarded or a tunnel stands between")  # fmt: skip
     at = placed(facts(command("down", "end fabrics")))
     at.add_argument("names", nargs="*", metavar="NAME")
     at.add_argument("--all", action="store_true", help="all of this user's fabrics in the directory")

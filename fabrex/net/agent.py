@@ -40,6 +40,9 @@ LOST_S = 1.5
 """A machine that has not answered for so long is lost."""
 PING_S = 0.2
 NODES_S = 0.1
+BEAT_S = 0.4
+SILENT_S = 2.0
+"""A control connection on which nothing has come for so long is broken, whatever TCP thinks of it: it is made anew."""
 GUESTS = 64
 """Connections that are being admitted at the same time; more wait in the listener's queue."""
 LINGER_S = 0.5
@@ -73,8 +76,11 @@ class Agent:
         self._lost_nodes: dict[str, list[str]] = {}
         self._controls: dict[str, socket.socket] = {}  # the coordinator's to members
         self._control: socket.socket | None = None  # a member's to the coordinator
+        self._reached: tuple[str, int] | None = None  # where a member reaches the coordinator: where it joined
         self._watched: set[str] = set()
+        self._told: list[str] | None = []  # nodes of ours of which the others know that they are lost; None: it is told again
         self._changed = threading.Condition(self._lock)
+        self._sending = threading.Lock()  # messages of several threads on one control connection do not mix
         self._mine = [name for name in fabric.topology.machines[machine]["nodes"] if fabric.topology.nodes[name].kind != "switch"]
         path = ffi.new("char[]", 512)
         check(lib.fbx_agent_path(fabric._live(), path, 512))
@@ -185,12 +191,12 @@ class Agent:
         control = None
         try:
             sock.settimeout(HELLO_S)
-            purpose = admit(sock, self._token, ("join", "data"))
+            purpose = admit(sock, self._token, ("join", "data", "follow"))
             request = receive_message(sock, 4096)
             if purpose == "data":
                 self._hand_over(sock, request)
             elif self.coordinates:
-                control = self._take_in(sock, request)
+                control = (self._take_in if purpose == "join" else self._take_back)(sock, request)
             else:
                 send_message(sock, {"error": f"{self.machine} is no coordinator; {self.machines[0]} is"})
         except (OSError, ConnectionError, KeyError, TypeError, ValueError, FabricError):
@@ -237,21 +243,21 @@ class Agent:
                 if address is None:
                     door.send(struct.pack("<I", 1))
                     return
-                with self._connect(address) as sock:
+                with self._connect(address, "data") as sock:
                     socket.send_fds(door, [struct.pack("<I", 0)], [sock.fileno()])
             except (OSError, ConnectionError, FabricError):
                 with contextlib.suppress(OSError):
                     door.send(struct.pack("<I", 2))
 
-    def _connect(self, address: tuple[str, int]) -> socket.socket:
+    def _connect(self, address: tuple[str, int], purpose: str) -> socket.socket:
         need_token(address[0], self._token, "connecting to")
         sock = socket.create_connection(address, timeout=1.0)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            prove(sock, self._token, "data")
+            prove(sock, self._token, purpose)
             send_message(sock, {"machine": self.machine, "fabric": self._fabric_id()})
             if not receive_message(sock, 4096).get("ok"):
-                raise ConnectionError("not admitted")
+                raise _Refused("not admitted")
             sock.settimeout(None)
             return sock
         except BaseException:
@@ -311,6 +317,34 @@ class Agent:
         self._watch(name)
         return name
 
+    def _take_back(self, sock: socket.socket, request: Mapping[str, Any]) -> str | None:
+        """A member whose control connection broke: it goes on over this one."""
+        name = str(request["machine"])
+        with self._lock:
+            known = name in self._controls and request["fabric"] == self._fabric_id()
+            before = self._controls.get(name)
+            if known:
+                sock.settimeout(HELLO_S)
+                send_message(sock, {"ok": True})
+                self._controls[name] = sock
+        if not known:
+            send_message(sock, {"error": f"{name} has been given up"})
+            return None
+        if before is not None:
+            with contextlib.suppress(OSError):
+                before.shutdown(socket.SHUT_RDWR)
+        self._announce()
+        return name
+
+    def _send(self, sock: socket.socket, message: Any) -> None:
+        """Say something on a control connection; one that takes nothing is broken, and its other side makes another."""
+        with self._sending:
+            try:
+                send_message(sock, message)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
     def _announce(self) -> None:
         """Tell all members who is up, and which nodes are lost; each change has a number."""
         with self._lock:
@@ -323,23 +357,28 @@ class Agent:
             controls = dict(self._controls)
             self._changed.notify_all()
         for sock in controls.values():
-            with contextlib.suppress(OSError):
-                send_message(sock, message)
+            self._send(sock, message)
 
     def _hear_member(self, name: str, sock: socket.socket) -> None:
-        """What a member says after it has joined: which of its nodes are lost. Its silence is watched elsewhere."""
-        sock.settimeout(None)
+        """What a member says after it has joined: which of its nodes are lost. Whether it is lost is watched elsewhere."""
+        sock.settimeout(2 * SILENT_S)
         try:
             while not self.closed:
                 message = receive_message(sock, 1 << 20)
-                lost = [str(node) for node in message.get("lost", ())] if isinstance(message, dict) else []
-                if isinstance(message, dict) and message.get("leaves"):
+                if not isinstance(message, dict):
+                    raise ConnectionError("a message that is none of ours")
+                if message.get("leaves"):
                     break
+                if "lost" not in message:
+                    self._send(sock, {"beat": True})
+                    continue
+                lost = [str(node) for node in message["lost"]]
                 with self._lock:
                     self._lost_nodes[name] = lost
                 self._apply_lost_nodes(name, lost)
                 self._announce()
-        except (OSError, ConnectionError):
+        except (OSError, ConnectionError, TypeError):
+            sock.close()  # it makes another, if it is there
             return
         self._lose(name)
 
@@ -366,17 +405,45 @@ class Agent:
         """Do what the coordinator says, until it is gone. Then nothing changes any more; traffic goes on."""
         coordinator = self.machines[0]
         self._watch(coordinator)
-        sock.settimeout(None)
-        try:
-            while not self.closed:
-                message = receive_message(sock)
-                if message.get("leaves"):
-                    self._lose(coordinator)
-                    break
-                self._obey(message)
-        except (OSError, ConnectionError, KeyError, TypeError, ValueError, AttributeError):
-            pass
-        sock.close()
+        while True:
+            try:
+                sock.settimeout(SILENT_S)
+                while not self.closed:
+                    message = receive_message(sock)
+                    if message.get("leaves"):
+                        self._lose(coordinator)
+                        break
+                    if "epoch" in message:
+                        self._obey(message)
+            except (OSError, ConnectionError, KeyError, TypeError, ValueError, AttributeError):
+                pass
+            sock.close()
+            again = self._follow_again()
+            if again is None:
+                return
+            sock = again
+
+    def _follow_again(self) -> socket.socket | None:
+        """The control connection broke, or is silent: make another, unless the coordinator is lost or has given us up."""
+        coordinator = self.machines[0]
+        while not self._closing.wait(BEAT_S / 4):
+            with self._lock:
+                address = self._members.get(coordinator)
+            if address is None:
+                return None
+            try:
+                sock = self._connect(address, "follow")
+            except _Refused:
+                # Who does not want us back has counted us as lost: to us, all others are.
+                self._obey({"epoch": self._epoch + 1, "members": {}, "lost": {}})
+                return None
+            except (OSError, ConnectionError, FabricError):  # a reset amid the admission looks like a denial
+                continue
+            with self._lock:
+                self._control = sock
+                self._told = None
+            return sock
+        return None
 
     def _obey(self, message: Mapping[str, Any]) -> None:
         members = {str(name): (str(a[0]), int(a[1])) for name, a in message["members"].items() if name in self.machines}
@@ -389,6 +456,9 @@ class Agent:
             if self.machine not in members:
                 members = {self.machine: self.address}  # we have been given up: the others are lost to us as well
             members[self.machine] = self.address
+            if self._reached and self.machines[0] in members:
+                # Where it joined, it is: what the coordinator takes for its address may be another network's, or any.
+                members[self.machines[0]] = self._reached
             self._members = members
             self._changed.notify_all()
         for name in self.machines:
@@ -435,20 +505,20 @@ class Agent:
 
     def _look_at_nodes(self) -> None:
         """Tell when nodes of this machine die or come back."""
-        told: list[str] = []
+        beaten = time.monotonic()
         while not self._closing.wait(NODES_S):
             lost = [name for name in self._mine if self.fabric.node_info(name)["state"] == "lost"]
-            if lost == told:
-                continue
+            now = time.monotonic()
             with self._lock:
-                self._lost_nodes[self.machine] = lost
                 control = self._control
-            if self.coordinates:
+                changed, self._told = lost != self._told, lost
+                if changed:
+                    self._lost_nodes[self.machine] = lost
+            if changed and self.coordinates:
                 self._announce()
-            elif control is not None:
-                with contextlib.suppress(OSError):
-                    send_message(control, {"lost": lost})
-            told = lost
+            elif control is not None and (changed or now - beaten > BEAT_S):
+                self._send(control, {"lost": lost} if changed else {"beat": True})
+                beaten = now
 
     def _apply_lost_nodes(self, name: str, lost: list[str]) -> None:
         if name == self.machine:
@@ -456,6 +526,10 @@ class Agent:
         for node in self.fabric.topology.machines[name]["nodes"]:
             if self.fabric.topology.nodes[node].kind != "switch":
                 check(lib.fbx_node_set(self.fabric._live(), self.fabric._node_index(node), int(node in lost)))
+
+
+class _Refused(ConnectionError):
+    """The other side lets us in, and wants nothing of us."""
 
 
 class _Clock:
@@ -573,6 +647,7 @@ def join(
     machine: str,
     *,
     listen: str | None = None,
+    advertise: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
     directory: str | None = None,
     persistent: bool = False,
@@ -584,6 +659,7 @@ def join(
         coordinator: HOST:PORT of the machine that made it.
         machine: a name under `machines:` in its topology.
         listen: where the other machines reach this one; the address that reaches the coordinator, if left out.
+        advertise: where they reach it instead, if something stands between: a forwarded port, NAT, a tunnel.
         timeout: seconds to wait for the coordinator.
     Raises:
         FabricDenied: the token is another. FabricExists: that machine is there. PeerLost: nobody answers.
@@ -591,6 +667,9 @@ def join(
     from ..fabric import Fabric
 
     place, port = parse_address(coordinator)
+    told = parse_address(advertise) if advertise is not None else None
+    if told is not None and (is_unspecified(told[0]) or not told[1]):
+        raise InvalidArgument(f"nobody reaches {advertise!r}", hint="advertise the address and port that the others connect to")
     token = read_token(token_file)
     need_token(place, token, "connecting to")
     deadline = time.monotonic() + timeout
@@ -611,9 +690,9 @@ def join(
             prove(control, token, "join")
             own = control.getsockname()[0]
             sock = _listen(listen or (f"[{own}]:0" if ":" in own else f"{own}:0"), token)
-            mine = sock.getsockname()
+            mine = told or sock.getsockname()
             if is_loopback(mine[0]) and not is_loopback(place):
-                raise InvalidArgument(f"the others cannot reach {mine[0]}", hint="give --listen an address of this machine")
+                raise InvalidArgument(f"the others cannot reach {mine[0]}", hint="give --listen (or --advertise) an address of this machine")
             send_message(control, {"machine": machine, "host": mine[0], "port": mine[1]})
             answer = receive_message(control)
         except (ConnectionError, TimeoutError) as error:
@@ -640,7 +719,7 @@ def join(
             if index and name != machine:
                 check(lib.fbx_machine_set(fabric._live(), index, _LOST))
         agent = Agent(fabric, machine, token, sock)
-        agent._members[agent.machines[0]] = (place, port)
+        agent._members[agent.machines[0]] = agent._reached = (place, port)
         agent._control = control
         _serve(fabric, agent)
         send_message(control, {"ready": True})

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines over a network that delays, breaks, stalls and parts: relay.py stands between them, on loopback.
+
+`make campaign-partition` does this at random and for long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import eventually
+from relay import Relay
+from transports import Remote
+
+import fabrex
+
+pytest_plugins = ["helpers"]
+
+
+def star(hosts: int, delay: str = "5ns", **settings: Any) -> fabrex.Topology:
+    """Hosts on a switch, each on a machine of its own."""
+    nodes: dict[str, Any] = {f"host{i}": {"kind": "host", "memory": {"dram": "32MiB"}} for i in range(hosts)}
+    nodes["sw0"] = {"kind": "switch"}
+    links = [{"endpoints": [f"host{i}:n", f"sw0:p{i}"], "pcie": {"gen": 4, "lanes": 16}, "delay": delay} for i in range(hosts)]
+    machines = {f"m{i}": {"nodes": [f"host{i}", *(["sw0"] if not i else [])]} for i in range(hosts)}
+    return fabrex.Topology("star", nodes, links, machines=machines, **settings)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Bed:
+    """Machines with relays before them; m0 is this process."""
+
+    def __init__(self, relay: Relay, first: fabrex.Fabric, directory: str) -> None:
+        self.relay, self.first, self.directory = relay, first, directory
+        self.peers: dict[str, Remote] = {}
+
+    def join(self, machine: str) -> Remote:
+        """Start a process that is a machine, and its host's owner."""
+        port = free_port()
+        advertise = self.relay.open(machine, ("127.0.0.1", port))
+        there = os.path.join(self.directory, machine)
+        os.makedirs(there, exist_ok=True)
+        peer = Remote(
+            "join", self.relay.address("m0"), machine, directory=there, listen=f"127.0.0.1:{port}", advertise=advertise,
+            node="host" + machine[1:],
+        )  # fmt: skip
+        self.peers[machine] = peer
+        return peer
+
+    def machine(self, index: int) -> dict[str, Any]:
+        return dict(self.first.machines()[index])
+
+
+@contextmanager
+def bed(hosts: int, topology: fabrex.Topology | None = None, **settings: Any) -> Iterator[Bed]:
+    """`hosts` machines, all there."""
+    with tempfile.TemporaryDirectory(prefix="machines-", dir=os.environ["FABREX_DIRECTORY"]) as directory, Relay(seed=7) as relay:
+        first = fabrex.Fabric.host(topology or star(hosts, **settings))
+        made = Bed(relay, first, directory)
+        try:
+            relay.open("m0", first.agent.address)
+            for i in range(1, hosts):
+                made.join(f"m{i}")
+            first.agent.wait_for(timeout=20)
+            yield made
+        finally:
+            relay.heal()
+            for peer in made.peers.values():
+                with contextlib.suppress(Exception):
+                    peer.close()
+            first.close()
+        for machine in made.peers:
+            fabrex.Fabric.prune(os.path.join(directory, machine))
+            assert os.listdir(os.path.join(directory, machine)) == []
+
+
+# -- delay ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_within_the_modelled_time_is_not_felt(place: Path) -> None:
+    """The model asks for 80 ms there and back, the network for 20: operations end when the model says."""
+    with bed(2, delay="20ms", timing=True) as made, made.first.attach("host0") as h0:
+        made.relay.both("m0", "m1", delay=0.01, jitter=0.002)
+        gva = made.first.gva("host1", 64)
+        h0.load(gva)
+        asked = h0.estimate("load", gva, 8)["completes_ps"]
+        before = made.machine(1)["late"]
+        for _ in range(10):
+            began = made.first.now_ps
+            h0.load(gva)
+            assert made.first.now_ps - began >= asked
+        assert made.machine(1)["late"] - before <= 1  # a processor that others use may be late by itself
+
+
+def test_a_network_beyond_the_modelled_time_makes_late_and_is_counted(place: Path) -> None:
+    with bed(2, delay="5ms", timing=True) as made, made.first.attach("host0") as h0:
+        made.relay.both("m0", "m1", delay=0.03)
+        gva = made.first.gva("host1", 64)
+        before = made.machine(1)["late"]
+        for i in range(5):
+            assert h0.fetch_add(gva, 1) == i
+        h0.store(gva + 64, 9)
+        h0.flush()
+        assert h0.load(gva + 64) == 9
+        assert made.machine(1)["late"] - before == 7
+
+
+# -- connections that break -----------------------------------------------------------------------------------------------
+
+
+def while_doing(what: Callable[[], None], fault: Callable[[], None]) -> None:
+    """Have `fault` happen again and again while something is done."""
+    over = threading.Event()
+
+    def trouble() -> None:
+        while not over.is_set():
+            fault()
+
+    thread = threading.Thread(target=trouble)
+    thread.start()
+    try:
+        what()
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_resets_at_random_lose_nothing_and_repeat_nothing(place: Path, timing: bool) -> None:
+    with bed(2, timing=timing) as made, made.first.attach("host0") as h0:
+        relay, gva = made.relay, made.first.gva("host1", 64)
+        connects = made.machine(1)["connects"]
+        data, bulk = bytes(range(256)) * 1024, h0.alloc(1 << 18, on="host1").gva
+        count = stored = 0
+
+        def fault() -> None:
+            time.sleep(relay.random.random() * 0.1)
+            relay.reset(within=20_000)
+
+        def work() -> None:
+            nonlocal count, stored
+            end = time.monotonic() + 2.5
+            while time.monotonic() < end:
+                begun = [h0.begin("fetch_add", gva, 1) for _ in range(32)]
+                # Requests do not wait for each other; each is done once.
+                assert {operation.wait(20) for operation in begun} == set(range(count, count + 32))
+                count += 32
+                for _ in range(50):
+                    stored += 1
+                    h0.store(gva + 64 + 8 * (stored % 1024), stored)
+                h0.write(bulk, data)
+                assert h0.read(bulk, len(data)) == data
+                h0.flush("host1", check=True)
+
+        while_doing(work, fault)
+        assert h0.load(gva) == count
+        seen = [made.peers["m1"].call("node.load", gva + 64 + 8 * (i % 1024)) for i in range(max(1, stored - 1023), stored + 1)]
+        assert seen == list(range(max(1, stored - 1023), stored + 1))
+        assert relay.resets > 3 and made.machine(1)["connects"] > connects
+        assert made.machine(1)["gave_up"] == 0
+
+
+def test_a_half_open_connection_is_noticed_and_made_anew(place: Path) -> None:
+    """What was sent vanished, and nobody said so; new connections are good. Also the control connection goes on."""
+    with bed(2, timing=False) as made, made.first.attach("host0") as h0:
+        gva = made.first.gva("host1", 64)
+        done = 0
+        for _ in range(2):
+            assert h0.fetch_add(gva, 1) == done
+            done += 1
+            before = made.machine(1)["connects"]
+            made.relay.both("m0", "m1", vanish=True)
+            begun = [h0.begin("fetch_add", gva, 1) for _ in range(8)]
+            h0.store(gva + 64, 100 + done)
+            time.sleep(0.3)  # long enough for a ping or two to vanish
+            made.relay.heal()
+            for operation in begun:
+                assert operation.wait(10) == done
+                done += 1
+            h0.flush("host1", check=True)
+            assert h0.load(gva + 64) == 100 + done - 8
+            assert made.machine(1)["connects"] > before
+        assert made.machine(1)["state"] == "up" and made.machine(1)["gave_up"] == 0
+        assert h0.load(gva) == done
+
+
+def test_a_broken_control_connection_is_made_anew(place: Path) -> None:
+    """Members go on learning what the coordinator tells them, after a reset and after silence."""
+    with bed(3, timing=False) as made, made.first.attach("host0") as h0:
+        relay, peer = made.relay, made.peers["m1"]
+        for fault in (lambda: relay.reset("m1", "m0", within=1), lambda: relay.both("m0", "m1", vanish=True)):
+            fault()
+            time.sleep(0.3)
+            relay.heal()
+            h0.fetch_add(made.first.gva("host1"), 1)
+        assert peer.call("node.load", made.first.gva("host2")) == 0
+        made.peers.pop("m2").close()  # leaves: m1 learns it from m0 only
+        assert eventually(lambda: peer.call("fabric.machines")[2]["state"] == "lost", 15)
+        assert [m["state"] for m in peer.call("fabric.machines")] == ["up", "up", "lost"]
+        assert [m["state"] for m in made.first.machines()] == ["up", "up", "lost"]
+
+
+# -- partitions -----------------------------------------------------------------------------------------------------------
+
+
+def test_partition_and_healing(place: Path) -> None:
+    """Apart for good: both sides lose the other within its deadline, and nothing hangs. Then the machine joins again."""
+    with bed(2, timing=False) as made, made.first.attach("host0") as h0:
+        gva, peer = made.first.gva("host1", 64), made.peers["m1"]
+        for i in range(5):
+            assert h0.fetch_add(gva, 1) == i
+        made.relay.both("m0", "m1", hold=True)
+        begun = [h0.begin("fetch_add", gva, 1) for _ in range(8)]
+        h0.store(gva + 64, 7)
+        began = time.monotonic()
+        unknown = 0
+        for operation in begun:
+            with pytest.raises(fabrex.FabricError) as told:
+                operation.wait(20)
+            assert isinstance(told.value, (fabrex.PeerLost, fabrex.CompletionTimeout)), told.value
+            unknown += 1
+        assert eventually(lambda: made.machine(1)["state"] == "lost", 10)
+        # Two seconds by what it watches with; a busy machine may add to it.
+        assert time.monotonic() - began < 2 * fabrex.net.agent.LOST_S + 2
+        with pytest.raises(fabrex.FabricError):
+            h0.flush("host1", check=True)  # the store is not known to be there
+        with pytest.raises(fabrex.PeerLost):
+            h0.load(gva)
+        # The other side says the same, and its own memory has what was done: each at most once.
+        assert eventually(lambda: peer.call("fabric.machines")[0]["state"] == "lost", 10)
+        with pytest.raises(fabrex.PeerLost):
+            peer.call("node.load", made.first.gva("host0"))
+        assert 5 <= peer.call("node.load", gva) <= 5 + unknown
+        made.relay.heal()
+        time.sleep(0.3)
+        assert 5 <= peer.call("node.load", gva) <= 5 + unknown
+        assert made.machine(1)["state"] == "lost"  # it does not come back by itself
+        peer.close()
+        made.join("m1")
+        made.first.agent.wait_for(timeout=20)
+        assert eventually(lambda: made.first.node_info("host1")["state"] == "powered", 10)
+        assert h0.fetch_add(gva, 1) == 0  # memory that is new
+        assert made.peers["m1"].call("node.load", gva) == 1
+
+
+def test_a_slow_reader_stalls_nobody_else(place: Path) -> None:
+    """m2 takes what it asked for at 300 kB/s; m1 does not notice, nor does m0 itself."""
+    with bed(3, timing=False) as made, made.first.attach("host0") as h0:
+        quick, slow = made.peers["m1"], made.peers["m2"]
+        gva, word = h0.alloc(4 << 20).gva, made.first.gva("host0", 64)
+        data = os.urandom(1 << 20)
+        h0.write(gva, data)
+        made.relay.shape("m0", "m2", rate=300e3)
+        slow.send("node.read", gva, len(data))
+        began = time.monotonic()
+        for i in range(100):
+            assert quick.call("node.fetch_add", word, 1) == 2 * i
+            assert h0.fetch_add(word, 1) == 2 * i + 1
+        meanwhile = time.monotonic() - began
+        assert slow.result() == data
+        whole = time.monotonic() - began
+        assert whole > 3.0 and meanwhile < whole / 2, (meanwhile, whole)
+
+
+def test_who_stops_reading_is_cut_off_and_stalls_nobody(place: Path) -> None:
+    """m2 asks and takes nothing: what it posts and asks is held there; the gateway's memory for it is bounded."""
+    with bed(3, timing=False) as made, made.first.attach("host0") as h0:
+        quick, slow = made.peers["m1"], made.peers["m2"]
+        gva, word = h0.alloc(4 << 20).gva, made.first.gva("host0", 64)
+        slow.call("node.load", gva)
+        made.relay.shape("m0", "m2", hold=True)  # its questions arrive, the answers do not
+        slow.send("node.read", gva, 4 << 20)
+        for i in range(200):
+            assert quick.call("node.fetch_add", word, 1) == 2 * i
+            assert h0.fetch_add(word, 1) == 2 * i + 1
+        made.relay.heal()
+        with contextlib.suppress(fabrex.PeerLost):  # it was lost meanwhile, if that took a while
+            slow.result()
