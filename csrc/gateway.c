@@ -704,12 +704,13 @@ static int serve(struct fbxi_gateway *g, struct session *s)
             break;
         did = 1;
         turn++;
+        fbx_count(&g->frames, 1);
+        /* Before it is answered, so that the answer acknowledges it; its bytes stay until more is read. */
+        fbxi_stream_took(&s->stream, &w);
         if (fbxw_posted(w.kind)) {
             if (s->proxy && post(g, s, &w, payload) == FBX_E_AGAIN) {
                 s->blocked = 1;
                 s->held = w;
-                fbx_count(&g->frames, 1);
-                fbxi_stream_took(&s->stream, &w);
                 break;
             }
             if (s->proxy)
@@ -726,8 +727,6 @@ static int serve(struct fbxi_gateway *g, struct session *s)
         } else if (w.kind != FBXW_ACK) {
             refuse(s, &w, FBX_E_UNSUPPORTED);
         }
-        fbx_count(&g->frames, 1);
-        fbxi_stream_took(&s->stream, &w);
     }
     return did;
 }
