@@ -38,6 +38,7 @@
 #define GREET_NS 2000000000ull /* a connection says who it is within this */
 #define LINGER_NS 5000000000ull /* a session without a connection ends after this: longer than its other side tries */
 #define ACK_BYTES (128u << 10)
+#define ACK_NS 2000000u /* however busy others keep us: whoever has sent something takes silence for a break */
 #define TURN 256u /* frames of one session before the others have their turn */
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
@@ -74,6 +75,7 @@ struct session {
     uint32_t asks, errands; /* that point here */
     uint64_t owed; /* bytes that their answers may take */
     uint64_t since_ns; /* it came, or lost its connection */
+    uint64_t level_ns; /* when all that it had sent was acknowledged */
     uint64_t retry_ps;
     struct fbx_op posted; /* a posted write that could not be issued at once: nothing behind it is taken before it is */
     struct fbxw_frame held;
@@ -989,8 +991,11 @@ static void *keeper(void *argument)
         }
         const uint64_t now = fbxi_now(&f->clock);
         did |= run_due(g, now);
-        for (struct session *s = g->active; s; s = s->next_active)
-            send_answers(g, s, !did);
+        for (struct session *s = g->active; s; s = s->next_active) {
+            if (s->stream.received == s->stream.acknowledged)
+                s->level_ns = now_ns;
+            send_answers(g, s, !did || now_ns > s->level_ns + ACK_NS);
+        }
         if (g->sweep || now_ns - swept_ns > SWEEP_NS) {
             soon = sweep(g, now_ns);
             swept_ns = now_ns;
