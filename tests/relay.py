@@ -18,17 +18,24 @@ after a random part of what they carry, in the middle of frames.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import selectors
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
+from transports import Remote
+
+import fabrex
 
 CHUNK = 64 << 10
 ROOM = 1 << 20  # bytes on their way in one direction before the relay stops reading: the sender feels it
@@ -340,3 +347,70 @@ class Relay:
                 with contextlib.suppress(OSError):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
+
+
+# -- machines with relays before them -----------------------------------------------------------------------------------
+
+
+def star(hosts: int, delay: str = "5ns", **settings: Any) -> fabrex.Topology:
+    """Hosts on a switch, each on a machine of its own."""
+    nodes: dict[str, Any] = {f"host{i}": {"kind": "host", "memory": {"dram": "32MiB"}} for i in range(hosts)}
+    nodes["sw0"] = {"kind": "switch"}
+    links = [{"endpoints": [f"host{i}:n", f"sw0:p{i}"], "pcie": {"gen": 4, "lanes": 16}, "delay": delay} for i in range(hosts)]
+    machines = {f"m{i}": {"nodes": [f"host{i}", *(["sw0"] if not i else [])]} for i in range(hosts)}
+    return fabrex.Topology("star", nodes, links, machines=machines, **settings)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Bed:
+    """Machines with relays before them; m0 is this process."""
+
+    def __init__(self, relay: Relay, first: fabrex.Fabric, directory: str) -> None:
+        self.relay, self.first, self.directory = relay, first, directory
+        self.peers: dict[str, Remote] = {}
+
+    def join(self, machine: str) -> Remote:
+        """Start a process that is a machine, and its host's owner."""
+        port = free_port()
+        advertise = self.relay.open(machine, ("127.0.0.1", port))
+        there = os.path.join(self.directory, machine)
+        os.makedirs(there, exist_ok=True)
+        peer = Remote(
+            "join", self.relay.address("m0"), machine, directory=there, listen=f"127.0.0.1:{port}", advertise=advertise,
+            node="host" + machine[1:],
+        )  # fmt: skip
+        self.peers[machine] = peer
+        return peer
+
+    def machine(self, index: int) -> dict[str, Any]:
+        return dict(self.first.machines()[index])
+
+
+@contextmanager
+def bed(hosts: int, *, seed: int = 7, **settings: Any) -> Iterator[Bed]:
+    """`hosts` machines, all there."""
+    with tempfile.TemporaryDirectory(prefix="machines-", dir=os.environ["FABREX_DIRECTORY"]) as directory, Relay(seed) as relay:
+        first = fabrex.Fabric.host(star(hosts, **settings))
+        made = Bed(relay, first, directory)
+        try:
+            relay.open("m0", first.agent.address)
+            for i in range(1, hosts):
+                made.join(f"m{i}")
+            first.agent.wait_for(timeout=20)
+            for peer in made.peers.values():
+                peer.call("fabric.agent.wait_for", timeout=20)
+            yield made
+        finally:
+            relay.heal()
+            for peer in made.peers.values():
+                with contextlib.suppress(Exception):
+                    peer.close()
+            first.close()
+        for machine in made.peers:
+            fabrex.Fabric.prune(os.path.join(directory, machine))
+            assert os.listdir(os.path.join(directory, machine)) == []

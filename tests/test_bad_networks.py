@@ -8,85 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import tempfile
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import eventually
-from relay import Relay
-from transports import Remote
+from relay import bed
 
 import fabrex
+from fabrex.net import agent
 
 pytest_plugins = ["helpers"]
-
-
-def star(hosts: int, delay: str = "5ns", **settings: Any) -> fabrex.Topology:
-    """Hosts on a switch, each on a machine of its own."""
-    nodes: dict[str, Any] = {f"host{i}": {"kind": "host", "memory": {"dram": "32MiB"}} for i in range(hosts)}
-    nodes["sw0"] = {"kind": "switch"}
-    links = [{"endpoints": [f"host{i}:n", f"sw0:p{i}"], "pcie": {"gen": 4, "lanes": 16}, "delay": delay} for i in range(hosts)]
-    machines = {f"m{i}": {"nodes": [f"host{i}", *(["sw0"] if not i else [])]} for i in range(hosts)}
-    return fabrex.Topology("star", nodes, links, machines=machines, **settings)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-class Bed:
-    """Machines with relays before them; m0 is this process."""
-
-    def __init__(self, relay: Relay, first: fabrex.Fabric, directory: str) -> None:
-        self.relay, self.first, self.directory = relay, first, directory
-        self.peers: dict[str, Remote] = {}
-
-    def join(self, machine: str) -> Remote:
-        """Start a process that is a machine, and its host's owner."""
-        port = free_port()
-        advertise = self.relay.open(machine, ("127.0.0.1", port))
-        there = os.path.join(self.directory, machine)
-        os.makedirs(there, exist_ok=True)
-        peer = Remote(
-            "join", self.relay.address("m0"), machine, directory=there, listen=f"127.0.0.1:{port}", advertise=advertise,
-            node="host" + machine[1:],
-        )  # fmt: skip
-        self.peers[machine] = peer
-        return peer
-
-    def machine(self, index: int) -> dict[str, Any]:
-        return dict(self.first.machines()[index])
-
-
-@contextmanager
-def bed(hosts: int, topology: fabrex.Topology | None = None, **settings: Any) -> Iterator[Bed]:
-    """`hosts` machines, all there."""
-    with tempfile.TemporaryDirectory(prefix="machines-", dir=os.environ["FABREX_DIRECTORY"]) as directory, Relay(seed=7) as relay:
-        first = fabrex.Fabric.host(topology or star(hosts, **settings))
-        made = Bed(relay, first, directory)
-        try:
-            relay.open("m0", first.agent.address)
-            for i in range(1, hosts):
-                made.join(f"m{i}")
-            first.agent.wait_for(timeout=20)
-            yield made
-        finally:
-            relay.heal()
-            for peer in made.peers.values():
-                with contextlib.suppress(Exception):
-                    peer.close()
-            first.close()
-        for machine in made.peers:
-            fabrex.Fabric.prune(os.path.join(directory, machine))
-            assert os.listdir(os.path.join(directory, machine)) == []
 
 
 # -- delay ----------------------------------------------------------------------------------------------------------------
@@ -236,7 +171,7 @@ def test_partition_and_healing(place: Path) -> None:
             unknown += 1
         assert eventually(lambda: made.machine(1)["state"] == "lost", 10)
         # Two seconds by what it watches with; a busy machine may add to it.
-        assert time.monotonic() - began < 2 * fabrex.net.agent.LOST_S + 2
+        assert time.monotonic() - began < 2 * agent.LOST_S + 2
         with pytest.raises(fabrex.FabricError):
             h0.flush("host1", check=True)  # the store is not known to be there
         with pytest.raises(fabrex.PeerLost):
@@ -291,3 +226,25 @@ def test_who_stops_reading_is_cut_off_and_stalls_nobody(place: Path) -> None:
         made.relay.heal()
         with contextlib.suppress(fabrex.PeerLost):  # it was lost meanwhile, if that took a while
             slow.result()
+
+
+def test_who_is_cut_off_from_all_sees_all_as_lost(place: Path) -> None:
+    """Also those whom only the coordinator watched: nobody says any more who is lost."""
+    with bed(3, timing=False) as made:
+        peer = made.peers["m1"]
+        assert peer.call("node.load", made.first.gva("host2")) == 0
+        for other in ("m0", "m2"):
+            made.relay.both("m1", other, hold=True)
+        assert eventually(lambda: [m["state"] for m in peer.call("fabric.machines")] == ["lost", "up", "lost"], 20)
+        assert made.peers["m2"].call("node.load", made.first.gva("host0")) == 0
+        assert eventually(lambda: [m["state"] for m in made.first.machines()] == ["up", "lost", "up"], 10)
+
+
+def test_all_faults_at_random(place: Path) -> None:
+    """A round of `make campaign-partition`."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "campaign"))
+    try:
+        import partition
+    finally:
+        sys.path.pop(0)
+    assert partition.run_round(4)["wrong"] == []

@@ -54,7 +54,11 @@ class Peer:
 
 
 def run(fabric: fabrex.Fabric, node: fabrex.Node, path: str, arguments: Any, named: Any) -> Any:
-    """One call on behalf of a peer; or, as `stores`, stores one right behind the other."""
+    """One call on behalf of a peer; or, as `stores`, stores one right behind the other; or, as `program`, what `work` of a text does."""
+    if path == "program":
+        names: dict[str, Any] = {}
+        exec(arguments[0], names)
+        return names["work"](fabric, node, *arguments[1:])
     if path == "stores":
         for gva, value, how in arguments:
             node.store(gva, value, **how)

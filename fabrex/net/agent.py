@@ -398,6 +398,12 @@ class Agent:
             check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _LOST))
         if self.coordinates and not self.closed:
             self._announce()
+        elif name == self.machines[0] and not self.closed:
+            # Nobody says any more who is lost: see for ourselves.
+            with self._lock:
+                others = [other for other in self._members if other != self.machine]
+            for other in others:
+                self._watch(other)
 
     # -- membership: a member's side ----------------------------------------------------------------------------------
 
