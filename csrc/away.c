@@ -447,7 +447,7 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
                      struct fbxi_route *route, uint64_t max_wait_ns)
 {
     uint64_t *p = op->private_;
-    struct fbxi_answer answer;
+    struct fbxi_answer answer = {.mark = NULL};
     while (p[HEAD] != p[TAIL]) {
         uint64_t word = p[SLOTS + p[HEAD] % RING];
         int status = transport->poll(peer, (uint32_t)(word >> 32), max_wait_ns, &answer);
@@ -459,6 +459,7 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
         if (!status && answer.bytes != (uint32_t)word)
             status = FBX_E_CORRUPT;
         if (status) {
+            free(answer.mark);
             for (; p[HEAD] != p[TAIL]; p[HEAD]++)
                 transport->forget(peer, (uint32_t)(p[SLOTS + p[HEAD] % RING] >> 32));
             return end(n, op, status, now_of(n));
@@ -471,6 +472,8 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
                 while (!mark_here(n->fabric, machine << 32 | answer.mark[i].requester, answer.mark[i].incarnation,
                                   answer.mark[i].posted) && fbxi_monotonic_ns() - begin < FBX_STALL_NS)
                     sched_yield();
+            free(answer.mark);
+            answer.mark = NULL;
         }
         if (timed(n)) {
             /* One request of the processor's access width at a time: each of its round trips pays both parts of the way. */
@@ -489,6 +492,45 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
         }
     }
     return 0;
+}
+
+static int take_answer(fbx_node *n, struct fbx_op *op, const struct fbxi_route *route, const struct fbxi_answer *answer)
+{
+    uint64_t *p = op->private_;
+    const uint64_t now = now_of(n);
+    if (answer->status)
+        return end(n, op, answer->status, now);
+    if (timed(n) && op->kind != FBX_DMA_READ)
+        heard_after(n, op->target, p[SENT_PS], now);
+    if (op->kind == FBX_FLUSH && !p[WHAT]) {
+        /* Writes of ours that were lost there: flush(check) tells of them. */
+        uint64_t *known = &n->away_dropped[n->fabric->node_facts[op->target].machine];
+        if (answer->value[0] != *known)
+            fbx_count(&n->slot->dropped, answer->value[0] > *known ? answer->value[0] - *known : answer->value[0]);
+        *known = answer->value[0];
+    } else if (op->kind == FBX_FLUSH) {
+        op->operand[0] = answer->value[0];
+    } else if (op->bytes <= 8 || (op->kind != FBX_LOAD && op->kind != FBX_DMA_READ)) {
+        op->operand[0] = answer->value[0];
+        op->operand[1] = answer->value[1];
+    } else if (answer->bytes != op->bytes) {
+        return end(n, op, FBX_E_CORRUPT, now);
+    }
+    if (timed(n)) {
+        struct fbxi_flight back;
+        uint64_t crosses = p[CROSSES] + (uint64_t)(answer->took_ps > 0 ? answer->took_ps : 0);
+        if (op->kind == FBX_DMA_READ) {
+            const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (op->bytes + most - 1) / most;
+            fbxi_send(route, 1, crosses, op->bytes, count, FBX_CPLD_HEADER, 1, 1, &back);
+            fbxi_count_way(route, 1, op->bytes, count, FBX_CPLD_HEADER);
+        } else {
+            fbxi_send_small(route, 1, crosses, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
+        }
+        op->completes_ps = back.arrives_ps;
+    }
+    keep_marks(n, op, answer);
+    p[STAGE] = MARKED;
+    return complete(n, op);
 }
 
 static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
@@ -514,42 +556,11 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     status = transport->poll(peer, (uint32_t)p[TICKET], max_wait_ns, &answer);
     if (status == FBX_E_AGAIN)
         return later(n, op);
-    if (!status)
-        status = answer.status;
-    uint64_t now = now_of(n);
     if (status)
-        return end(n, op, status, now);
-    if (timed(n) && op->kind != FBX_DMA_READ)
-        heard_after(n, op->target, p[SENT_PS], now);
-    if (op->kind == FBX_FLUSH && !p[WHAT]) {
-        /* Writes of ours that were lost there: flush(check) tells of them. */
-        uint64_t *known = &n->away_dropped[n->fabric->node_facts[op->target].machine];
-        if (answer.value[0] != *known)
-            fbx_count(&n->slot->dropped, answer.value[0] > *known ? answer.value[0] - *known : answer.value[0]);
-        *known = answer.value[0];
-    } else if (op->kind == FBX_FLUSH) {
-        op->operand[0] = answer.value[0];
-    } else if (op->bytes <= 8 || (op->kind != FBX_LOAD && op->kind != FBX_DMA_READ)) {
-        op->operand[0] = answer.value[0];
-        op->operand[1] = answer.value[1];
-    } else if (answer.bytes != op->bytes) {
-        return end(n, op, FBX_E_CORRUPT, now);
-    }
-    if (timed(n)) {
-        struct fbxi_flight back;
-        uint64_t crosses = p[CROSSES] + (uint64_t)(answer.took_ps > 0 ? answer.took_ps : 0);
-        if (op->kind == FBX_DMA_READ) {
-            const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (op->bytes + most - 1) / most;
-            fbxi_send(route, 1, crosses, op->bytes, count, FBX_CPLD_HEADER, 1, 1, &back);
-            fbxi_count_way(route, 1, op->bytes, count, FBX_CPLD_HEADER);
-        } else {
-            fbxi_send_small(route, 1, crosses, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
-        }
-        op->completes_ps = back.arrives_ps;
-    }
-    keep_marks(n, op, &answer);
-    p[STAGE] = MARKED;
-    return complete(n, op);
+        return end(n, op, status, now_of(n));
+    status = take_answer(n, op, route, &answer);
+    free(answer.mark);
+    return status;
 }
 
 /* ---- begin, advance ---------------------------------------------------------------------------------------------------- */

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import eventually
@@ -248,3 +249,91 @@ def test_all_faults_at_random(place: Path) -> None:
     finally:
         sys.path.pop(0)
     assert partition.run_round(4)["wrong"] == []
+
+
+# -- what goes the other way, and what is left behind ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timing", [False, True])
+def test_a_completion_passes_no_write_of_however_many(place: Path, timing: bool) -> None:
+    """70 functions of host1 write to host0 and then raise a flag at home: whoever reads the flag finds all that was written.
+
+    The way of the writes is slow and that of the answer is not; so each of them must be named in the answer.
+    """
+    source = """
+def work(fabric, node, gva, flag, step):
+    if step == 1:
+        fabric.kept = [fabric.attach("host1", role="client") for _ in range(70)]
+        for handle in fabric.kept:
+            handle.load(gva)  # connected
+    for i, handle in enumerate(fabric.kept):
+        handle.store(gva + 8 * i, step)
+    node.store(flag, step)
+"""
+    with bed(2, timing=timing) as made, made.first.attach("host0") as h0:
+        peer = made.peers["m1"]
+        gva, flag = made.first.gva("host0", 4096), made.first.gva("host1", 64)
+        inbox = h0.alloc(64)
+
+        def by_dma() -> int:
+            h0.dma.copy(dst=inbox.gva, src=flag, size=8).wait(20)
+            return int(inbox.memory.cast("Q")[0])
+
+        ways: tuple[Callable[[], int], ...] = (
+            lambda: h0.load(flag),
+            lambda: int.from_bytes(h0.read(flag, 8), "little"),
+            by_dma,
+        )
+        for step, look in enumerate(ways, 1):
+            made.relay.shape("m1", "m0", delay=0.25 if step > 1 else 0.0)
+            peer.send("program", source, gva, flag, step)
+            assert eventually(lambda look=look, step=step: look() == step, 20)
+            assert [h0.load(gva + 8 * i) for i in range(70)] == [step] * 70
+            peer.result()
+
+
+def test_unnamed_buffers_end_with_their_process(place: Path, children: Callable[..., Any]) -> None:
+    """On another machine as on one's own: the process exits, is killed, or its machine is lost; named ones stay."""
+    with bed(2, timing=False) as made:
+        first = made.first
+
+        def held() -> int:
+            return sum(buffer.size for buffer in first.buffers() if buffer.node == "host0")
+
+        code = """
+        directory, name = arguments
+        with fabrex.Fabric.open(name, directory) as fabric, fabric.attach("host1", role="client") as node:
+            kept = [node.alloc(4096, on="host0") for _ in range(200)]
+            for buffer in kept[::2]:
+                buffer.free()
+            say(len(kept))
+            hear()
+            for _ in range(300):
+                node.alloc(64, on="host0").free()
+            node.close()
+            say("closed")
+            hear()
+        """
+        before = held()
+        for _ in range(2):
+            where = os.path.join(made.directory, "m1")
+            started = [children(code, where, first.name) for _ in range(4)]
+            for child in started:
+                child.expect(200)
+            assert held() == before + 4 * 100 * 4096
+            started[0].kill()
+            for child in started[1:]:
+                child.tell(0)
+                child.expect("closed")
+            assert held() >= before + 3 * 100 * 4096  # a handle's end is not its process's
+            started[1].tell(0)
+            started[1].finish()
+            for child in started[2:]:
+                child.kill()
+            assert eventually(lambda: held() == before, 15), held() - before
+        named = made.peers["m1"].call("node.alloc", 4096, on="host0", name="stays")
+        assert named
+        made.peers["m1"].call("node.alloc", 8192, on="host0")
+        assert held() == before + 3 * 4096
+        made.relay.both("m0", "m1", hold=True)
+        assert eventually(lambda: held() == before + 4096, 15), held() - before
