@@ -330,6 +330,76 @@ def test_the_model_is_the_same_wherever_nodes_are(place: Path) -> None:
     assert asked(fabrex.Fabric.host(apart)) == together
 
 
+def channels(dilation: int, apart: bool) -> fabrex.Topology:
+    """The two hosts, with two DMA channels each, and time so stretched that the network's own is nothing beside it."""
+    document = two(dilation=dilation).to_dict() | {"timing": "on"}
+    for host in ("host0", "host1"):
+        document["nodes"][host]["dma"] = {"channels": 2}
+    if not apart:
+        del document["machines"]
+    return fabrex.Topology.from_dict(document)
+
+
+@contextlib.contextmanager
+def placed(dilation: int, apart: bool, there: Callable[[], str]) -> Iterator[tuple[fabrex.Fabric, fabrex.Node]]:
+    """Host0's handle; host1 is at home here, or on another machine."""
+    if not apart:
+        with fabrex.Fabric.create(channels(dilation, False)) as fabric, fabric.attach("host1"), fabric.attach("host0") as near:
+            yield fabric, near
+        return
+    with fabrex.Fabric.host(channels(dilation, True)) as fabric, fabric.attach("host0") as near:
+        peer = Remote("join", where(fabric), "m1", directory=there())
+        try:
+            fabric.agent.wait_for(timeout=20)
+            yield fabric, near
+        finally:
+            peer.close()
+
+
+def test_dma_takes_the_same_time_wherever_nodes_are(place: Path, folder: Callable[[], str]) -> None:
+    """From 4 KiB to 4 MiB, read and written: what is between the ends of two jobs of one channel, one behind the other."""
+    took: dict[bool, dict[tuple[str, int], float]] = {}
+    for apart in (False, True):
+        took[apart] = {}
+        with placed(1500, apart, folder) as (fabric, node):
+            mine, theirs = node.alloc(4 << 20).gva, node.alloc(4 << 20, on="host1").gva
+            for kind, dst, src in (("read", mine, theirs), ("write", theirs, mine)):
+                for size in (4096, 10_000, 65536, 1 << 20, 4 << 20):
+                    asked = node.estimate(f"dma_{kind}", theirs, size)["completes_ps"]
+                    least = float("inf")
+                    for _ in range(8):
+                        jobs = [node.dma.copy(dst=dst, src=src, size=size) for _ in range(3)]
+                        for job in jobs:
+                            job.wait(60)
+                        ends = [job.completes_ps for job in jobs]
+                        # A processor that is taken away makes it longer, and nothing makes it shorter.
+                        least = min(least, ends[1] - ends[0], ends[2] - ends[1])
+                        if least < 1.005 * asked:
+                            break
+                    took[apart][kind, size] = least
+                    assert least == pytest.approx(asked, rel=0.05), (kind, size, apart)
+    for key, near in took[False].items():
+        assert took[True][key] == pytest.approx(near, rel=0.01), key
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_two_channels_share_a_link_to_another_machine(place: Path, folder: Callable[[], str], kind: str) -> None:
+    size = 1 << 18
+    with placed(4000, True, folder) as (fabric, node):
+        mine, theirs = node.alloc(1 << 20).gva, node.alloc(1 << 20, on="host1").gva
+        dst, src = (mine, theirs) if kind == "read" else (theirs, mine)
+        alone = node.estimate(f"dma_{kind}", theirs, size)["completes_ps"]
+        seen: list[float] = []
+        for _ in range(8):  # an engine that is kept from the processor for long reserves no links any more
+            jobs = [[node.dma.copy(dst=dst + c * size, src=src + c * size, size=size, channel=c) for c in (0, 1)] for _ in range(4)]
+            for job in sum(jobs, []):
+                job.wait(60)
+            seen.append(sum(jobs[3][c].completes_ps - jobs[0][c].completes_ps for c in (0, 1)) / 6 / alone)
+            if 1.6 < seen[-1] < 2.4:
+                return
+        raise AssertionError(f"each took {seen} times as long as alone")
+
+
 def test_frames_that_no_peer_sends() -> None:
     """A slice of `make campaign-fuzz`."""
     command = [sys.executable, "tools/campaign/fuzz.py", "--count", "20000", "--seed", "7"]
