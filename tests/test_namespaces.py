@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wire import Wire, why_no_wire
 
 from fabrex.net.lan import Lan, why_not
-from wire import Wire, why_no_wire
 
 pytest_plugins = ["helpers"]
 

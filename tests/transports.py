@@ -54,7 +54,7 @@ class Peer:
 
 
 def run(fabric: fabrex.Fabric, node: fabrex.Node, path: str, arguments: Any, named: Any) -> Any:
-    """One call on behalf of a peer; or, as `stores`, stores one right behind the other; or, as `program`, what `work` of a text does."""
+    """One call on behalf of a peer; as `stores`, stores one right behind the other; as `program`, what `work` of a text does."""
     if path == "program":
         names: dict[str, Any] = {}
         exec(arguments[0], names)

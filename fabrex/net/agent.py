@@ -698,7 +698,8 @@ def join(
             sock = _listen(listen or (f"[{own}]:0" if ":" in own else f"{own}:0"), token)
             mine = told or sock.getsockname()
             if is_loopback(mine[0]) and not is_loopback(place):
-                raise InvalidArgument(f"the others cannot reach {mine[0]}", hint="give --listen (or --advertise) an address of this machine")
+                hint = "give --listen (or --advertise) an address of this machine"
+                raise InvalidArgument(f"the others cannot reach {mine[0]}", hint=hint)
             send_message(control, {"machine": machine, "host": mine[0], "port": mine[1]})
             answer = receive_message(control)
         except (ConnectionError, TimeoutError) as error:

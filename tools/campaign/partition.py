@@ -48,7 +48,7 @@ def work(fabric: Any, node: Any, seed: int, seconds: float, hosts: int) -> dict[
     others = [f"host{i}" for i in range(hosts) if i != me]
     base = {name: fabric.gva(name) for name in others}
     said: dict[str, Any] = {"added": {n: [] for n in others}, "unknown": dict.fromkeys(others, 0), "wrong": [], "slowest": 0.0}
-    said |= {"stored": {n: 0 for n in others}, "operations": 0, "failed": {}, "lost": [], "reported": False}
+    said |= {"stored": dict.fromkeys(others, 0), "operations": 0, "failed": {}, "lost": [], "reported": False}
     mine = 4096 + me * 4096  # where this node's numbers go, in everybody's memory
     area: dict[str, int] = {}
     for name in others:
@@ -253,10 +253,9 @@ def main() -> int:
     results = ROOT / "results"
     results.mkdir(exist_ok=True)
     (results / "partition.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{record['rounds']} rounds, {sum(faults.values())} faults, {record['resets']} resets, {record['operations']} operations in "
-          f"{record['seconds']} s")  # fmt: skip
-    print(f"{record['additions']} additions counted exactly, {record['additions_unknown']} of which nobody knows; longest wait "
-          f"{record['slowest_s']} s; {len(bad)} rounds failed")  # fmt: skip
+    print(f"{len(rounds)} rounds, {sum(faults.values())} faults, {record['resets']} resets, {record['seconds']} s")
+    print(f"{record['operations']} operations; {record['additions']} additions counted exactly")
+    print(f"{record['additions_unknown']} of which nobody knows; longest wait {record['slowest_s']} s; {len(bad)} rounds failed")
     return 1 if bad else 0
 
 
