@@ -367,7 +367,8 @@ def test_dma_takes_the_same_time_wherever_nodes_are(place: Path, folder: Callabl
                 for size in (4096, 10_000, 65536, 1 << 20, 4 << 20):
                     asked = node.estimate(f"dma_{kind}", theirs, size)["completes_ps"]
                     least = float("inf")
-                    for _ in range(8):
+                    end = time.monotonic() + 6.0
+                    while time.monotonic() < end:
                         jobs = [node.dma.copy(dst=dst, src=src, size=size) for _ in range(3)]
                         for job in jobs:
                             job.wait(60)
@@ -390,7 +391,8 @@ def test_two_channels_share_a_link_to_another_machine(place: Path, folder: Calla
         dst, src = (mine, theirs) if kind == "read" else (theirs, mine)
         alone = node.estimate(f"dma_{kind}", theirs, size)["completes_ps"]
         seen: list[float] = []
-        for _ in range(8):  # an engine that is kept from the processor for long reserves no links any more
+        end = time.monotonic() + 20.0
+        while time.monotonic() < end:  # an engine that is kept from the processor for long reserves no links any more
             jobs = [[node.dma.copy(dst=dst + c * size, src=src + c * size, size=size, channel=c) for c in (0, 1)] for _ in range(4)]
             for pair in jobs:
                 for job in pair:

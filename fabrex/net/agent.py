@@ -40,6 +40,8 @@ LOST_S = 1.5
 """A machine that has not answered for so long is lost."""
 PING_S = 0.2
 NODES_S = 0.1
+REJOIN_S = 0.6
+"""A machine that was lost is so for this long at least: until every process that had connections to it has noticed."""
 BEAT_S = 0.4
 SILENT_S = 2.0
 """A control connection on which nothing has come for so long is broken, whatever TCP thinks of it: it is made anew."""
@@ -77,6 +79,7 @@ class Agent:
         self._controls: dict[str, socket.socket] = {}  # the coordinator's to members
         self._control: socket.socket | None = None  # a member's to the coordinator
         self._reached: tuple[str, int] | None = None  # where a member reaches the coordinator: where it joined
+        self._lost_since: dict[str, float] = {}
         self._watched: set[str] = set()
         self._told: list[str] | None = []  # nodes of ours of which the others know that they are lost; None: it is told again
         self._changed = threading.Condition(self._lock)
@@ -285,6 +288,8 @@ class Agent:
         if taken:
             send_message(sock, {"error": f"machine {name} is there already", "exists": True})
             return None
+        if (left := self._lost_since.get(name, 0.0) + REJOIN_S - time.monotonic()) > 0:
+            time.sleep(left)
         check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _UP))
         send_message(
             sock,
@@ -388,6 +393,7 @@ class Agent:
             if name not in self._members:
                 return
             self._members.pop(name)
+            self._lost_since[name] = time.monotonic()
             sock = self._controls.pop(name, None)
             self._changed.notify_all()
         if sock is not None:
