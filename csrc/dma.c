@@ -1684,9 +1684,11 @@ static void pause_until(const fbx_fabric *f, uint64_t until_ps, uint64_t max_ns,
         return;
     uint64_t left_ticks = fbxi_ps_to_ticks(clock, until_ps - now);
     uint64_t ns = clock->ticks_per_us ? (uint64_t)((unsigned __int128)left_ticks * 1000u / clock->ticks_per_us) : 0;
-    if (ns > spin_ns)
-        fbxi_futex_wait(word, seen, min64(ns - spin_ns, min64(max_ns, 20000000u)));
-    else
+    if (ns > spin_ns) {
+        const uint64_t nap_ns = min64(ns - spin_ns, min64(max_ns, fbxi_counts(clock) ? 1000u : 20000000u));
+        fbxi_futex_wait(word, seen, nap_ns);
+        fbxi_slept(clock, nap_ns);
+    } else
         fbxi_wait(clock, until_ps, min64(max_ns, 2 * spin_ns), wait_spin_ns, jumped, &ticks);
 }
 

@@ -1094,6 +1094,9 @@ static void *keeper(void *argument)
         timeout = 200;
         if (did || (spins && busy_ns && now_ns - busy_ns < spin_ns)) {
             timeout = did && !more && spin_ns <= SPIN_LEAST_NS && due == UINT64_MAX ? 200 : 0;
+        } else if (due != UINT64_MAX && fbxi_counts(&f->clock)) {
+            fbxi_slept(&f->clock, 1000u);
+            timeout = 0;
         } else if (due != UINT64_MAX) {
             uint64_t ps = due > now ? due - now : 0;
             /* Fabric time may be stretched: a tick is what the clock says. */
