@@ -378,9 +378,10 @@ def test_dma_takes_the_same_time_wherever_nodes_are(place: Path, folder: Callabl
                         if least < 1.005 * asked:
                             break
                     took[apart][kind, size] = least
-                    assert least == pytest.approx(asked, rel=0.05), (kind, size, apart)
-    for key, near in took[False].items():
-        assert took[True][key] == pytest.approx(near, rel=0.01), key
+                    # A busy machine's network is uneven for longer than a long job takes; a short one finds a quiet moment.
+                    assert 0.99 * asked <= least <= (1.01 if size <= 65536 else 1.1) * asked, (kind, size, apart)
+    for (kind, size), near in took[False].items():
+        assert 0.99 * near <= took[True][kind, size] <= (1.01 if size <= 65536 else 1.1) * near, (kind, size)
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
