@@ -40,7 +40,8 @@
 #define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
 #define SPIN_LEAST_NS 500u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
-#define SPIN_TRY 64u /* every so many waits it looks on for a while in any case, to learn whether it would be */
+#define SPIN_TRY 64u /* after so many waits it looks on for a while in any case, to learn whether that would be of use; */
+#define SPIN_TRY_MOST 4096u /* after twice as many each time that it was not */
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
@@ -73,7 +74,7 @@ struct fbxi_peer {
     pthread_mutex_t mutex; /* all that follows */
     pthread_cond_t answered;
     struct fbxi_stream stream;
-    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits;
+    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits, try_after;
     uint32_t busy_nap; /* the thread looks again within 2 ms: enough for requests, whose caller comes back for the answer */
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
@@ -666,6 +667,7 @@ static int peer_open(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxi_p
     p->machine = machine;
     p->dial_fd = -1;
     p->spin_ns = SPIN_NS / 2;
+    p->try_after = SPIN_TRY;
     p->free_slot = p->direct_ticket = UINT32_MAX;
     p->shared = n ? fbxi_heap_at(f, offset, sizeof *p->shared) : NULL;
     if (p->shared)
@@ -777,17 +779,21 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     const uint64_t spins = now - begin;
     if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < p->spin_ns) {
         int got = receive(p, 0);
-        if (got > 0 && spins && now - p->look_ns < AWAY_NS)
+        if (got > 0 && spins && now - p->look_ns < AWAY_NS) {
             p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
-        else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
+            p->try_after = SPIN_TRY;
+        } else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
             p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
         p->look_ns = now;
         return;
     }
     if (spins)
         p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
-    if (++p->waits % SPIN_TRY == 0)
+    if (++p->waits >= p->try_after) {
+        p->waits = 0;
+        p->try_after = p->try_after * 2 < SPIN_TRY_MOST ? p->try_after * 2 : SPIN_TRY_MOST;
         p->spin_ns = SPIN_NS / 2;
+    }
     if (!fbxi_stream_waiting(&p->stream) && left_ns >= SLEEP_MS * 1000000ull) {
         receive(p, 1);
         return;
