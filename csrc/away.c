@@ -290,7 +290,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
             flight.arrives_ps = p[PLAN_CROSSES];
             p[CURSOR] = p[PLAN_ENDS];
         } else if (timed(n)) {
-            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
+            uint32_t packet = x->mapping == FBX_UNCACHED ? n->facts->access_bytes : 64;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             fbxi_send(x->route, 0, p[CURSOR], step, tlps, FBX_MWR_HEADER, 1, 1, &flight);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);

@@ -356,6 +356,29 @@ def placed(dilation: int, apart: bool, there: Callable[[], str]) -> Iterator[fab
             peer.close()
 
 
+def test_the_processors_operations_take_the_modelled_time_elsewhere(place: Path, folder: Callable[[], str]) -> None:
+    """Never less than `estimate` says, and in the best of some tries not a fifth more: the network's own time lies inside it."""
+    dilation = 300
+    with placed(dilation, True, folder) as near:
+        gva, data = near.fabric.gva("host1", 0) + (1 << 20), bytes(65536)
+        for kind, size, call in (
+            ("load", 8, lambda: near.load(gva)),
+            ("fetch_add", 8, lambda: near.fetch_add(gva, 1)),
+            ("read", 256, lambda: near.read(gva, 256)),
+            ("write", 65536, lambda: near.write(gva, data)),
+        ):
+            modelled = near.estimate(kind, gva, size)["completes_ps"] * dilation / 1000
+            took = []
+            for _ in range(20):
+                near.flush()
+                begin = time.perf_counter_ns()
+                call()
+                took.append(time.perf_counter_ns() - begin)
+                if 0.99 * modelled < min(took) < 1.2 * modelled:
+                    break
+            assert 0.99 * modelled < min(took) < 1.2 * modelled, (kind, modelled, sorted(took)[:3])
+
+
 def test_dma_takes_the_same_time_wherever_nodes_are(place: Path, folder: Callable[[], str]) -> None:
     """From 4 KiB to 4 MiB, read and written: what is between the ends of two jobs of one channel, one behind the other."""
     took: dict[bool, dict[tuple[str, int], float]] = {}
