@@ -295,9 +295,11 @@ struct fbxl_machine {
 struct fbxl_machines {
     uint64_t fabric; /* random; the same on all of them */
     uint32_t machine, count; /* this one's number */
-    fbx_au64 epoch; /* counts changes of the fabric: links, windows, membership */
+    fbx_au64 windows; /* changes of windows that processes of this machine made: its agent has them numbered */
     uint64_t pad[5];
     struct fbxl_machine of[FBX_MACHINES];
+    /* The last change of the fabric (links, windows, membership) that each is known to have made: written by the agent. */
+    fbx_au64 epoch[FBX_MACHINES];
 };
 
 struct fbxl_lane { /* one thread's in-operation mark */
