@@ -58,7 +58,7 @@ static void bed_change(struct bed *b, int fd, const uint8_t *request)
         const int window = c.what == FBX_CHANGE_WINDOW || c.what == FBX_CHANGE_WINDOW_CLEAR;
         int failed = window && c.index != i ? 0 : fbx_change_make(b->fabric[i], &c, &made);
         if (failed)
-            snprintf((char *)answer + 16, 200, "%s", fbx_last_error()->text);
+            snprintf((char *)answer + 16, 200, "%.199s", fbx_last_error()->text);
         status = status ? status : failed;
         fbx_machine_epoch(b->fabric[i], i, epoch);
     }
