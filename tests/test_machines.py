@@ -591,6 +591,61 @@ def test_other_addresses_need_a_token(tmp_path: Path, token: Path) -> None:
         fabrex.Fabric.host(two(), token_file=token)
 
 
+def test_machines_that_share_a_directory_need_no_network(
+    place: Path, folder: Callable[[], str], token: Path, tmp_path: Path
+) -> None:
+    """Control and data over Unix sockets, which are their user's alone."""
+    at = place / "lab.sock"
+    other = tmp_path / "other"
+    admission.make_token(other)
+    with (
+        fabrex.Fabric.host(three(timing=True), "lab", listen=f"unix:{at}", token_file=token) as first,
+        fabrex.Fabric.join(f"unix:{at}", "m1", directory=folder(), token_file=token) as second,
+        fabrex.Fabric.join(f"unix:{at}", "m2", directory=folder(), token_file=token, listen="127.0.0.1:0") as third,
+    ):
+        assert (first.agent.where, second.agent.where) == (f"unix:{at}", f"unix:{at}.m1")
+        for path in (at, place / "lab.sock.m1"):
+            assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600
+        with first.attach("host0") as h0, second.attach("host1") as h1, third.attach("host2") as h2:
+            first.agent.wait_for(timeout=10)
+            data = random.Random(1).randbytes(300_000)
+            for node, target in ((h0, "host1"), (h1, "host0"), (h2, "host1"), (h1, "host2")):
+                gva = first.region_gva(target, None, 1 << 20)
+                node.write(gva, data)
+                node.flush(check=True)
+                assert node.read(gva, len(data)) == data
+                assert node.fetch_add(first.gva(target, 64), 1) == node.load(first.gva(target, 64)) - 1
+            # One that another machine's process made over its Unix socket is no TCP connection.
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(at))
+                admission.send_message(sock, {"fabrex": 1, "purpose": "data", "nonce": b"n" * 32})
+                assert set(admission.receive_message(sock)) == {"nonce"}
+                admission.send_message(sock, {"proof": b"p" * 32})
+                assert nothing(sock)
+            second.links[LINKS[0]].down()
+            assert not third.links[LINKS[0]].up_
+        with pytest.raises(fabrex.FabricDenied):
+            fabrex.Fabric.join(f"unix:{at}", "m2", directory=folder(), token_file=other)
+        with pytest.raises(fabrex.InvalidArgument, match="cannot listen on unix:"):
+            fabrex.Fabric.host(three(), "lab2", listen=f"unix:{at}")
+    assert not at.exists() and not (place / "lab.sock.m1").exists()
+    # What one that was killed left behind is in nobody's way; what is no socket stays.
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(at))
+    with fabrex.Fabric.host(three(), "lab", listen=f"unix:{at}") as first:
+        assert first.agent.where == f"unix:{at}"
+    at.write_text("a file")
+    with pytest.raises(fabrex.InvalidArgument, match="cannot listen on unix:"):
+        fabrex.Fabric.host(three(), "lab", listen=f"unix:{at}")
+    assert at.read_text() == "a file"
+    at.unlink()
+    for wrong in ("unix:lab.sock", f"unix:{place}/", f"unix:/{'x' * 100}"):
+        with pytest.raises(fabrex.InvalidArgument, match="is no address|too long"):
+            fabrex.Fabric.join(wrong, "m1")
+    with pytest.raises(fabrex.PeerLost, match="no coordinator answers at unix:"):
+        fabrex.Fabric.join(f"unix:{at}", "m1", timeout=0.2)
+
+
 def test_many_silent_connections_delay_nobody(place: Path, folder: Callable[[], str]) -> None:
     with fabrex.Fabric.host(two()) as first:
         silent = [socket.create_connection(first.agent.address) for _ in range(40)]

@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import stat
 from typing import Any
 
 from ..errors import InvalidArgument
@@ -131,6 +132,7 @@ def _remove_dead(path: str) -> None:
             probe.settimeout(1.0)
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                os.unlink(path)
         except TimeoutError:
             pass
