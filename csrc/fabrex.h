@@ -436,7 +436,8 @@ struct fbx_estimate {
 FBX_API int fbx_estimate(fbx_node *node, int kind, uint64_t gva, uint64_t bytes, struct fbx_estimate *out);
 
 struct fbx_fidelity {
-    uint64_t count, late, failed, preempted, late_ps_total, late_ps_max, bytes;
+    uint64_t count, late, failed, late_ps_total, late_ps_max, bytes;
+    uint64_t preempted, network; /* of the late ones, why: either, both or none of these */
     uint64_t late_hist[40]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
 };
 FBX_API int fbx_fidelity(fbx_fabric *fabric, int kind, struct fbx_fidelity *out);

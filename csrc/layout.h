@@ -459,6 +459,8 @@ struct fbxl_stats { /* of one requester; its own threads add */
         fbx_au64 late_ps_total, late_ps_max;
         fbx_au64 bytes, count_home; /* count by the home thread, which alone writes it */
         fbx_au64 late_hist[FBX_HIST_BINS]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
+        fbx_au64 network; /* of the late ones: another machine's answer was not there in time */
+        uint64_t pad[7];
     } kind[FBX_OP_KINDS];
 };
 

@@ -405,8 +405,8 @@ class Fabric:
         """Return, per kind of operation, how well modelled time was kept.
 
         Returns:
-            kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), failed,
-            late_ps_max, late_ps_mean, histogram (lower bound in ps -> count).
+            kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), network (late
+            ones for which the network took longer than what it stands for), failed, late_ps_max, late_ps_mean, histogram (lower bound in ps -> count).
         """
         report: dict[str, dict[str, Any]] = {}
         out = ffi.new("struct fbx_fidelity *")
@@ -419,6 +419,7 @@ class Fabric:
                 "late": int(out.late),
                 "late_fraction": out.late / out.count,
                 "preempted": int(out.preempted),
+                "network": int(out.network),
                 "failed": int(out.failed),
                 "late_ps_max": int(out.late_ps_max),
                 "late_ps_mean": out.late_ps_total / out.late if out.late else 0.0,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from transports import MACHINES, Remote, topology
 
@@ -708,6 +709,47 @@ def test_the_model_is_the_same_wherever_nodes_are(place: Path) -> None:
 
     together = asked(fabrex.Fabric.create(fabrex.Topology.from_dict(document)))
     assert asked(fabrex.Fabric.host(apart)) == together
+
+
+def test_what_the_network_made_late_is_told(place: Path, folder: Callable[[], str]) -> None:
+    """Five nanoseconds of modelled delay are no time for a network; a millisecond is."""
+    with (
+        fabrex.Fabric.host(three(timing=True), "lab") as first,
+        first.attach("host0") as h0,
+        fabrex.Fabric.join(where(first), "m1", directory=folder()) as second,
+        second.attach("host1") as h1,
+    ):
+        near, far = first.region_gva("host0", None, 1 << 20), first.region_gva("host1", None, 1 << 20)
+        for _ in range(20):
+            h0.load(far)
+            h0.load(near)
+            h0.fetch_add(far, 1)
+            h0.read(far, 4096)
+            h0.dma.copy(dst=near, src=far, size=4096).wait(10)
+        told = first.fidelity()
+        for op in ("load", "fetch_add", "read", "dma_read"):
+            assert 0 < told[op]["network"] <= told[op]["late"], told
+        assert told["fetch_add"]["network"] == told["fetch_add"]["late"] == 20
+        assert first.machines()[1]["late"] >= 60
+        [fault] = fabrex.fidelity.shortfalls(told, ops=["fetch_add"])
+        assert "in 100% the network between machines took longer" in fault
+        env = {**os.environ, "FABREX_DIRECTORY": first.directory}
+        command = [sys.executable, "-m", "fabrex.cli", "inspect", "lab"]
+        shown = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        assert "BY NETWORK" in shown and "EPOCH" in shown
+        facts = json.loads(subprocess.run([*command, "--json"], env=env, capture_output=True, check=True).stdout)
+        assert facts["fidelity"]["fetch_add"]["network"] == 20
+        schema = Path(fabrex.__path__[0], "schema", "cli.schema.json").read_text(encoding="utf-8")
+        jsonschema.Draft202012Validator(json.loads(schema)).validate(facts)
+        # What is late within a machine is not the network's doing.
+        before = second.fidelity().get("load", {"network": 0})["network"]
+        for _ in range(20):
+            h1.load(second.gva("host1", 64))
+        assert second.fidelity().get("load", {"network": 0})["network"] == before
+        # Where the model gives it time, the network's own lies inside it.
+        first.links[LINKS[0]].set(delay="200ms")
+        h0.swap(far, 1)
+        assert first.fidelity()["swap"]["count"] == 1 and first.fidelity()["swap"]["network"] == 0
 
 
 def test_frames_that_no_peer_sends() -> None:
