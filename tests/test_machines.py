@@ -444,6 +444,74 @@ def test_a_machine_that_misses_a_change_is_cut_off(
         agree([first, second])
 
 
+def test_a_change_under_way_ends_when_the_coordinator_is_lost(
+    place: Path, folder: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, make = threading.Event(), fabrex.net.Agent._make
+
+    def slow(agent: Any, change: Any, epoch: int) -> Any:
+        if agent.machine == "m2" and change["what"] == "core":
+            assert gate.wait(30)
+        return make(agent, change, epoch)
+
+    failed: list[fabrex.FabricError] = []
+
+    def ask(link: fabrex.Link) -> None:
+        try:
+            link.down()
+        except fabrex.FabricError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(fabrex.net.Agent, "_make", slow)
+    with machines(folder) as (first, second, third):
+        asker = threading.Thread(target=ask, args=(second.links[LINKS[0]],))
+        asker.start()
+        until(lambda: not second.links[LINKS[0]].up_)
+        # Two have made it, the third has not: nobody is told that it is done.
+        time.sleep(0.2)
+        assert asker.is_alive() and third.links[LINKS[0]].up_
+        assert first.machines()[2]["epoch"] < first.agent.epoch
+        first.close()
+        asker.join(10)
+        gate.set()
+        assert not asker.is_alive() and isinstance(failed[0], fabrex.PeerLost) and "machine m0" in str(failed[0])
+
+
+def test_machines_come_and_go_while_others_change_links(place: Path, folder: Callable[[], str]) -> None:
+    with (
+        fabrex.Fabric.host(three(), "lab") as first,
+        fabrex.Fabric.join(where(first), "m1", directory=folder()) as second,
+    ):
+        stop, failed, there = threading.Event(), [], folder()
+
+        def change(fabric: fabrex.Fabric, numbers: random.Random) -> None:
+            while not stop.is_set():
+                link = fabric.links[numbers.choice(LINKS)]
+                try:
+                    numbers.choice([link.down, link.up, link.reset, lambda: link.set(delay=f"{numbers.randrange(99)}ns")])()
+                except fabrex.FabricError as error:
+                    failed.append(error)
+                    return
+
+        threads = [threading.Thread(target=change, args=(f, random.Random(i))) for i, f in enumerate((first, second))]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(6):
+                with fabrex.Fabric.join(where(first), "m2", directory=there) as third:
+                    for _ in range(3):
+                        third.links[LINKS[2]].set(delay="5us")
+                until(lambda: not first.agent.is_member("m2") and not second.agent.is_member("m2"))
+            third = fabrex.Fabric.join(where(first), "m2", directory=there)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        with third:
+            assert not failed
+            agree([first, second, third])
+
+
 def test_windows_are_numbered_and_cheap_at_home(place: Path, folder: Callable[[], str]) -> None:
     with machines(folder, windows="manual") as fabrics, fabrics[1].attach("host1") as h1, fabrics[2].attach("host2") as h2:
         before = fabrics[0].agent.epoch

@@ -466,11 +466,14 @@ class Agent:
             if self._state.members.pop(name, None) is None:
                 return
             others = [other for other in self._state.members if other != self.machine]
+            line = self._line
             self._changed.notify_all()
         with contextlib.suppress(FabricError):
             check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), LOST))
         if name == self.machines[0] and not self.closed:
-            # Nobody says any more who is lost.
+            # It may think that we are there; and nobody says any more who is lost.
+            if line is not None:
+                line.close(LINGER_S)
             self._fail_asks(self._no_coordinator())
             for other in others:
                 self._watch(other)
@@ -781,7 +784,7 @@ def join(
             persistent=persistent,
         )
         for index, name in enumerate(topology.machines):
-            if index and name != machine:
+            if name != machine:
                 check(lib.fbx_machine_set(fabric._live(), index, LOST))
         agent = Agent(fabric, machine, token, sock)
         agent._where = place
