@@ -93,8 +93,14 @@ def connect(address: Address, timeout: float) -> socket.socket:
             raise
         return sock
     sock = socket.create_connection(address, timeout=timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    prompt(sock)
     return sock
+
+
+def prompt(sock: socket.socket) -> None:
+    """Let messages leave at once: two small ones behind each other would wait for an acknowledgement otherwise."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def listen(address: Address) -> socket.socket:

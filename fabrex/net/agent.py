@@ -210,6 +210,7 @@ class Agent:
             self._guests.acquire()
             try:
                 sock, _ = self._listener.accept()
+                places.prompt(sock)
             except OSError:
                 self._guests.release()
                 time.sleep(0.05)
