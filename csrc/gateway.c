@@ -3,9 +3,10 @@
  * The gateway of a machine: executes what requesters of other machines ask of nodes that live here.
  *
  * Each requester there is a session here, with a handle of its own (a proxy): its posted writes enter the same queues, reserve
- * the same links (those that are at home here) and obey the same rules as anybody's. One thread runs them all, because order
- * is per session and no step of an operation waits: what is not due lies in a heap, what finds a queue full holds up its own
- * session only. What may wait (allocation, names, links) runs on a second thread (errands.c).
+ * the same links (those that are at home here) and obey the same rules as anybody's. Order is a matter of the session, and no step
+ * of an operation waits: what is not due lies in a heap, what finds a queue full holds up its own session only. So any number of
+ * threads, the *keepers*, shares the sessions, each of which stays with one; how many is a question of processors. What may
+ * wait (allocation, names, links) runs on a thread of its own (errands.c).
  *
  * A session outlives its connection for a while. Frames are numbered; one that comes again after a reconnect is not executed
  * again, and answers are kept until they are acknowledged (stream.c).
@@ -24,6 +25,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -42,7 +44,10 @@
 #define SPIN_TRY 64u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
-#define SESSIONS 4096u
+#define SESSIONS 4096u /* of a keeper */
+#define KEEPERS 16u
+#define SWEEP_NS 1000000u /* how often all sessions are looked at, whether something came or not */
+#define LOOKS 16u /* at the socket that was of use last, before the kernel is asked about all */
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
 
 struct ask { /* a request that waits for its time */
@@ -58,12 +63,14 @@ struct ask { /* a request that waits for its time */
 };
 
 struct session {
-    struct session *next;
+    struct session *next, *next_active, *next_moved;
+    struct keeper *keeper;
     struct fbxi_stream stream;
     uint8_t id[16];
     uint32_t machine, node, requester, incarnation;
     fbx_node *proxy;
     uint32_t greeted, readable, dirty, blocked, over, dead, messages;
+    uint32_t active; /* in its keeper's list of those that have something to do */
     uint32_t asks, errands; /* that point here */
     uint64_t owed; /* bytes that their answers may take */
     uint64_t since_ns; /* it came, or lost its connection */
@@ -75,37 +82,58 @@ struct session {
     uint64_t assembly_bytes;
 };
 
-struct fbxi_gateway {
+struct keeper {
+    struct fbxi_gateway *gateway;
     fbx_fabric *fabric;
-    pthread_t thread, clerk;
-    int epoll, event;
-    fbx_au32 stop;
-    pthread_mutex_t mutex; /* what follows, up to the sessions */
-    pthread_cond_t work;
+    pthread_t thread;
+    int epoll, event, runs;
+    pthread_mutex_t mutex; /* what others leave here */
     struct adopted {
         struct adopted *next;
         int fd;
         uint32_t machine;
     } *adopted;
-    struct fbxi_errand *errands, **errands_end, *done;
+    struct session *moved; /* from the first keeper, which reads who a connection is */
+    struct fbxi_errand *done;
     /* the thread's own */
-    struct session *sessions;
-    uint32_t session_count;
+    struct session *sessions, *active;
+    struct session *hot; /* whom we served last: its socket is looked at directly */
+    uint32_t session_count, sweep;
     struct ask **heap, *free;
     uint32_t heap_count, heap_room;
     fbx_au64 frames, garbage, resumed, expired, connected, count;
 };
 
-static void poke(struct fbxi_gateway *g)
+struct fbxi_gateway {
+    fbx_fabric *fabric;
+    pthread_t clerk;
+    fbx_au32 stop;
+    pthread_mutex_t mutex; /* the errands */
+    pthread_cond_t work;
+    struct fbxi_errand *errands, **errands_end;
+    uint32_t keepers;
+    struct keeper keeper[KEEPERS];
+};
+
+static void poke(struct keeper *g)
 {
     uint64_t one = 1;
     while (write(g->event, &one, sizeof one) < 0 && errno == EINTR)
         ;
 }
 
+static void activate(struct keeper *g, struct session *s)
+{
+    if (s->active)
+        return;
+    s->active = 1;
+    s->next_active = g->active;
+    g->active = s;
+}
+
 /* ---- what waits -------------------------------------------------------------------------------------------------------- */
 
-static void heap_up(struct fbxi_gateway *g, uint32_t i)
+static void heap_up(struct keeper *g, uint32_t i)
 {
     struct ask *a = g->heap[i];
     for (; i && a->op.next_ps < g->heap[(i - 1) / 2]->op.next_ps; i = (i - 1) / 2)
@@ -113,7 +141,7 @@ static void heap_up(struct fbxi_gateway *g, uint32_t i)
     g->heap[i] = a;
 }
 
-static int heap_put(struct fbxi_gateway *g, struct ask *a)
+static int heap_put(struct keeper *g, struct ask *a)
 {
     if (g->heap_count == g->heap_room) {
         uint32_t room = g->heap_room ? g->heap_room * 2 : 256;
@@ -128,7 +156,7 @@ static int heap_put(struct fbxi_gateway *g, struct ask *a)
     return 0;
 }
 
-static struct ask *heap_take(struct fbxi_gateway *g)
+static struct ask *heap_take(struct keeper *g)
 {
     struct ask *top = g->heap[0], *last = g->heap[--g->heap_count];
     uint32_t i = 0;
@@ -144,7 +172,7 @@ static struct ask *heap_take(struct fbxi_gateway *g)
     return top;
 }
 
-static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w)
+static struct ask *ask_new(struct keeper *g, struct session *s, const struct fbxw_frame *w)
 {
     struct ask *a = g->free;
     if (a)
@@ -161,7 +189,7 @@ static struct ask *ask_new(struct fbxi_gateway *g, struct session *s, const stru
     return a;
 }
 
-static void ask_free(struct fbxi_gateway *g, struct ask *a)
+static void ask_free(struct keeper *g, struct ask *a)
 {
     a->session->asks--;
     a->session->owed -= a->owed;
@@ -182,6 +210,7 @@ static void answer(struct session *s, const struct fbxw_frame *asked, struct fbx
     w->ticket = asked->ticket;
     fbxi_stream_put(&s->stream, w, payload);
     s->dirty = 1;
+    activate(s->keeper, s);
 }
 
 /* Posted writes that processes of `node` sent to `machine` before this answer, and that may not be there yet: a completion
@@ -233,7 +262,7 @@ static int dma_read(fbx_node *proxy, struct ask *a)
     return 0;
 }
 
-static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
+static void answer_ask(struct keeper *g, struct ask *a, int status)
 {
     fbx_fabric *f = g->fabric;
     struct session *s = a->session;
@@ -279,7 +308,7 @@ static void answer_ask(struct fbxi_gateway *g, struct ask *a, int status)
 }
 
 /* Take a request as far as it goes now. 1: it is answered and gone. */
-static int step(struct fbxi_gateway *g, struct ask *a, int status)
+static int step(struct keeper *g, struct ask *a, int status)
 {
     struct fbx_op *op = &a->op;
     if (status == FBX_E_AGAIN && op->state == FBX_TRAVELS && a->slack_ps && (!a->moved_up || op->done != a->seen_done)) {
@@ -332,7 +361,7 @@ static int issued(const struct fbx_op *op, int status)
 }
 
 /* A posted write. 0: issued (or refused, which nobody is told); AGAIN: its session waits. */
-static int post(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+static int post(struct keeper *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
 {
     fbx_fabric *f = g->fabric;
     struct fbx_op *op = &s->posted;
@@ -390,7 +419,7 @@ static void refuse(struct session *s, const struct fbxw_frame *w, int status)
     answer(s, w, &no, NULL);
 }
 
-static void request(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+static void request(struct keeper *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
 {
     static const uint8_t kinds[] = {[FBXW_LOAD - FBXW_LOAD] = FBX_LOAD, [FBXW_READ - FBXW_LOAD] = FBX_READ,
                                     [FBXW_FETCH_ADD - FBXW_LOAD] = FBX_FETCH_ADD, [FBXW_SWAP - FBXW_LOAD] = FBX_SWAP,
@@ -451,7 +480,7 @@ static void request(struct fbxi_gateway *g, struct session *s, const struct fbxw
     }
 }
 
-static void errand(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+static void errand(struct keeper *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
 {
     if (w->what == FBXW_PING) {
         struct fbxw_frame pong = {.value = fbxi_now(&g->fabric->clock)};
@@ -473,11 +502,12 @@ static void errand(struct fbxi_gateway *g, struct session *s, const struct fbxw_
     memcpy(e->payload, payload, w->payload);
     e->payload[w->payload] = 0;
     s->errands++;
-    pthread_mutex_lock(&g->mutex);
-    *g->errands_end = e;
-    g->errands_end = &e->next;
-    pthread_cond_signal(&g->work);
-    pthread_mutex_unlock(&g->mutex);
+    struct fbxi_gateway *all = g->gateway;
+    pthread_mutex_lock(&all->mutex);
+    *all->errands_end = e;
+    all->errands_end = &e->next;
+    pthread_cond_signal(&all->work);
+    pthread_mutex_unlock(&all->mutex);
 }
 
 static void *clerk(void *argument)
@@ -500,10 +530,13 @@ static void *clerk(void *argument)
         fbxi_errand_run(g->fabric, e);
         s->assembly = e->assembly;
         s->assembly_bytes = e->assembly_bytes;
+        struct keeper *to = s->keeper;
+        pthread_mutex_lock(&to->mutex);
+        e->next = to->done;
+        to->done = e;
+        pthread_mutex_unlock(&to->mutex);
+        poke(to);
         pthread_mutex_lock(&g->mutex);
-        e->next = g->done;
-        g->done = e;
-        poke(g);
     }
     pthread_mutex_unlock(&g->mutex);
     return NULL;
@@ -511,7 +544,7 @@ static void *clerk(void *argument)
 
 /* ---- sessions --------------------------------------------------------------------------------------------------------- */
 
-static void cut(struct fbxi_gateway *g, struct session *s)
+static void cut(struct keeper *g, struct session *s)
 {
     if (s->stream.fd >= 0)
         fbx_count(&g->connected, UINT64_MAX);
@@ -520,9 +553,10 @@ static void cut(struct fbxi_gateway *g, struct session *s)
     s->since_ns = fbxi_monotonic_ns();
     if (!s->greeted)
         s->dead = 1;
+    g->sweep = 1;
 }
 
-static int watch(struct fbxi_gateway *g, struct session *s)
+static int watch(struct keeper *g, struct session *s)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
     return epoll_ctl(g->epoll, EPOLL_CTL_ADD, s->stream.fd, &event);
@@ -540,7 +574,7 @@ static void welcome(struct session *s, int fd, int status, uint64_t received)
 }
 
 /* A connection says whose it is. The session that it belongs to takes it over, or this one becomes that session. */
-static void hello(struct fbxi_gateway *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
+static void hello(struct keeper *g, struct session *s, const struct fbxw_frame *w, const uint8_t *payload)
 {
     fbx_fabric *f = g->fabric;
     struct fbxw_hello h;
@@ -586,6 +620,7 @@ static void hello(struct fbxi_gateway *g, struct session *s, const struct fbxw_f
             return;
         }
         known->readable = known->dirty = 1;
+        activate(g, known);
         fbx_count(&g->resumed, 1);
         return;
     }
@@ -604,7 +639,61 @@ static void hello(struct fbxi_gateway *g, struct session *s, const struct fbxw_f
     welcome(s, s->stream.fd, 0, 0);
 }
 
-static void close_session(struct fbxi_gateway *g, struct session *s)
+static void unlink_session(struct keeper *g, struct session *s)
+{
+    for (struct session **at = &g->sessions; *at; at = &(*at)->next)
+        if (*at == s) {
+            *at = s->next;
+            break;
+        }
+    for (struct session **at = &g->active; s->active && *at; at = &(*at)->next_active)
+        if (*at == s) {
+            *at = s->next_active;
+            s->active = 0;
+            break;
+        }
+    if (g->hot == s)
+        g->hot = NULL;
+    g->session_count--;
+    fbx_poke(&g->count, g->session_count);
+}
+
+/* A session with a connection is this keeper's from here on. */
+static void take_over(struct keeper *g, struct session *s)
+{
+    s->keeper = g;
+    s->next = g->sessions;
+    g->sessions = s;
+    g->session_count++;
+    fbx_poke(&g->count, g->session_count);
+    fbx_count(&g->connected, 1);
+    s->readable = 1;
+    activate(g, s);
+    if (watch(g, s))
+        cut(g, s);
+}
+
+/* Whose a session is, at any connection that it ever has. */
+static struct keeper *keeper_of(struct keeper *g, const uint8_t *id)
+{
+    return &g->gateway->keeper[fbxw_get64(id) % g->gateway->keepers];
+}
+
+/* A connection has said whose it is: its keeper hears it again from there. */
+static void hand_over(struct keeper *g, struct session *s, struct keeper *to)
+{
+    struct epoll_event event = {.events = 0};
+    epoll_ctl(g->epoll, EPOLL_CTL_DEL, s->stream.fd, &event);
+    unlink_session(g, s);
+    fbx_count(&g->connected, UINT64_MAX);
+    pthread_mutex_lock(&to->mutex);
+    s->next_moved = to->moved;
+    to->moved = s;
+    pthread_mutex_unlock(&to->mutex);
+    poke(to);
+}
+
+static void close_session(struct keeper *g, struct session *s)
 {
     cut(g, s);
     if (s->proxy) {
@@ -614,18 +703,12 @@ static void close_session(struct fbxi_gateway *g, struct session *s)
     free(s->assembly);
     free(s->payload);
     fbxi_stream_free(&s->stream);
-    for (struct session **at = &g->sessions; *at; at = &(*at)->next)
-        if (*at == s) {
-            *at = s->next;
-            break;
-        }
-    g->session_count--;
-    fbx_poke(&g->count, g->session_count);
+    unlink_session(g, s);
     free(s);
 }
 
 /* Messages of this requester that found their register full: its own device, which is at home there, must say so. */
-static void note_messages(struct fbxi_gateway *g, struct session *s)
+static void note_messages(struct keeper *g, struct session *s)
 {
     uint64_t bits = s->proxy ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
     if (!bits || !fbxi_stream_room(&s->stream, FBXW_HEADER))
@@ -633,9 +716,10 @@ static void note_messages(struct fbxi_gateway *g, struct session *s)
     struct fbxw_frame w = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MESSAGES, .value = bits};
     fbxi_stream_put(&s->stream, &w, NULL);
     s->dirty = 1;
+    activate(g, s);
 }
 
-static void send_answers(struct fbxi_gateway *g, struct session *s, int idle)
+static void send_answers(struct keeper *g, struct session *s, int idle)
 {
     if (s->stream.fd < 0 || !s->greeted)
         return;
@@ -654,8 +738,8 @@ static void send_answers(struct fbxi_gateway *g, struct session *s, int idle)
     }
 }
 
-/* Frames that are here. Returns whether something was done. */
-static int serve(struct fbxi_gateway *g, struct session *s)
+/* Frames that are here. Returns whether something was done; the session may be another keeper's then. */
+static int serve(struct keeper *g, struct session *s)
 {
     struct fbxw_frame w;
     const uint8_t *payload;
@@ -694,6 +778,11 @@ static int serve(struct fbxi_gateway *g, struct session *s)
             break;
         }
         if (w.kind == FBXW_HELLO) {
+            struct keeper *to = w.payload < FBXW_HELLO_BYTES ? g : keeper_of(g, payload);
+            if (to != g) {
+                hand_over(g, s, to);
+                return 1;
+            }
             hello(g, s, &w, payload);
             did = 1;
             continue;
@@ -704,12 +793,13 @@ static int serve(struct fbxi_gateway *g, struct session *s)
             break;
         did = 1;
         turn++;
+        fbx_count(&g->frames, 1);
+        /* Before it is answered, so that the answer acknowledges it; its bytes stay until more is read. */
+        fbxi_stream_took(&s->stream, &w);
         if (fbxw_posted(w.kind)) {
             if (s->proxy && post(g, s, &w, payload) == FBX_E_AGAIN) {
                 s->blocked = 1;
                 s->held = w;
-                fbx_count(&g->frames, 1);
-                fbxi_stream_took(&s->stream, &w);
                 break;
             }
             if (s->proxy)
@@ -726,46 +816,50 @@ static int serve(struct fbxi_gateway *g, struct session *s)
         } else if (w.kind != FBXW_ACK) {
             refuse(s, &w, FBX_E_UNSUPPORTED);
         }
-        fbx_count(&g->frames, 1);
-        fbxi_stream_took(&s->stream, &w);
     }
     return did;
 }
 
-static void take_adopted(struct fbxi_gateway *g)
+static void adopt(struct keeper *g, const struct adopted *a)
+{
+    struct session *s = g->session_count < SESSIONS ? calloc(1, sizeof *s) : NULL;
+    int yes = 1;
+    if (s && fbxi_stream_init(&s->stream, TX_BYTES, RX_BYTES)) {
+        free(s);
+        s = NULL;
+    }
+    if (!s) {
+        close(a->fd);
+        return;
+    }
+    s->stream.fd = a->fd;
+    s->machine = a->machine;
+    s->since_ns = fbxi_monotonic_ns();
+    setsockopt(a->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    take_over(g, s);
+}
+
+/* What others have left here. */
+static void take_left(struct keeper *g)
 {
     pthread_mutex_lock(&g->mutex);
     struct adopted *list = g->adopted;
     g->adopted = NULL;
+    struct session *moved = g->moved;
+    g->moved = NULL;
     struct fbxi_errand *done = g->done;
     g->done = NULL;
     pthread_mutex_unlock(&g->mutex);
     while (list) {
         struct adopted *a = list;
         list = a->next;
-        struct session *s = g->session_count < SESSIONS ? calloc(1, sizeof *s) : NULL;
-        int yes = 1;
-        if (s && fbxi_stream_init(&s->stream, TX_BYTES, RX_BYTES)) {
-            free(s);
-            s = NULL;
-        }
-        if (s) {
-            s->stream.fd = a->fd;
-            s->machine = a->machine;
-            s->since_ns = fbxi_monotonic_ns();
-            s->readable = 1;
-            s->next = g->sessions;
-            g->sessions = s;
-            g->session_count++;
-            fbx_poke(&g->count, g->session_count);
-            fbx_count(&g->connected, 1);
-            setsockopt(a->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-            if (watch(g, s))
-                cut(g, s);
-        } else {
-            close(a->fd);
-        }
+        adopt(g, a);
         free(a);
+    }
+    while (moved) {
+        struct session *s = moved;
+        moved = s->next_moved;
+        take_over(g, s);
     }
     while (done) {
         struct fbxi_errand *e = done;
@@ -773,6 +867,7 @@ static void take_adopted(struct fbxi_gateway *g)
         done = e->next;
         s->errands--;
         s->owed -= fbxw_answer_bytes(&(struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_ERRANDS});
+        g->sweep |= s->dead;
         if (!s->dead) {
             struct fbxw_frame w = {.status = e->frame.status, .value = e->frame.value, .address = e->frame.address,
                                    .payload = e->bytes, .kind = FBXW_DATA};
@@ -782,83 +877,132 @@ static void take_adopted(struct fbxi_gateway *g)
     }
 }
 
-static void *gateway(void *argument)
+/* All that can be done at once: requests that are here, and answers to them. */
+static int round_of(struct keeper *g)
 {
-    struct fbxi_gateway *g = argument;
+    struct session *list = g->active;
+    int did = 0;
+    g->active = NULL;
+    for (struct session *s = list; s; s = s->next_active)
+        s->active = 0;
+    for (struct session *s = list, *next; s; s = next) {
+        next = s->next_active;
+        if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
+            if (serve(g, s)) {
+                did = 1;
+                if (s->keeper != g)
+                    continue;
+                g->hot = s;
+            }
+        if (s->dirty)
+            send_answers(g, s, 0);
+        if (s->readable || s->blocked || s->dirty || s->stream.rx_at != s->stream.rx_end || s->stream.received != s->stream.acknowledged)
+            activate(g, s);
+    }
+    return did;
+}
+
+/* Requests whose time has come. */
+static int run_due(struct keeper *g, uint64_t now)
+{
+    int did = 0;
+    while (g->heap_count && g->heap[0]->op.next_ps <= now) {
+        struct ask *a = heap_take(g);
+        if (a->session->dead) {
+            g->sweep = 1;
+            ask_free(g, a);
+        } else if (!step(g, a, fbx_op_advance(a->session->proxy, &a->op))) {
+            if (a->op.next_ps <= now)
+                a->op.next_ps = now + 1; /* others have their turn first */
+            heap_put(g, a);
+        }
+        did = 1;
+    }
+    return did;
+}
+
+/* Look at every session, quiet ones too: who is gone, and what nobody told us of. Returns whether to look again in 1 ms. */
+static int sweep(struct keeper *g, uint64_t now_ns)
+{
+    fbx_fabric *f = g->fabric;
+    int soon = 0;
+    g->sweep = 0;
+    for (struct session *s = g->sessions, *next; s; s = next) {
+        next = s->next;
+        if (s->messages)
+            note_messages(g, s);
+        if (s->stream.fd < 0 && !s->dead) {
+            if (s->over || now_ns > s->since_ns + LINGER_NS) {
+                s->dead = 1;
+                fbx_count(&g->expired, s->over ? 0 : 1);
+            }
+        } else if (!s->greeted && now_ns > s->since_ns + GREET_NS) {
+            cut(g, s);
+        }
+        if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)
+            s->dead = 1;
+        if (s->dead && !s->asks && !s->errands && !s->blocked) {
+            close_session(g, s);
+            continue;
+        }
+        soon |= s->messages != 0; /* a message's fate is known when somebody delivers it: look now and then */
+    }
+    return soon;
+}
+
+static void *keeper(void *argument)
+{
+    struct keeper *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0, look_ns = 0, spin_ns = SPIN_NS / 2;
-    uint32_t sleeps = 0;
+    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2;
+    uint32_t sleeps = 0, looks = 0;
     cpu_set_t set;
-    const int spins = sched_getaffinity(0, sizeof set, &set) || CPU_COUNT(&set) > 1;
-    int timeout = 0;
-    while (!fbx_observe(&g->stop)) {
-        int count = epoll_wait(g->epoll, events, 64, timeout), did = 0, waiting = 0;
+    const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
+    int timeout = 0, soon = 0;
+    while (!fbx_observe(&g->gateway->stop)) {
+        int count = 0, did = 0, waiting = 0;
+        if (g->hot && g->hot->stream.fd >= 0 && !timeout && ++looks % LOOKS) {
+            g->hot->readable = 1;
+            activate(g, g->hot);
+        } else {
+            count = epoll_wait(g->epoll, events, 64, timeout);
+        }
         for (int i = 0; i < count; i++) {
             struct session *s = events[i].data.ptr;
             if (!s) {
                 uint64_t number;
                 while (read(g->event, &number, sizeof number) < 0 && errno == EINTR)
                     ;
+                take_left(g);
                 continue;
             }
             if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
                 s->readable = 1;
+            activate(g, s);
         }
-        take_adopted(g);
-        uint64_t now_ns = fbxi_monotonic_ns();
+        const uint64_t now_ns = fbxi_monotonic_ns();
         int more = 1;
         for (int round = 0; round < 4 && more; round++) {
-            more = 0;
-            for (struct session *s = g->sessions; s; s = s->next) {
-                if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
-                    more |= serve(g, s);
-                if (s->dirty)
-                    send_answers(g, s, 0);
-            }
+            more = round_of(g);
             did |= more;
         }
-        uint64_t now = fbxi_now(&f->clock), due = UINT64_MAX;
-        while (g->heap_count && g->heap[0]->op.next_ps <= now) {
-            struct ask *a = heap_take(g);
-            if (a->session->dead) {
-                ask_free(g, a);
-            } else if (!step(g, a, fbx_op_advance(a->session->proxy, &a->op))) {
-                if (a->op.next_ps <= now)
-                    a->op.next_ps = now + 1; /* others have their turn first */
-                heap_put(g, a);
-            }
-            did = 1;
-        }
-        if (g->heap_count)
-            due = g->heap[0]->op.next_ps;
-        for (struct session *s = g->sessions, *next; s; s = next) {
-            next = s->next;
-            if (s->messages)
-                note_messages(g, s);
+        const uint64_t now = fbxi_now(&f->clock);
+        did |= run_due(g, now);
+        for (struct session *s = g->active; s; s = s->next_active)
             send_answers(g, s, !did);
-            if (s->stream.fd < 0 && !s->dead) {
-                if (s->over || now_ns > s->since_ns + LINGER_NS) {
-                    s->dead = 1;
-                    fbx_count(&g->expired, s->over ? 0 : 1);
-                }
-            } else if (!s->greeted && now_ns > s->since_ns + GREET_NS) {
-                cut(g, s);
-            }
-            if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)
-                s->dead = 1;
-            if (s->dead && !s->asks && !s->errands && !s->blocked) {
-                close_session(g, s);
-                continue;
-            }
+        if (g->sweep || now_ns - swept_ns > SWEEP_NS) {
+            soon = sweep(g, now_ns);
+            swept_ns = now_ns;
+        }
+        uint64_t due = g->heap_count ? g->heap[0]->op.next_ps : UINT64_MAX;
+        for (struct session *s = g->active; s; s = s->next_active) {
             waiting |= s->readable && !s->blocked && !s->dead;
             if (s->blocked && s->retry_ps < due)
                 due = s->retry_ps;
-            if (s->messages && due > now + 1000000000u)
-                due = now + 1000000000u; /* a message's fate is known when somebody delivers it: look now and then */
-            if (s->asks && s->dead && due > now)
-                due = now;
         }
+        if (soon && due > now + 1000000000u)
+            due = now + 1000000000u;
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
         if (did && look_ns && now_ns - look_ns < AWAY_NS)
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
@@ -888,88 +1032,49 @@ static void *gateway(void *argument)
         if (!timeout && !did && count == 0)
             fbx_relax();
     }
-    while (g->sessions)
-        for (struct session *s = g->sessions; s; s = s->next) {
-            s->asks = s->errands = 0;
-            close_session(g, s);
-            break;
-        }
+    while (g->sessions) {
+        g->sessions->asks = g->sessions->errands = 0;
+        close_session(g, g->sessions);
+    }
     return NULL;
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------------------- */
 
-int fbx_gateway_start(fbx_fabric *f)
+/* As many as the processors bear beside those who compute, and no more than there are nodes to serve. */
+static uint32_t how_many(const fbx_fabric *f)
 {
-    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
-        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
-    if (!f->machines)
-        return fbxi_fail(FBX_E_INVALID, "fabric '%s' is on one machine: there is nobody to serve", f->name);
-    if (f->gateway)
-        return fbxi_fail(FBX_E_EXISTS, "this process serves the machine already");
-    struct fbxi_gateway *g = calloc(1, sizeof *g);
-    if (!g)
-        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
-    g->fabric = f;
-    g->errands_end = &g->errands;
-    g->epoll = epoll_create1(EPOLL_CLOEXEC);
-    g->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    int status = 0, threads = 0;
-    if (g->epoll < 0 || g->event < 0 || epoll_ctl(g->epoll, EPOLL_CTL_ADD, g->event, &event))
-        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot make the gateway's descriptors");
-    pthread_mutex_init(&g->mutex, NULL);
-    pthread_cond_init(&g->work, NULL);
-    if (!status && (errno = fbxi_thread_start(&g->clerk, clerk, g)))
-        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
-    else
-        threads = !status;
-    if (!status && (errno = fbxi_thread_start(&g->thread, gateway, g)))
-        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
-    if (!status) {
-        pthread_mutex_lock(&f->mutex);
-        f->gateway = g;
-        pthread_mutex_unlock(&f->mutex);
-        return 0;
-    }
-    if (threads) {
-        pthread_mutex_lock(&g->mutex);
-        fbx_publish(&g->stop, 1);
-        pthread_cond_signal(&g->work);
-        pthread_mutex_unlock(&g->mutex);
-        pthread_join(g->clerk, NULL);
-    }
-    if (g->epoll >= 0)
-        close(g->epoll);
-    if (g->event >= 0)
-        close(g->event);
-    free(g);
-    return status;
+    const char *said = getenv("FABREX_GATEWAY_THREADS");
+    cpu_set_t set;
+    uint32_t nodes = 0, processors = sched_getaffinity(0, sizeof set, &set) ? 1 : (uint32_t)CPU_COUNT(&set);
+    for (uint32_t i = 0; i < f->node_count; i++)
+        nodes += f->node_facts[i].machine == f->machine && f->node_facts[i].kind != FBXL_SWITCH;
+    uint32_t count = processors / 2 < nodes ? processors / 2 : nodes;
+    if (said && atoi(said) > 0)
+        count = (uint32_t)atoi(said);
+    return count < 1 ? 1 : count < KEEPERS ? count : KEEPERS;
 }
 
-void fbxi_gateway_stop(fbx_fabric *f)
+static int keeper_start(struct fbxi_gateway *all, struct keeper *g)
 {
-    /* Pairs with: the look under the same mutex in fbx_gateway_adopt(). Breaks: a connection for a gateway that is gone. */
-    pthread_mutex_lock(&f->mutex);
-    struct fbxi_gateway *g = f->gateway;
-    f->gateway = NULL;
-    pthread_mutex_unlock(&f->mutex);
-    if (!g)
-        return;
-    pthread_mutex_lock(&g->mutex);
-    fbx_publish(&g->stop, 1);
-    pthread_cond_signal(&g->work);
-    pthread_mutex_unlock(&g->mutex);
-    pthread_join(g->clerk, NULL);
-    poke(g);
-    pthread_join(g->thread, NULL);
-    while (g->adopted) {
-        struct adopted *a = g->adopted;
-        g->adopted = a->next;
-        close(a->fd);
-        free(a);
-    }
-    for (struct fbxi_errand *e; (e = g->errands); g->errands = e->next, free(e))
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    g->gateway = all;
+    g->fabric = all->fabric;
+    g->epoll = epoll_create1(EPOLL_CLOEXEC);
+    g->event = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (g->epoll < 0 || g->event < 0 || epoll_ctl(g->epoll, EPOLL_CTL_ADD, g->event, &event))
+        return fbxi_fail_system(FBX_E_SYSTEM, "cannot make the gateway's descriptors");
+    if ((errno = fbxi_thread_start(&g->thread, keeper, g)))
+        return fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
+    g->runs = 1;
+    return 0;
+}
+
+static void keeper_end(struct keeper *g)
+{
+    for (struct adopted *a; (a = g->adopted); g->adopted = a->next, close(a->fd), free(a))
+        ;
+    for (struct session *s; (s = g->moved); g->moved = s->next_moved, fbxi_stream_free(&s->stream), free(s))
         ;
     for (struct fbxi_errand *e; (e = g->done); g->done = e->next, free(e))
         ;
@@ -980,30 +1085,105 @@ void fbxi_gateway_stop(fbx_fabric *f)
     for (struct ask *a; (a = g->free); g->free = a->next, free(a->buffer), free(a))
         ;
     free(g->heap);
-    close(g->epoll);
-    close(g->event);
+    if (g->epoll >= 0)
+        close(g->epoll);
+    if (g->event >= 0)
+        close(g->event);
     pthread_mutex_destroy(&g->mutex);
-    pthread_cond_destroy(&g->work);
-    free(g);
+}
+
+/* Stop what runs of it, and free it. */
+static void gateway_end(struct fbxi_gateway *all, int clerk_runs)
+{
+    pthread_mutex_lock(&all->mutex);
+    fbx_publish(&all->stop, 1);
+    pthread_cond_signal(&all->work);
+    pthread_mutex_unlock(&all->mutex);
+    if (clerk_runs)
+        pthread_join(all->clerk, NULL);
+    /* All of them before what one leaves with another is freed. */
+    for (uint32_t i = 0; i < all->keepers; i++)
+        if (all->keeper[i].runs) {
+            poke(&all->keeper[i]);
+            pthread_join(all->keeper[i].thread, NULL);
+        }
+    for (uint32_t i = 0; i < all->keepers; i++)
+        keeper_end(&all->keeper[i]);
+    for (struct fbxi_errand *e; (e = all->errands); all->errands = e->next, free(e))
+        ;
+    pthread_mutex_destroy(&all->mutex);
+    pthread_cond_destroy(&all->work);
+    free(all);
+}
+
+int fbx_gateway_start(fbx_fabric *f)
+{
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (!f->machines)
+        return fbxi_fail(FBX_E_INVALID, "fabric '%s' is on one machine: there is nobody to serve", f->name);
+    if (f->gateway)
+        return fbxi_fail(FBX_E_EXISTS, "this process serves the machine already");
+    struct fbxi_gateway *all = calloc(1, sizeof *all);
+    if (!all)
+        return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+    all->fabric = f;
+    all->errands_end = &all->errands;
+    pthread_mutex_init(&all->mutex, NULL);
+    pthread_cond_init(&all->work, NULL);
+    const uint32_t count = how_many(f);
+    int status = 0, clerk_runs = 0;
+    if ((errno = fbxi_thread_start(&all->clerk, clerk, all)))
+        status = fbxi_fail_system(FBX_E_SYSTEM, "cannot start the gateway's thread");
+    clerk_runs = !status;
+    all->keepers = count; /* before the first of them looks who another one is */
+    for (uint32_t i = 0; i < count; i++) {
+        all->keeper[i].epoll = all->keeper[i].event = -1;
+        pthread_mutex_init(&all->keeper[i].mutex, NULL);
+    }
+    for (uint32_t i = 0; i < count && !status; i++)
+        status = keeper_start(all, &all->keeper[i]);
+    if (status) {
+        gateway_end(all, clerk_runs);
+        return status;
+    }
+    pthread_mutex_lock(&f->mutex);
+    f->gateway = all;
+    pthread_mutex_unlock(&f->mutex);
+    return 0;
+}
+
+void fbxi_gateway_stop(fbx_fabric *f)
+{
+    /* Pairs with: the look under the same mutex in fbx_gateway_adopt(). Breaks: a connection for a gateway that is gone. */
+    pthread_mutex_lock(&f->mutex);
+    struct fbxi_gateway *all = f->gateway;
+    f->gateway = NULL;
+    pthread_mutex_unlock(&f->mutex);
+    if (all)
+        gateway_end(all, 1);
 }
 
 void fbxi_gateway_forked(fbx_fabric *f)
 {
-    struct fbxi_gateway *g = f->gateway;
-    if (!g)
+    struct fbxi_gateway *all = f->gateway;
+    if (!all)
         return;
     f->gateway = NULL; /* the parent's; its memory stays, its descriptors must not outlive it here */
-    for (struct session *s = g->sessions; s; s = s->next)
-        if (s->stream.fd >= 0)
-            close(s->stream.fd);
-    close(g->epoll);
-    close(g->event);
+    for (uint32_t i = 0; i < all->keepers; i++) {
+        struct keeper *g = &all->keeper[i];
+        for (struct session *s = g->sessions; s; s = s->next)
+            if (s->stream.fd >= 0)
+                close(s->stream.fd);
+        close(g->epoll);
+        close(g->event);
+    }
 }
 
 int fbx_gateway_adopt(fbx_fabric *f, int fd, uint32_t machine)
 {
     pthread_mutex_lock(&f->mutex);
-    struct fbxi_gateway *g = f->gateway;
+    struct keeper *g = f->gateway ? &f->gateway->keeper[0] : NULL;
     struct adopted *a = g && machine < f->machine_count && machine != f->machine ? malloc(sizeof *a) : NULL;
     if (!a) {
         pthread_mutex_unlock(&f->mutex);
@@ -1028,17 +1208,20 @@ int fbx_gateway_info(fbx_fabric *f, struct fbx_gateway_info *out)
 {
     memset(out, 0, sizeof *out);
     pthread_mutex_lock(&f->mutex);
-    struct fbxi_gateway *g = f->gateway;
-    if (!g) {
+    const struct fbxi_gateway *all = f->gateway;
+    if (!all) {
         pthread_mutex_unlock(&f->mutex);
         return fbxi_fail(FBX_E_NOT_FOUND, "this process does not serve the machine");
     }
-    out->sessions = fbx_peek(&g->count);
-    out->connected = fbx_peek(&g->connected);
-    out->frames = fbx_peek(&g->frames);
-    out->garbage = fbx_peek(&g->garbage);
-    out->resumed = fbx_peek(&g->resumed);
-    out->expired = fbx_peek(&g->expired);
+    for (uint32_t i = 0; i < all->keepers; i++) {
+        const struct keeper *g = &all->keeper[i];
+        out->sessions += fbx_peek(&g->count);
+        out->connected += fbx_peek(&g->connected);
+        out->frames += fbx_peek(&g->frames);
+        out->garbage += fbx_peek(&g->garbage);
+        out->resumed += fbx_peek(&g->resumed);
+        out->expired += fbx_peek(&g->expired);
+    }
     pthread_mutex_unlock(&f->mutex);
     return 0;
 }

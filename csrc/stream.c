@@ -100,8 +100,10 @@ int fbxi_stream_push(struct fbxi_stream *s)
         if (first > bytes)
             first = bytes;
         struct iovec parts[2] = {{s->tx + at, first}, {s->tx, bytes - first}};
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = bytes > first ? 2 : 1};
-        ssize_t sent = sendmsg(s->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+        /* What lies in one piece goes the kernel's short way. */
+        ssize_t sent = bytes > first ? sendmsg(s->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+                                     : send(s->fd, s->tx + at, first, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno == EINTR)
                 continue;
@@ -137,9 +139,10 @@ int fbxi_stream_fill(struct fbxi_stream *s, int wait)
         return 0;
     asked += room;
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+    const int how = wait ? 0 : MSG_DONTWAIT;
     ssize_t got;
     do
-        got = recvmsg(s->fd, &message, wait ? 0 : MSG_DONTWAIT);
+        got = count == 1 ? recv(s->fd, parts[0].iov_base, parts[0].iov_len, how) : recvmsg(s->fd, &message, how);
     while (got < 0 && errno == EINTR && !wait);
     if (got < 0 && errno == EINTR)
         return 0;
