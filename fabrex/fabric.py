@@ -406,7 +406,8 @@ class Fabric:
 
         Returns:
             kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), network (late
-            ones for which the network took longer than what it stands for), failed, late_ps_max, late_ps_mean, histogram (lower bound in ps -> count).
+            ones for which the network took longer than what it stands for), failed, late_ps_max, late_ps_mean, bytes, histogram
+            (lower bound in ps -> count).
         """
         report: dict[str, dict[str, Any]] = {}
         out = ffi.new("struct fbx_fidelity *")

@@ -1569,9 +1569,7 @@ class _Checker:
         tree = self._node_trees[name]
         return tree.text if isinstance(tree, _yaml.Scalar) else ""
 
-    def _read_machines(
-        self, tree: _yaml.Tree | None, nodes: Mapping[str, Node]
-    ) -> FrozenDict[str, FrozenDict[str, Any]]:
+    def _read_machines(self, tree: _yaml.Tree | None, nodes: Mapping[str, Node]) -> FrozenDict[str, FrozenDict[str, Any]]:
         """Placement, from `machines:` with lists of nodes and from nodes with a `machine`; where both speak they agree."""
         addresses: dict[str, str] = {}
         trees: dict[str, _yaml.Tree] = {}
@@ -1614,7 +1612,8 @@ class _Checker:
             here[machine].append(name)
         for machine, value in trees.items():
             if not here[machine] and isinstance(value, _yaml.Mapping) and all(key.text != "nodes" for key, _ in value.entries):
-                self.add(value, f"machines.{machine}.nodes", "the machine has no nodes: none are listed, and no node says `machine`")
+                message = "the machine has no nodes: none are listed, and no node says `machine`"
+                self.add(value, f"machines.{machine}.nodes", message)
         return FrozenDict({name: FrozenDict(nodes=tuple(here[name]), address=addresses[name]) for name in addresses})
 
 

@@ -198,7 +198,8 @@ def inspect(arguments: Any) -> int:
     if machines:
         emit("")
         emit(table(("MACHINE", "STATE", "EPOCH", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT"), [
-            (m["name"] + (" (here)" if m["here"] else ""), m["state"], m["epoch"], len(m["nodes"]), m["answers"], m["late"], m["gave_up"],
+            (m["name"] + (" (here)" if m["here"] else ""), m["state"], m["epoch"], len(m["nodes"]), m["answers"],
+             m["late"], m["gave_up"],
              *((output.nanoseconds(m["clock_offset_ps"] / 1e3), output.nanoseconds(m["clock_bound_ns"]),
                 f"{m['clock_drift_ppb'] / 1e3:.1f} ppm") if m["clock_bound_ns"] else ("-", "-", "-")))
             for m in machines

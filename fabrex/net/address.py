@@ -15,7 +15,20 @@ from typing import Any
 
 from ..errors import InvalidArgument
 
-__all__ = ["Address", "beside", "connect", "is_local", "listen", "parse", "plain", "shown", "taken"]
+__all__ = [
+    "Address",
+    "beside",
+    "close",
+    "connect",
+    "is_local",
+    "is_unspecified",
+    "listen",
+    "parse",
+    "plain",
+    "prompt",
+    "shown",
+    "taken",
+]
 
 Address = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
@@ -35,9 +48,7 @@ def parse(text: str) -> Address:
         return path
     head, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535 or not head:
-        raise InvalidArgument(
-            f"{text!r} is no address", hint="write HOST:PORT, as in 127.0.0.1:4711 or [::1]:4711, or unix:/path"
-        )
+        raise InvalidArgument(f"{text!r} is no address", hint="write HOST:PORT, as in 127.0.0.1:4711 or [::1]:4711, or unix:/path")
     return head.strip("[]"), int(port)
 
 
@@ -128,6 +139,18 @@ def listen(address: Address) -> socket.socket:
         hint = "is its directory there, and yours?" if unix else "choose another address or port"
         raise InvalidArgument(f"cannot listen on {shown(address)}: {error.strerror or error}", hint=hint) from None
     return sock
+
+
+def close(sock: socket.socket) -> None:
+    """End what `listen` made, and its file."""
+    path: object = None
+    with contextlib.suppress(OSError):
+        path = sock.getsockname()
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
+    if isinstance(path, str) and path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _remove_dead(path: str) -> None:

@@ -113,13 +113,13 @@ class Agent:
             line.close(last={"leaves": True})
         for line in lines:
             line.close(LINGER_S)
-        for sock in (self._listener, self._doors, *(line.sock for line in lines)):
+        for sock in (self._doors, *(line.sock for line in lines)):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
-        for path in (self._path, *([self.address] if isinstance(self.address, str) else [])):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        places.close(self._listener)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         self._fail_asks("this machine's agent was closed")
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -150,8 +150,11 @@ class Agent:
         """Wait until these machines (all, if left out) are members, and every member knows it.
 
         Raises:
-            PeerLost: not all came in time.
+            PeerLost: not all came in time. InvalidArgument: the topology has no such machine.
         """
+        for name in machines or ():
+            if name not in self.machines:
+                raise InvalidArgument(f"the topology has no machine {name!r}; it has {', '.join(self.machines)}")
         wanted = {self.machine, *(self.machines if machines is None else machines)}
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
@@ -273,7 +276,8 @@ class Agent:
                 change = change_of(request)
                 if change is not None:
                     outcome, epoch = self.change(change)
-                    door.send(struct.pack("<iIQ", outcome.status, 0, epoch) + outcome.words.encode()[:255])
+                    words = outcome.words.encode()[:255].decode(errors="ignore").encode()
+                    door.send(struct.pack("<iIQ", outcome.status, 0, epoch) + words)
                     return
                 if len(request) != 8 or request[:4] != b"FXAG":
                     return
@@ -336,16 +340,16 @@ class Agent:
         if came:
             return came[0]
         behind = ", ".join(self._order.behind()) if self._order else ""
-        words = f"not all machines have said within {timeout:g} s that they made the change{behind and ': not '}{behind}; they make it"
-        return Outcome(lib.FBX_E_COMPLETION_TIMEOUT, f"{words} as soon as they can, or are lost"), 0
+        words = f"not all machines have said within {timeout:g} s that they made the change{behind and ': not '}{behind}"
+        return Outcome(lib.FBX_E_COMPLETION_TIMEOUT, f"{words}; they make it as soon as they can, or are lost"), 0
 
     def _no_coordinator(self) -> str:
         if self._cut:
             return f"machine {self.machine} is cut off from the fabric ({self._cut}); end its part, and join again"
         at = f" at {places.shown(self._where)}" if self._where is not None else ""
         return (
-            f"the coordinator, machine {self.machines[0]}{at}, is lost: links, windows of other machines and names cannot be changed any "
-            "more, traffic goes on; to change something, make the fabric anew"
+            f"the coordinator, machine {self.machines[0]}{at}, is lost: links, windows of other machines and names cannot be "
+            "changed any more, traffic goes on; to change something, make the fabric anew"
         )
 
     def _fail_asks(self, words: str) -> None:
@@ -698,7 +702,7 @@ def host(
         _await_nobody(fabric)
         return _serve(fabric, Agent(fabric, mine, token, sock))
     except BaseException:
-        sock.close()
+        places.close(sock)
         raise
 
 
@@ -756,8 +760,15 @@ def join(
         control.settimeout(max(timeout, HELLO_S))
         try:
             prove(control, token, "join")
-            sock = _listen(_own(listen, control, place, machine), token)
-            mine = sock.getsockname()
+            mine: Address = _own(listen, control, place, machine)
+            refused = None
+            try:
+                sock = _listen(mine, token)
+                mine = sock.getsockname()
+            except InvalidArgument as error:
+                if listen is not None or not isinstance(mine, str):
+                    raise
+                refused = error  # somebody listens there: if it is that machine, the coordinator knows it
             if not isinstance(mine, str):
                 mine = mine[:2]
                 if places.is_local(mine) and not places.is_local(place):
@@ -771,6 +782,8 @@ def join(
         if not answer.get("ok"):
             kind = FabricExists if answer.get("exists") else InvalidArgument
             raise kind(str(answer.get("error", "refused")))
+        if refused is not None:
+            raise refused
         topology = Topology.from_dict(msgpack.unpackb(answer["topology"], strict_map_key=False))
         fabric = Fabric.create(
             topology,
@@ -787,6 +800,7 @@ def join(
         for index, name in enumerate(topology.machines):
             if name != machine:
                 check(lib.fbx_machine_set(fabric._live(), index, LOST))
+        assert sock is not None
         agent = Agent(fabric, machine, token, sock)
         agent._where = place
         agent._state.members[agent.machines[0]] = Member(place, 0)
@@ -802,8 +816,8 @@ def join(
         control.close()
         if fabric is not None:
             fabric.close()
-        elif sock is not None:
-            sock.close()
+        if sock is not None and (fabric is None or fabric.agent is None):
+            places.close(sock)
         raise
 
 

@@ -9,6 +9,7 @@ Owns: numbers, and what is on its way. Must not know: what changes are, how a ma
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -58,10 +59,8 @@ class Line:
             self._shut()
 
     def _shut(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def _send(self) -> None:
         try:
@@ -170,8 +169,8 @@ class Order:
                 self._made[name] = epoch - 1
             lines = dict(self._lines)
             self._pending[epoch] = Pending(set(lines), outcome, answer)
-        for other, to in lines.items():
-            to.put({"state": self._state.to_message()} if to is line and other == name else {"epoch": epoch, "change": dict(change)})
+        for other in lines.values():
+            other.put({"state": self._state.to_message()} if other is line else {"epoch": epoch, "change": dict(change)})
 
     def _settle(self) -> None:
         """Answer what is done; and tell all how far everybody is."""
