@@ -515,6 +515,13 @@ def test_machines_come_and_go_while_others_change_links(place: Path, folder: Cal
             agree([first, second, third])
 
 
+def test_machines_that_are_killed_while_all_change_links() -> None:
+    """A slice of `make campaign-changes`."""
+    command = [sys.executable, "tools/campaign/changes.py", "--count", "4", "--seed", "5"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=170)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 def test_windows_are_numbered_and_cheap_at_home(place: Path, folder: Callable[[], str]) -> None:
     with machines(folder, windows="manual") as fabrics, fabrics[1].attach("host1") as h1, fabrics[2].attach("host2") as h2:
         before = fabrics[0].agent.epoch
