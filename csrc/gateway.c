@@ -43,6 +43,9 @@
 #define SPIN_LEAST_NS 500u
 #define SPIN_TRY 64u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
+#define ASIDE_NS 20000000ull /* between two moves to another processor, at first and at most */
+#define ASIDE_MOST_NS 10000000000ull
+#define HOLD_NS 3000000u /* after a move we look on so long in any case: who asks finds out in his turn that it is of use */
 #define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
 #define SESSIONS 4096u /* of a keeper */
 #define KEEPERS 16u
@@ -679,6 +682,8 @@ static struct keeper *keeper_of(struct keeper *g, const uint8_t *id)
     return &g->gateway->keeper[fbxw_get64(id) % g->gateway->keepers];
 }
 
+enum { HANDED_OVER = 2 };
+
 /* A connection has said whose it is: its keeper hears it again from there. */
 static void hand_over(struct keeper *g, struct session *s, struct keeper *to)
 {
@@ -738,7 +743,7 @@ static void send_answers(struct keeper *g, struct session *s, int idle)
     }
 }
 
-/* Frames that are here. Returns whether something was done; the session may be another keeper's then. */
+/* Frames that are here. Returns whether something was done; HANDED_OVER: the session is another keeper's now. */
 static int serve(struct keeper *g, struct session *s)
 {
     struct fbxw_frame w;
@@ -781,7 +786,7 @@ static int serve(struct keeper *g, struct session *s)
             struct keeper *to = w.payload < FBXW_HELLO_BYTES ? g : keeper_of(g, payload);
             if (to != g) {
                 hand_over(g, s, to);
-                return 1;
+                return HANDED_OVER;
             }
             hello(g, s, &w, payload);
             did = 1;
@@ -887,13 +892,14 @@ static int round_of(struct keeper *g)
         s->active = 0;
     for (struct session *s = list, *next; s; s = next) {
         next = s->next_active;
+        int served = 0;
         if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
-            if (serve(g, s)) {
-                did = 1;
-                if (s->keeper != g)
-                    continue;
-                g->hot = s;
-            }
+            served = serve(g, s);
+        did |= served != 0;
+        if (served == HANDED_OVER)
+            continue;
+        if (served)
+            g->hot = s;
         if (s->dirty)
             send_answers(g, s, 0);
         if (s->readable || s->blocked || s->dirty || s->stream.rx_at != s->stream.rx_end || s->stream.received != s->stream.acknowledged)
@@ -950,12 +956,34 @@ static int sweep(struct keeper *g, uint64_t now_ns)
     return soon;
 }
 
+/* Whether what came last over a connection was sent from the processor that we are on, as loopback's packets are. */
+static int from_here(int fd)
+{
+    int from = -1;
+    socklen_t bytes = sizeof from;
+    return !getsockopt(fd, SOL_SOCKET, SO_INCOMING_CPU, &from, &bytes) && from >= 0 && from == sched_getcpu();
+}
+
+/* Go to another of the processors that we may use: woken by who asks, we were put beside him, and would stay there, since no
+ * balancer sees two that take turns. */
+static void step_aside(void)
+{
+    cpu_set_t may, others;
+    const int here = sched_getcpu();
+    if (sched_getaffinity(0, sizeof may, &may) || here < 0)
+        return;
+    others = may;
+    CPU_CLR((size_t)here, &others);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+        (void)sched_setaffinity(0, sizeof may, &may);
+}
+
 static void *keeper(void *argument)
 {
     struct keeper *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2;
+    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
     uint32_t sleeps = 0, looks = 0;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
@@ -1004,11 +1032,14 @@ static void *keeper(void *argument)
         if (soon && due > now + 1000000000u)
             due = now + 1000000000u;
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
-        if (did && look_ns && now_ns - look_ns < AWAY_NS)
+        if (did && look_ns && now_ns - look_ns < AWAY_NS) {
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
-        else if (did && look_ns)
+            aside_wait = ASIDE_NS;
+        } else if (did && look_ns)
             /* It came because we were stopped: who asks is on this processor, and we were in the way. */
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
+        if (now_ns < hold_ns)
+            spin_ns = SPIN_NS;
         look_ns = did || timeout ? 0 : now_ns;
         if (did)
             busy_ns = now_ns;
@@ -1023,8 +1054,15 @@ static void *keeper(void *argument)
         }
         if (timeout && busy_ns) {
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
-            if (++sleeps % SPIN_TRY == 0)
+            if (++sleeps % SPIN_TRY == 0) {
                 spin_ns = SPIN_NS / 2;
+                if (spins && g->hot && g->hot->stream.fd >= 0 && now_ns > aside_ns && from_here(g->hot->stream.fd)) {
+                    step_aside();
+                    hold_ns = now_ns + HOLD_NS;
+                    aside_ns = now_ns + aside_wait; /* of no use where the others are busy: ever more rarely */
+                    aside_wait = aside_wait * 2 < ASIDE_MOST_NS ? aside_wait * 2 : ASIDE_MOST_NS;
+                }
+            }
             busy_ns = 0;
         }
         if (waiting && timeout)
