@@ -3,6 +3,9 @@
  * Fabric time. The creator measures the processor's counter against the kernel's clock once and stores scale and epoch
  * in the header; every process of the fabric converts with those, so that two of them never disagree about "now".
  * Only this file reads clocks, and only it waits for one.
+ *
+ * Where time is off and an adversary needs delays nevertheless, time is *counted*: each look at the clock is one tick of a counter
+ * that all processes share. So it passes with operations, however long they take, and whoever waits moves it on for all.
  */
 #include "clock.h"
 
@@ -15,7 +18,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SOURCE_MONOTONIC = 0, SOURCE_TSC = 1, SOURCE_CNTVCT = 2 };
+enum { SOURCE_MONOTONIC = 0, SOURCE_TSC = 1, SOURCE_CNTVCT = 2, SOURCE_COUNTED = 3 };
+#define COUNTED_HZ 50000000u /* a look is 20 ns, and an operation takes some three to ten of them */
 
 uint64_t fbxi_monotonic_ns(void)
 {
@@ -38,6 +42,17 @@ uint64_t fbxi_ticks(uint32_t source)
 #endif
     (void)source;
     return fbxi_monotonic_ns();
+}
+
+uint64_t fbxi_ticks_other(const struct fbxi_clock *clock)
+{
+    return clock->counted ? fbx_add(clock->counted, 1) + 1 : fbxi_ticks(clock->source);
+}
+
+void fbxi_slept(const struct fbxi_clock *clock, uint64_t ns)
+{
+    if (clock->counted)
+        fbx_add(clock->counted, ns / (1000000000u / COUNTED_HZ) + 1);
 }
 
 uint64_t fbx_ticks(void)
@@ -90,9 +105,13 @@ static uint64_t pair(uint32_t source, uint64_t *ns)
 
 int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, uint32_t den)
 {
-    uint32_t source = best_source();
+    const int counted = (header->flags & FBXL_COUNTED) != 0;
+    uint32_t source = counted ? SOURCE_COUNTED : best_source();
     uint64_t hz = 1000000000u;
-    if (source == SOURCE_CNTVCT) {
+    if (counted) {
+        hz = COUNTED_HZ;
+        num = den = 1; /* nobody waits for it: there is nothing to stretch */
+    } else if (source == SOURCE_CNTVCT) {
 #if defined(__aarch64__)
         __asm__ __volatile__("mrs %0, cntfrq_el0" : "=r"(hz)); /* the architecture states the rate */
 #endif
@@ -124,6 +143,11 @@ int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, 
         (uint64_t)(((unsigned __int128)1000000000000u << 32) / hz * den / num);
     if (!header->ps_per_tick_q32)
         return fbxi_fail(FBX_E_INVALID, "time dilation %u/%u is too large", num, den);
+    if (counted) {
+        header->epoch_ticks = 0;
+        header->tick_cost_ps = 1000000000000u / COUNTED_HZ;
+        return 0;
+    }
     header->epoch_ticks = fbxi_ticks(source);
     uint64_t best = UINT64_MAX;
     for (int i = 0; i < 64; i++) {
@@ -137,8 +161,9 @@ int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, 
     return 0;
 }
 
-void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
+void fbxi_clock_load(struct fbxi_clock *clock, struct fbxl_header *header)
 {
+    clock->counted = header->tick_source == SOURCE_COUNTED ? &header->counted_ticks : NULL;
     clock->kind = header->clock_kind;
     clock->source = header->tick_source;
     clock->epoch = header->epoch_ticks;
@@ -152,6 +177,21 @@ void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header)
     clock->ticks_per_us = header->tick_hz / 1000000u + 1;
 }
 
+/* Time is counted: waiting moves it on, by a microsecond at a time, so that others have their turns between. */
+static int count_up(const struct fbxi_clock *clock, uint64_t target, uint64_t max_wait_ns, uint64_t *reached_ticks)
+{
+    const uint64_t begin_ns = fbxi_monotonic_ns();
+    for (;;) {
+        uint64_t now = *reached_ticks = fbxi_ticks_other(clock);
+        if ((int64_t)(target - now) <= 0)
+            return 0;
+        if (max_wait_ns != UINT64_MAX && fbxi_monotonic_ns() - begin_ns >= max_wait_ns)
+            return FBX_E_AGAIN;
+        fbx_add(clock->counted, target - now < clock->ticks_per_us ? target - now : clock->ticks_per_us);
+        sched_yield();
+    }
+}
+
 /* A gap in the spin that no instruction explains: the processor was away. */
 #define GAP_NS 4000u
 
@@ -161,6 +201,8 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
     if (clock->kind != FBX_REAL)
         return clock->virtual_ps >= deadline_ps ? 0 : FBX_E_AGAIN;
     uint64_t target = clock->epoch + fbxi_ps_to_ticks(clock, deadline_ps);
+    if (clock->counted)
+        return count_up(clock, target + 1, max_wait_ns, reached_ticks);
     uint64_t now = fbxi_ticks_now(clock);
     *reached_ticks = now;
     if ((int64_t)(target - now) <= 0)

@@ -10,11 +10,16 @@ struct fbxi_clock {
     uint32_t kind, source, ticks_shift, pad;
     uint64_t epoch, ps_per_tick_q32, ticks_per_ps, tick_cost_ps, ticks_per_us;
     uint64_t virtual_ps;
+    fbx_au64 *counted;
 };
 
 int fbxi_clock_measure(struct fbxl_header *header, uint32_t kind, uint32_t num, uint32_t den);
-void fbxi_clock_load(struct fbxi_clock *clock, const struct fbxl_header *header);
+void fbxi_clock_load(struct fbxi_clock *clock, struct fbxl_header *header);
 uint64_t fbxi_ticks(uint32_t source);
+uint64_t fbxi_ticks_other(const struct fbxi_clock *clock);
+static inline int fbxi_counts(const struct fbxi_clock *clock) { return clock->counted != NULL; }
+/* Somebody has waited for so long, as the kernel counts: where time is counted, it has passed for all. */
+void fbxi_slept(const struct fbxi_clock *clock, uint64_t ns);
 uint64_t fbxi_monotonic_ns(void);
 static inline uint64_t fbxi_ticks_now(const struct fbxi_clock *clock)
 {
@@ -22,7 +27,7 @@ static inline uint64_t fbxi_ticks_now(const struct fbxi_clock *clock)
     if (__builtin_expect(clock->source == 1, 1))
         return __builtin_ia32_rdtsc();
 #endif
-    return fbxi_ticks(clock->source);
+    return fbxi_ticks_other(clock);
 }
 static inline uint64_t fbxi_now(const struct fbxi_clock *clock)
 {

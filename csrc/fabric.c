@@ -176,7 +176,7 @@ static int check_header(const struct fbxl_header *h, uint64_t file_bytes)
         return fbxi_fail(FBX_E_CORRUPT, "the tables of the fabric have sizes that no fabric has");
     if (h->heap_offset & 4095 || h->heap_offset > h->control_bytes || h->heap_bytes > h->control_bytes - h->heap_offset ||
         h->topology_offset > h->control_bytes || h->topology_bytes > h->control_bytes - h->topology_offset ||
-        !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 2)
+        !memchr(h->name, 0, sizeof h->name) || h->ps_per_tick_q32 == 0 || h->tick_source > 3)
         return fbxi_fail(FBX_E_CORRUPT, "the header of the fabric is damaged");
     uint64_t events;
     if (!fbxi_event_ring(h, &events))
@@ -356,7 +356,7 @@ static int fabric_ready(fbx_fabric *f)
     fbxi_clock_load(&f->clock, f->header);
     /* An epoch in the future, or more than ten years ago, makes every deadline nonsense. */
     if (f->clock.kind == FBX_REAL &&
-        (fbxi_ticks(f->clock.source) - f->clock.epoch) / f->clock.ticks_per_us > 315360000000000ull)
+        (fbxi_ticks_now(&f->clock) - f->clock.epoch) / f->clock.ticks_per_us > 315360000000000ull)
         return fbxi_fail(FBX_E_CORRUPT, "the clock of the fabric is damaged");
     if (!(f->flags & FBXL_EXPLICIT_FENCE) && fbxi_membarrier_register())
         return fbxi_fail_system(FBX_E_SYSTEM, "this process may not use membarrier(2), which the fabric's creator could; "
@@ -1055,6 +1055,9 @@ int fbx_fabric_create(const struct fbx_config *c, fbx_fabric **out)
     const char *fence = getenv("FABREX_EXPLICIT_FENCE");
     if ((fence && fence[0] == '1') || fbxi_membarrier_register())
         layout.flags |= FBXL_EXPLICIT_FENCE;
+    /* The adversary needs delays: without time they are counted in operations, and the model says of how many. */
+    if (!(c->flags & FBX_TIMING) && c->ordering == FBX_ADVERSARIAL && c->clock == FBX_REAL)
+        layout.flags |= FBXL_TIMING | FBXL_COUNTED;
     layout.ordering = c->ordering;
     layout.seed = c->seed;
     struct timespec wall;
@@ -1152,7 +1155,7 @@ static void info(fbx_fabric *f, struct fbx_fabric_info *out)
         out->queue_count += fbx_peek(&f->nodes[i].queue_count);
     out->uid = h->uid;
     out->creator_pid = h->creator_pid;
-    out->flags = (h->flags & FBXL_OWNED ? 0 : FBX_PERSISTENT) | (h->flags & FBXL_TIMING ? FBX_TIMING : 0) |
+    out->flags = (h->flags & FBXL_OWNED ? 0 : FBX_PERSISTENT) | ((h->flags & (FBXL_TIMING | FBXL_COUNTED)) == FBXL_TIMING ? FBX_TIMING : 0) |
                  (h->flags & FBXL_AUTO_WINDOWS ? FBX_AUTO_WINDOWS : 0) | (h->flags & FBXL_STRICT ? FBX_STRICT : 0);
     out->ordering = h->ordering;
     out->clock = h->clock_kind;

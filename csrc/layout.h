@@ -59,6 +59,7 @@ struct fbxl_extension { /* what later versions add without moving anything */
 enum { FBXL_EVENTS = 1 }; /* ids of extensions */
 
 enum { FBXL_OWNED = 1, FBXL_TIMING = 2, FBXL_AUTO_WINDOWS = 4, FBXL_STRICT = 8, FBXL_EXPLICIT_FENCE = 16,
+       FBXL_COUNTED = 256 /* with TIMING: the model's time is counted, not waited for (clock.c) */,
        FBXL_CLOSED = 32 /* in state: the fabric was taken down */ };
 
 struct fbxl_header {
@@ -84,7 +85,8 @@ struct fbxl_header {
     uint64_t tick_hz;
     uint32_t dilation_num, dilation_den;
     uint32_t tick_cost_ps, pad2;
-    uint64_t pad3[2];
+    fbx_au64 counted_ticks; /* the clock of a fabric with FBXL_COUNTED */
+    uint64_t pad3;
     /* line 3 */
     char name[FBX_NAME_BYTES];
     /* tables and extensions: offsets written once */

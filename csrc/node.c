@@ -112,7 +112,7 @@ static int take_slot(fbx_fabric *f, uint32_t node, uint32_t kind, uint32_t *out)
             return status;
         fbx_publish(&r->dependencies, offset);
     }
-    if ((f->flags & FBXL_TIMING) && !fbx_peek(&r->stats)) {
+    if ((f->flags & (FBXL_TIMING | FBXL_COUNTED)) == FBXL_TIMING && !fbx_peek(&r->stats)) { /* nothing counted is ever late */
         uint64_t offset;
         if ((status = fbxi_heap(f, sizeof(struct fbxl_stats), &offset)))
             return status;
@@ -240,7 +240,7 @@ static int attach(fbx_fabric *f, const char *name, int kind, uint32_t proxy, fbx
     n->explicit_fence = (f->flags & FBXL_EXPLICIT_FENCE) != 0;
     if (f->clock.kind == FBX_REAL && f->ordering != FBX_ADVERSARIAL)
         n->may_shorten = f->flags & FBXL_TIMING ? 2 : 1;
-    if (f->flags & FBXL_TIMING && !proxy)
+    if (f->flags & FBXL_TIMING && !proxy && !fbxi_counts(&f->clock))
         n->binding_ps = n->own_ps = fbxi_calibrate(n);
     pthread_mutex_init(&n->mutex, NULL);
     pthread_mutex_lock(&f->mutex);

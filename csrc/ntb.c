@@ -901,6 +901,8 @@ int fbx_ntb_wait_event(fbx_node *n, struct fbx_ntb_event *out, uint32_t room, ui
         else {
             if (at != UINT64_MAX && (at - now) / 2000u < limit)
                 limit = (at - now) / 2000u; /* half of it: the rest is waited for exactly */
+            if (at != UINT64_MAX)
+                fbxi_slept(&f->clock, limit);
             /* Pairs with: add then look for waiters in fbxi_ntb_notify() and fbxi_ntb_posted(). */
             if (fbx_observe(&d->changed) == seen)
                 fbxi_futex_wait(&d->changed, seen, limit);

@@ -1959,6 +1959,7 @@ int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes,
         if (ns - begin > 2000000u) {
             struct timespec nap = {0, 50000};
             clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+            fbxi_slept(&f->clock, fbxi_monotonic_ns() - ns);
         }
     }
 }

@@ -92,8 +92,11 @@ static void *service(void *argument)
                 sched_yield();
             continue;
         }
-        if (nap > 0 && !fbx_observe(&f->service_stop))
+        if (nap > 0 && !fbx_observe(&f->service_stop)) {
             fbxi_futex_wait(wake, 0, nap);
+            if (nap < LOOK_NS)
+                fbxi_slept(&f->clock, nap);
+        }
     }
     return NULL;
 }

@@ -43,7 +43,7 @@
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
-#define SILENCE_NS 1000000000ull /* asked and not heard for so long: the connection is broken */
+#define SILENCE_NS 600000000ull /* asked and not heard for so long: the connection is broken; a machine is lost only after 1.5 s (agent.py) */
 #define PROBE_NS 300000000ull
 #define GIVE_UP_NS 3000000000ull /* without a connection for so long: the stream is given up */
 #define PARTING_NS 500000000ull /* who leaves waits so long for a connection to send what it still has */
@@ -58,7 +58,7 @@ struct slot {
     uint32_t next, into_bytes, owed;
     uint8_t *into;
     int32_t status;
-    uint32_t bytes, mark_count;
+    uint32_t bytes, mark_count, unmarked; /* unmarked: marks came that found no place */
     int64_t took_ps;
     uint64_t value[2];
     struct fbxw_mark *mark;
@@ -131,7 +131,7 @@ static int slot_take(struct fbxi_peer *p, uint32_t *ticket)
     *ticket = p->free_slot | (uint32_t)s->turn << 16;
     p->free_slot = s->next;
     s->state = WAITS;
-    s->mark_count = s->bytes = 0;
+    s->mark_count = s->bytes = s->unmarked = 0;
     s->mark = NULL;
     s->into = NULL;
     s->into_bytes = 0;
@@ -248,11 +248,17 @@ static int lost_status(const struct fbxi_peer *p)
 
 static void take_marks(struct slot *s, const uint8_t *at, uint32_t count)
 {
-    if (!count || s->mark || count > FBXW_MARKS || !(s->mark = malloc(count * sizeof *s->mark)))
+    struct fbxw_mark *more;
+    if (!count)
         return;
-    s->mark_count = count;
+    if (count > FBXW_MARKS || s->mark_count > FBXW_MARKS_MOST - count ||
+        !(more = realloc(s->mark, (s->mark_count + count) * sizeof *more))) {
+        s->unmarked = 1; /* it cannot be said to have passed nothing */
+        return;
+    }
+    s->mark = more;
     for (uint32_t i = 0; i < count; i++, at += FBXW_MARK_BYTES)
-        s->mark[i] = (struct fbxw_mark){fbxw_get32(at), fbxw_get32(at + 4), fbxw_get64(at + 8)};
+        s->mark[s->mark_count++] = (struct fbxw_mark){fbxw_get32(at), fbxw_get32(at + 4), fbxw_get64(at + 8)};
 }
 
 static void take_done(struct fbxi_peer *p, const struct fbxw_frame *w, const uint8_t *payload)
@@ -272,7 +278,7 @@ static void take_done(struct fbxi_peer *p, const struct fbxw_frame *w, const uin
         memcpy(s->into, payload, bytes < s->into_bytes ? bytes : s->into_bytes);
     s->bytes = bytes;
     take_marks(s, payload + bytes, marks);
-    answer(p, s, w->status);
+    answer(p, s, s->unmarked && !w->status ? FBX_E_NO_MEMORY : w->status);
     fbx_count(&p->fabric->machines->of[p->machine].frames, 1);
 }
 
@@ -514,7 +520,7 @@ static uint64_t tend(struct fbxi_peer *p, uint64_t now)
     /* Heard_ns is 0 when something has come since we looked last. */
     if (!p->heard_ns || !busy)
         p->heard_ns = now;
-    if (busy && now - p->heard_ns > SILENCE_NS && !p->receiving) {
+    if (busy && now - p->heard_ns > SILENCE_NS) { /* whoever sleeps on it is woken: quiet() */
         drop(p);
         return 1000u;
     }
@@ -792,9 +798,9 @@ static int peer_poll(struct fbxi_peer *p, uint32_t ticket, uint64_t max_wait_ns,
             out->bytes = s->bytes;
             out->took_ps = s->took_ps;
             memcpy(out->value, s->value, sizeof out->value);
-            out->mark_count = s->mark ? s->mark_count : 0;
-            if (s->mark)
-                memcpy(out->mark, s->mark, s->mark_count * sizeof *s->mark);
+            out->mark_count = s->mark_count;
+            out->mark = s->mark;
+            s->mark = NULL;
             slot_give(p, s);
             return leave(p, 0);
         }

@@ -113,8 +113,6 @@ class Fabric:
         order = ordering or described.ordering
         if order not in ORDERINGS:
             raise InvalidArgument(f"ordering is one of {', '.join(ORDERINGS)}, not {order!r}")
-        if order == "adversarial" and not timed:
-            raise InvalidArgument("the adversary delays writes, so it needs time", hint="use timing=True, or fabrex.sim.run")
         place = directory or default_directory()
         called = name or f"{described.name[:40]}-{secrets.token_hex(4)}"
         flags = (lib.FBX_PERSISTENT if persistent else 0) | (lib.FBX_TIMING if timed else 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -319,3 +320,27 @@ def test_raw_views_belong_between_acquire_and_release(place: Path, ordering: str
         assert b.read(buffer.gva, 16) == b"xxxxxabc" + (7).to_bytes(8, "little"), "what others wrote beside it stays"
         array[100] = 1
         assert b.load(buffer.gva + 100, size=1) == (1 if ordering == "posted" else ord("x")), "unseen without release"
+
+
+def test_without_time_the_adversary_counts_operations(place: Path) -> None:
+    """Delays are of operations then: a write stays away while nothing happens, and others' operations bring it on."""
+    with fabrex.Fabric.create("fabrex-pair", ordering="adversarial", timing=False, seed=2) as fabric:
+        near, far = fabric.attach("host0"), fabric.attach("host1")
+        gva = fabric.gva("host1", 64)
+        assert not fabric.timing and fabric.fidelity() == {}, "nothing counted is late"
+        late = 0
+        for i in range(1, 400):
+            near.store(gva, i)
+            looks = 0
+            while far.load(gva) != i:
+                looks += 1
+            late += looks > 20
+            near.flush("host1")
+        assert late, "never unfair"
+        before = fabric.info()["now_ps"]
+        time.sleep(0.05)
+        assert fabric.info()["now_ps"] - before < 10**9, "50 ms of sleep are not a millisecond of counted time"
+        begin = time.monotonic()
+        with pytest.raises(fabrex.WaitTimeout):
+            far.wait_until(gva, "==", 0, timeout=0.05)
+        assert time.monotonic() - begin < 20

@@ -41,6 +41,7 @@ def join(arguments: Any) -> int:
         arguments.coordinator,
         arguments.machine,
         listen=arguments.listen,
+        advertise=arguments.advertise,
         token_file=arguments.token_file,
         timeout=arguments.wait,
     )

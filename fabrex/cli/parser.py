@@ -219,6 +219,8 @@ def build() -> Parser:
     )))  # fmt: skip
     at.add_argument("coordinator", metavar="ADDRESS", help="where the coordinator listens: HOST:PORT, or unix:/path")
     on_machine(at, "which of the topology's machines this is", required=True)
+    at.add_argument("--advertise", metavar="ADDRESS", help="tell the others that this machine is reached there, where a port "
+                    "is forwarded or a tunnel stands between")  # fmt: skip
     at = placed(facts(command("down", "end fabrics")))
     at.add_argument("names", nargs="*", metavar="NAME")
     at.add_argument("--all", action="store_true", help="all of this user's fabrics in the directory")
@@ -393,8 +395,10 @@ def build() -> Parser:
     at.add_argument("--output-dir", metavar="D", default=".", help="where the picture goes (the current directory)")
     at.add_argument("--size", type=size, metavar="N", help="of the file that is moved (64MiB), or what each card sends (4MiB)")
     at.add_argument("--quick", action="store_true", help="a few seconds only")
-    at.add_argument("--machines", type=int, choices=(4,), metavar="4",
-                    help="instead: preset squadrack on four machines, which are network namespaces")  # fmt: skip
+    at.add_argument("--machines", type=number, metavar="N",
+                    help="instead: preset squadrack on 2 to 4 machines, which are network namespaces")  # fmt: skip
+    at.add_argument("--dilation", metavar="F", help="with --machines: stretch modelled time by this; auto: by as little as lets "
+                    "it hold what a network takes here")  # fmt: skip
     at.add_argument("--loopback", action="store_true", help="with --machines: no namespaces, which need a privilege, but loopback")
     at = placed(facts(command("bench", "measure operations: what the model asks beside what this machine gives")))
     at.add_argument("--quick", action="store_true", help="fewer samples")

@@ -2,9 +2,10 @@
 """The agent of a machine: admits, connects, watches, and makes the changes that all machines make.
 
 The coordinator's agent gives each change its number (order.py) and sends it to all members over their control connections, in
-that order. A member makes them as they come, and says of each that it is made. One that is sent another number than the next, or
-whose control connection ends, is cut off: for it all others are lost, and it is for them, so that nobody goes on with a state that
-is not the fabric's. What a change is, and what follows from all of them, is in control.py.
+that order. A member makes them as they come, and says of each that it is made. Where its control connection breaks, or brings
+another number than the next, it makes another, and goes on behind the last change that it made. One that the coordinator has given
+up, or that cannot make a change, is cut off: for it all others are lost, and it is for them, so that nobody goes on with a state
+that is not the fabric's. What a change is, and what follows from all of them, is in control.py.
 
 Threads: one accepts connections (each is admitted on a thread of its own, so that a slow one delays nobody), one answers
 processes of this machine that want a connection or a change, one for each other machine that is watched, two for each control
@@ -41,6 +42,11 @@ PING_S = 0.2
 NODES_S = 0.1
 CHANGE_S = 10.0
 """How long who asked for a change waits for all machines to make it."""
+REJOIN_S = 0.6
+"""A machine that was lost is so for this long at least: until every process that had connections to it has noticed."""
+BEAT_S = 0.4
+SILENT_S = 2.0
+"""A control connection on which nothing has come for so long is broken, whatever TCP thinks of it: it is made anew."""
 COMING_S = 1.0
 """How long a connection waits for the news that the machine it comes from has joined."""
 GUESTS = 64
@@ -78,10 +84,13 @@ class Agent:
         self._joining: set[str] = set()
         self._order = Order(machine, self._state, self._make, self._told) if self.coordinates else None
         self._line: Line | None = None  # a member's to the coordinator
-        self._asks: dict[int, tuple[threading.Event, list[tuple[Outcome, int]]]] = {}
+        self._asks: dict[int, tuple[threading.Event, list[tuple[Outcome, int]], dict[str, Any]]] = {}
         self._asked = 0
+        self._outcomes: dict[int, Outcome] = {}  # of changes that not all are known to have made
+        self._lost_since: dict[str, float] = {}
         self._cut = ""  # why this member was cut off
         self._where: Address | None = None  # the coordinator is, as this member was told
+        self._reports: dict[str, Any] = {}  # what the others were told last of what happens here by itself
         self._watched: set[str] = set()
         self._changed = threading.Condition(self._lock)
         self._mine = [name for name in fabric.topology.machines[machine]["nodes"] if fabric.topology.nodes[name].kind != "switch"]
@@ -225,12 +234,12 @@ class Agent:
         control: tuple[str, Line] | None = None
         try:
             sock.settimeout(HELLO_S)
-            purpose = admit(sock, self._token, ("join", "data"))
+            purpose = admit(sock, self._token, ("join", "data", "follow"))
             request = receive_message(sock, 4096)
             if purpose == "data":
                 self._hand_over(sock, request)
             elif self.coordinates:
-                control = self._take_in(sock, request)
+                control = (self._take_in if purpose == "join" else self._take_back)(sock, request)
             else:
                 send_message(sock, {"error": f"{self.machine} is no coordinator; {self.machines[0]} is"})
         except (OSError, ConnectionError, KeyError, TypeError, ValueError, FabricError):
@@ -287,20 +296,21 @@ class Agent:
                 if member is None:
                     door.send(struct.pack("<I", 1))
                     return
-                with self._connect(member.address) as sock:
+                with self._connect(member.address, "data") as sock:
                     socket.send_fds(door, [struct.pack("<I", 0)], [sock.fileno()])
             except (OSError, ConnectionError, FabricError):
                 with contextlib.suppress(OSError):
                     door.send(struct.pack("<I", 2))
 
-    def _connect(self, address: Address) -> socket.socket:
+    def _connect(self, address: Address, purpose: str, **more: Any) -> socket.socket:
         need_token(address, self._token, "connecting to")
         sock = places.connect(address, 1.0)
         try:
-            prove(sock, self._token, "data")
-            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id()})
-            if not receive_message(sock, 4096).get("ok"):
-                raise ConnectionError("not admitted")
+            prove(sock, self._token, purpose)
+            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id(), **more})
+            answer = receive_message(sock, 4096)
+            if not answer.get("ok"):
+                raise _Refused(str(answer.get("error", "not admitted")))
             sock.settimeout(None)
             return sock
         except BaseException:
@@ -327,7 +337,7 @@ class Agent:
             with self._lock:
                 self._asked += 1
                 number = self._asked
-                self._asks[number] = (done, came)
+                self._asks[number] = (done, came, dict(change))
                 line = self._line if self.machines[0] in self._state.members else None
             if line is None:
                 self._fail_asks(self._no_coordinator())
@@ -355,7 +365,7 @@ class Agent:
     def _fail_asks(self, words: str) -> None:
         with self._lock:
             asks, self._asks = self._asks, {}
-        for done, came in asks.values():
+        for done, came, _ in asks.values():
             came.append((Outcome(lib.FBX_E_PEER_LOST, words, False), 0))
             done.set()
 
@@ -375,6 +385,8 @@ class Agent:
             if everywhere <= self._everywhere:
                 return
             self._everywhere = everywhere
+            for epoch in [epoch for epoch in self._outcomes if epoch <= everywhere]:
+                del self._outcomes[epoch]
             self._changed.notify_all()
         self._tell_epoch()
 
@@ -409,6 +421,8 @@ class Agent:
             send_message(sock, {"error": f"machine {name} is there already", "exists": True})
             return None
         try:
+            if (left := self._lost_since.get(name, 0.0) + REJOIN_S - time.monotonic()) > 0:
+                time.sleep(left)
             send_message(
                 sock,
                 {
@@ -426,7 +440,7 @@ class Agent:
             sock.settimeout(30.0)
             if not receive_message(sock, 4096).get("ready"):
                 raise ConnectionError("it does not serve")
-            sock.settimeout(None)
+            sock.settimeout(2 * SILENT_S)
             line = Line(sock, self._thread)
             self._order.join(name, {"what": "join", "machine": name, "address": places.plain(address)}, line)
         finally:
@@ -435,36 +449,45 @@ class Agent:
         self._watch(name)
         return name, line
 
-    def _hear_member(self, name: str, line: Line) -> None:
-        """What a member says after it has joined. Its silence is watched elsewhere; its end is the end of its connection."""
+    def _take_back(self, sock: socket.socket, request: Mapping[str, Any]) -> tuple[str, Line] | None:
+        """A member whose control connection broke: it goes on over this one."""
         assert self._order is not None
+        name, epoch = str(request["machine"]), int(request["epoch"])
+        sock.settimeout(2 * SILENT_S)
+        line = Line(sock, self._thread)
+        if request["fabric"] == self._fabric_id() and self._order.back(name, epoch, line):
+            return name, line
+        line.close(LINGER_S, {"error": "the coordinator has given it up"})
+        return None
 
-        def answer(number: int) -> Callable[[Outcome, int], None]:
-            return lambda outcome, epoch: line.put(
-                {"answer": number, "status": outcome.status, "words": outcome.words, "made": outcome.made, "epoch": epoch}
-            )
-
+    def _hear_member(self, name: str, line: Line) -> None:
+        """What a member says after it has joined. Whether it is lost is watched elsewhere: it may go on over another connection."""
+        assert self._order is not None
         try:
             while not self.closed:
                 message = receive_message(line.sock, 1 << 20)
+                if not self._order.is_of(name, line):
+                    break
                 if "made" in message:
                     outcome = Outcome(int(message.get("status", 0)), str(message.get("words", "")))
                     self._order.made(name, int(message["made"]), outcome)
                 elif "ask" in message:
-                    self._order.change(read_change(message["change"], name), answer(int(message["ask"])))
+                    self._order.ask(name, int(message["ask"]), read_change(message["change"], name))
                 elif message.get("leaves"):
+                    self._lose(name)
                     break
+                else:
+                    line.put({"beat": True})
         except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
             pass
         finally:
-            if not self.closed:
-                self._lose(name)
             line.close(LINGER_S)
             line.sock.close()
 
     def _lose(self, name: str) -> None:
         """A machine is gone: its nodes are lost, here and, if this is the coordinator, on all others. It may join again."""
         if self._order is not None:
+            self._lost_since[name] = time.monotonic()
             self._order.leave(name)
             return
         with self._changed:
@@ -478,7 +501,7 @@ class Agent:
         if name == self.machines[0] and not self.closed:
             # It may think that we are there; and nobody says any more who is lost.
             if line is not None:
-                line.close(LINGER_S)
+                line.close(LINGER_S, {"leaves": True})
             self._fail_asks(self._no_coordinator())
             for other in others:
                 self._watch(other)
@@ -487,31 +510,65 @@ class Agent:
 
     def _follow(self, line: Line) -> None:
         """Do what the coordinator says, until it is gone. Then nothing changes any more; traffic goes on."""
-        coordinator, cut = self.machines[0], ""
-        try:
-            while not self.closed and not cut:
-                message = receive_message(line.sock)
-                if message.get("leaves"):
-                    break
-                cut = str(message["cut"]) if "cut" in message else self._obey(message, line)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
-            pass
-        finally:
-            with self._lock:
-                self._line, self._cut = None, cut
-            if not self.closed:
+        coordinator = self.machines[0]
+        following: Line | None = line
+        while following is not None:
+            cut = ""
+            try:
+                while not self.closed and not cut:
+                    message = receive_message(following.sock)
+                    if message.get("leaves"):
+                        self._lose(coordinator)
+                        break
+                    cut = str(message["cut"]) if "cut" in message else self._obey(message, following)
+            except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
+                pass
+            following.close(LINGER_S)
+            following.sock.close()
+            following = None
+            if not self.closed and not cut and self.is_member(coordinator):
+                following, cut = self._follow_again()
+            if cut and not self.closed:
+                self._cut = cut
                 self._lose(coordinator)
-                if cut:
-                    self._cut_off()
-            line.close(LINGER_S)
-            line.sock.close()
+                self._cut_off()
+
+    def _follow_again(self) -> tuple[Line | None, str]:
+        """The control connection broke, or is silent: make another, unless the coordinator is lost or has given us up."""
+        if not self.epoch:
+            return None, "the connection broke before this machine was a member"
+        assert self._where is not None
+        while not self._closing.wait(BEAT_S / 4):
+            if not self.is_member(self.machines[0]):
+                break
+            try:
+                sock = self._connect(self._where, "follow", epoch=self.epoch)
+            except _Refused as error:
+                return None, str(error)
+            except (OSError, FabricError):  # a reset amid the admission looks like a denial
+                continue
+            sock.settimeout(SILENT_S)
+            line = Line(sock, self._thread)
+            with self._lock:
+                self._line = line
+                # What was said over the last one may not have arrived; saying it twice does nothing.
+                outcomes, asks = sorted(self._outcomes.items()), dict(self._asks)
+                self._reports = {}
+            for epoch, outcome in outcomes:
+                line.put({"made": epoch, "status": outcome.status, "words": outcome.words})
+            for number, (_, _, change) in asks.items():
+                line.put({"ask": number, "change": change})
+            return line, ""
+        return None, ""
 
     def _obey(self, message: Mapping[str, Any], line: Line) -> str:
         """Take one message of the coordinator's; returns why this machine cannot go on, or ""."""
         if "change" in message:
             epoch = int(message["epoch"])
+            if epoch <= self._state.epoch:
+                return ""  # over two connections
             if epoch != self._state.epoch + 1:
-                return f"change {epoch} came after change {self._state.epoch}"
+                raise ConnectionError(f"change {epoch} came after change {self._state.epoch}")
             change = read_change(message["change"])
             outcome = self._make(change, epoch)
             if not outcome.made:
@@ -520,13 +577,15 @@ class Agent:
                 with self._lock:
                     self._state.epoch = epoch  # it has failed for all, since nobody else has to make it
                 self._tell_epoch()
+            with self._lock:
+                self._outcomes[epoch] = outcome
             line.put({"made": epoch, "status": outcome.status, "words": outcome.words})
         elif "everywhere" in message:
             self._told(int(message["everywhere"]))
         elif "answer" in message:
             with self._lock:
-                done, came = self._asks.get(int(message["answer"]), (None, []))
-            if done is not None:
+                done, came, _ = self._asks.get(int(message["answer"]), (None, [], {}))
+            if done is not None and not came:
                 came.append((Outcome(int(message["status"]), str(message["words"]), bool(message["made"])), int(message["epoch"])))
                 done.set()
         elif "state" in message:
@@ -548,8 +607,10 @@ class Agent:
             make(self.fabric, self.machine, {"what": "nodes", "machine": name, "lost": state.lost.get(name, [])})
         with self._changed:
             self._state = state
+            self._outcomes[state.epoch] = Outcome()
             self._changed.notify_all()
         self._tell_epoch()
+        line.sock.settimeout(SILENT_S)
         self._watch(self.machines[0])
         line.put({"made": state.epoch})
         return ""
@@ -598,27 +659,39 @@ class Agent:
 
     def _look_at_nodes(self) -> None:
         """Have numbered what happens here by itself: nodes die or come back, and processes program windows."""
-        lost: list[str] = []
-        windows = 0
         info = ffi.new("struct fbx_machine_info *")
+        beaten = time.monotonic()
         while not self._closing.wait(NODES_S):
-            found = [name for name in self._mine if self.fabric.node_info(name)["state"] == "lost"]
+            lost = [name for name in self._mine if self.fabric.node_info(name)["state"] == "lost"]
             check(lib.fbx_machine_info(self.fabric._live(), self.index, info))
-            if found != lost and self._report({"what": "nodes", "machine": self.machine, "lost": found}):
-                lost = found
-            if info.windows != windows and self._report({"what": "windows", "machine": self.machine, "count": int(info.windows)}):
-                windows = int(info.windows)
+            self._report("lost", lost, [], {"what": "nodes", "machine": self.machine, "lost": lost})
+            count = int(info.windows)
+            self._report("windows", count, 0, {"what": "windows", "machine": self.machine, "count": count})
+            now = time.monotonic()
+            if now - beaten > BEAT_S:
+                beaten = now
+                with self._lock:
+                    line = self._line
+                if line is not None:
+                    line.put({"beat": True})
 
-    def _report(self, change: Mapping[str, Any]) -> bool:
-        """Ask for a change and wait for nothing; returns whether that was possible."""
+    def _report(self, key: str, value: Any, at_first: Any, change: Mapping[str, Any]) -> None:
+        """Ask for a change, unless that is known, and wait for nothing."""
+        with self._lock:
+            known = self._state.lost if key == "lost" else self._state.windows
+            if self._reports.get(key, known.get(self.machine, at_first)) == value:
+                return
+            line = self._line if self._state.epoch else None
+            if self._order is not None or line is not None:
+                self._reports[key] = value
         if self._order is not None:
             self._order.change(change)
-            return True
-        with self._lock:
-            line = self._line if self._state.epoch else None
-        if line is not None:
+        elif line is not None:
             line.put({"ask": 0, "change": dict(change)})
-        return line is not None
+
+
+class _Refused(ConnectionError):
+    """The other side lets us in, and wants nothing of us."""
 
 
 class _Clock:
@@ -723,6 +796,7 @@ def join(
     machine: str,
     *,
     listen: str | None = None,
+    advertise: str | None = None,
     token_file: str | os.PathLike[str] | None = None,
     directory: str | None = None,
     persistent: bool = False,
@@ -735,6 +809,7 @@ def join(
         machine: a name under `machines:` in its topology.
         listen: where the other machines reach this one; the address that reaches the coordinator, if left out, or beside its
             Unix socket.
+        advertise: where they reach it instead, if something stands between: a forwarded port, NAT, a tunnel.
         timeout: seconds to wait for the coordinator.
     Raises:
         FabricDenied: the token is another. FabricExists: that machine is there. PeerLost: nobody answers.
@@ -742,6 +817,9 @@ def join(
     from ..fabric import Fabric
 
     place = places.parse(coordinator)
+    told = places.parse(advertise) if advertise is not None else None
+    if isinstance(told, tuple) and (places.is_unspecified(told[0]) or not told[1]):
+        raise InvalidArgument(f"nobody reaches {advertise!r}", hint="advertise the address and port that the others connect to")
     token = read_token(token_file)
     need_token(place, token, "connecting to")
     deadline = time.monotonic() + timeout
@@ -769,10 +847,10 @@ def join(
                 if listen is not None or not isinstance(mine, str):
                     raise
                 refused = error  # somebody listens there: if it is that machine, the coordinator knows it
-            if not isinstance(mine, str):
-                mine = mine[:2]
-                if places.is_local(mine) and not places.is_local(place):
-                    raise InvalidArgument(f"the others cannot reach {mine[0]}", hint="give --listen an address of this machine")
+            mine = told or (mine if isinstance(mine, str) else mine[:2])
+            if not isinstance(mine, str) and places.is_local(mine) and not places.is_local(place):
+                hint = "give --listen (or --advertise) an address of this machine"
+                raise InvalidArgument(f"the others cannot reach {mine[0]}", hint=hint)
             send_message(control, {"machine": machine, "address": places.plain(mine)})
             answer = receive_message(control)
         except (ConnectionError, TimeoutError) as error:
@@ -804,7 +882,7 @@ def join(
         agent = Agent(fabric, machine, token, sock)
         agent._where = place
         agent._state.members[agent.machines[0]] = Member(place, 0)
-        control.settimeout(None)
+        control.settimeout(max(timeout, SILENT_S))
         agent._line = Line(control, agent._thread)
         _serve(fabric, agent)
         agent._line.put({"ready": True})

@@ -4,6 +4,9 @@
 One change at a time is numbered, made on the coordinator's machine, and put on the way to all others; what comes back of it is
 awaited by nobody: whoever asked is answered when the last machine has said that it made it, or was lost.
 
+Connections break, and their members go on over others: changes are kept until all have made them, and sent again from the first
+that a member lacks. What a member asked for is remembered, so that asking again asks for nothing more.
+
 Owns: numbers, and what is on its way. Must not know: what changes are, how a machine is reached.
 """
 
@@ -24,13 +27,15 @@ __all__ = ["Line", "Order"]
 
 LINGER_S = 0.5
 MOST_WAITING = 100_000
-"""Messages that may wait for a connection; whoever is further behind is given up."""
+"""Messages that may wait for a connection; one with more is broken."""
+REMEMBERED = 4096
+"""Requests of a member whose answers are kept, in case that these were lost with their connection."""
 
 
 class Line:
     """What is sent over one control connection, in order, by a thread: who does not read keeps nobody else waiting.
 
-    A connection that breaks, or whose other side is too far behind, is shut down: whoever reads it notices.
+    A connection that breaks, takes nothing, or whose other side is too far behind, is shut down: whoever reads it notices.
     """
 
     def __init__(self, sock: socket.socket, start: Callable[[Callable[[], None]], None]) -> None:
@@ -100,6 +105,8 @@ class Order:
         self._lines: dict[str, Line] = {}
         self._made: dict[str, int] = {}
         self._pending: dict[int, Pending] = {}
+        self._log: dict[int, dict[str, Any]] = {}  # messages with changes that somebody may lack
+        self._asked: dict[str, dict[int, Any]] = {}  # member -> request -> answer; None: it is under way
         self._everywhere = 0
 
     def change(self, change: Mapping[str, Any], answer: Callable[[Outcome, int], None] | None = None) -> None:
@@ -117,12 +124,51 @@ class Order:
             self._number(change, None, name, line)
         self._settle()
 
+    def back(self, name: str, epoch: int, line: Line) -> bool:
+        """A member that has made all changes up to that one goes on over another connection; False: it cannot."""
+        with self._turn, self._lock:
+            before = self._lines.get(name)
+            missing = range(epoch + 1, self._state.epoch + 1)
+            if before is None or epoch < self._made[name] or epoch > self._state.epoch or any(e not in self._log for e in missing):
+                return False
+            self._lines[name] = line
+            line.put({"ok": True})
+            for number in missing:
+                line.put(self._log[number])
+            line.put({"everywhere": self._everywhere})
+        before.close()
+        return True
+
+    def ask(self, name: str, number: int, change: Mapping[str, Any]) -> None:
+        """A member asks for a change, by a number of its own; 0: it wants no answer. Once, however often it says so."""
+        with self._lock:
+            line, asked = self._lines.get(name), self._asked.setdefault(name, {})
+            if number in asked:
+                if line is not None and asked[number] is not None:
+                    line.put(asked[number])
+                return
+            if number:
+                asked[number] = None
+                for old in list(asked)[: max(len(asked) - REMEMBERED, 0)]:
+                    if asked[old] is not None:
+                        del asked[old]
+
+        def answer(outcome: Outcome, epoch: int) -> None:
+            message = {"answer": number, "status": outcome.status, "words": outcome.words, "made": outcome.made, "epoch": epoch}
+            with self._lock:
+                if self._asked.get(name) is asked and name in self._lines:  # and not one that came in its place
+                    asked[number] = message
+                    self._lines[name].put(message)
+
+        self.change(change, answer if number else None)
+
     def leave(self, name: str) -> None:
         """A machine is gone, whatever the reason. Nothing happens if it was gone already."""
         with self._turn:
             with self._lock:
                 line = self._lines.pop(name, None)
                 self._made.pop(name, None)
+                self._asked.pop(name, None)
                 if line is None:
                     return
                 for pending in self._pending.values():
@@ -132,9 +178,11 @@ class Order:
         self._settle()
 
     def made(self, name: str, epoch: int, outcome: Outcome) -> None:
-        """A machine has made a change."""
+        """A machine has made a change. It may say so twice, over two connections."""
         with self._lock:
-            if name not in self._made or epoch != self._made[name] + 1:
+            if name in self._made and epoch <= self._made[name]:
+                return
+            if name not in self._made or epoch != self._made[name] + 1 or epoch > self._state.epoch:
                 raise ValueError(f"{name} says that it made change {epoch}")
             self._made[name] = epoch
             pending = self._pending.get(epoch)
@@ -148,6 +196,11 @@ class Order:
         """Who has not made all changes yet, and how far it is."""
         with self._lock:
             return {name: epoch for name, epoch in self._made.items() if epoch < self._state.epoch}
+
+    def is_of(self, name: str, line: Line) -> bool:
+        """Whether that member's connection is this one, and not an earlier one."""
+        with self._lock:
+            return self._lines.get(name) is line
 
     def lines(self) -> dict[str, Line]:
         """The connections to members."""
@@ -169,8 +222,9 @@ class Order:
                 self._made[name] = epoch - 1
             lines = dict(self._lines)
             self._pending[epoch] = Pending(set(lines), outcome, answer)
+            self._log[epoch] = message = {"epoch": epoch, "change": dict(change)}
         for other in lines.values():
-            other.put({"state": self._state.to_message()} if other is line else {"epoch": epoch, "change": dict(change)})
+            other.put({"state": self._state.to_message()} if other is line else message)
 
     def _settle(self) -> None:
         """Answer what is done; and tell all how far everybody is."""
@@ -181,6 +235,8 @@ class Order:
             everywhere = min(self._made.values(), default=self._state.epoch)
             lines = list(self._lines.values()) if everywhere > self._everywhere else []
             self._everywhere = max(self._everywhere, everywhere)
+            for epoch in [epoch for epoch in self._log if epoch <= self._everywhere]:
+                del self._log[epoch]
             for line in lines:
                 line.put({"everywhere": self._everywhere})
             reached = self._everywhere
