@@ -13,6 +13,7 @@
  */
 #include "transport.h"
 
+#include "door.h"
 #include "ntb.h"
 #include "stream.h"
 
@@ -22,12 +23,10 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -104,12 +103,6 @@ static void wake(struct fbxi_net *net)
         return;
     fbx_publish(&net->wake, 1);
     fbxi_futex_wake(&net->wake);
-}
-
-int fbx_agent_path(fbx_fabric *f, char *out, uint64_t room)
-{
-    int length = snprintf(out, room, "%s/fabrex@%u@net@%016llx@r-agent", f->directory, f->uid, (unsigned long long)f->instance);
-    return length > 0 && (uint64_t)length < room ? 0 : fbxi_fail(FBX_E_INVALID, "%d bytes are needed for the path", length + 1);
 }
 
 /* ---- answers ---------------------------------------------------------------------------------------------------------- */
@@ -382,31 +375,17 @@ static void push_locked(struct fbxi_peer *p)
 
 static void dial(struct fbxi_peer *p, uint64_t now)
 {
-    char path[400];
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
     uint8_t request[8] = "FXAG";
     p->tried_ns = now;
-    if (fbx_agent_path(p->fabric, path, sizeof path))
-        return;
-    int directory = -1;
-    if (strlen(path) >= sizeof at.sun_path) {
-        directory = open(p->fabric->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-        snprintf(at.sun_path, sizeof at.sun_path, "/proc/self/fd/%d/fabrex@%u@net@%016llx@r-agent", directory, p->fabric->uid,
-                 (unsigned long long)p->fabric->instance);
-    } else {
-        memcpy(at.sun_path, path, strlen(path) + 1);
-    }
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = fbxi_door(p->fabric);
     fbxw_put32(request + 4, p->machine);
-    if (fd >= 0 && !connect(fd, (struct sockaddr *)&at, sizeof at) && send(fd, request, sizeof request, MSG_NOSIGNAL) == sizeof request) {
+    if (fd >= 0 && send(fd, request, sizeof request, MSG_NOSIGNAL) == sizeof request) {
         p->dial_fd = fd;
         p->state = DIALS;
         fd = -1;
     }
     if (fd >= 0)
         close(fd);
-    if (directory >= 0)
-        close(directory);
 }
 
 static void greet(struct fbxi_peer *p, int fd)
