@@ -231,16 +231,21 @@ def _listen(machines: list[subprocess.Popen[str]], timeout: float) -> list[dict[
         out[i] = machines[i].communicate()
 
     readers = [threading.Thread(target=read, args=(i,)) for i in range(len(machines))]
-    for reader in readers:
-        reader.start()
     deadline = time.monotonic() + timeout
-    for reader in readers:
-        reader.join(max(deadline - time.monotonic(), 0.0))
-    late = any(reader.is_alive() for reader in readers)
-    for machine, reader in zip(machines, readers, strict=True):
-        if reader.is_alive():
-            machine.kill()
-        reader.join()
+    late = True
+    try:
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(max(deadline - time.monotonic(), 0.0))
+        late = any(reader.is_alive() for reader in readers)
+    finally:
+        # Also when somebody interrupts: nobody else reads what they say.
+        for machine, reader in zip(machines, readers, strict=True):
+            if reader.is_alive():
+                machine.kill()
+            if reader.ident:
+                reader.join()
     if late or any(machine.returncode for machine in machines):
         raise Failed(f"{'not done in time; ' if late else ''}{''.join(stderr for _, stderr in out)[-2000:]}")
     return [json.loads(line) for stdout, _ in out for line in _SAID.findall(stdout)]
