@@ -81,6 +81,9 @@ def test_joining_and_leaving(place: Path, folder: Callable[[], str]) -> None:
             first.agent.wait_for(["m7"])
         with pytest.raises(fabrex.InvalidArgument, match="m1"):
             fabrex.Fabric.join(where(first), "m7", directory=folder())
+        with pytest.raises(fabrex.FabricExists) as failed:
+            fabrex.Fabric.join(where(first), "m1", directory=first.directory)
+        assert "--directory" in failed.value.hint
         there = folder()
         with fabrex.Fabric.join(where(first), "m1", directory=there) as second:
             first.agent.wait_for(timeout=10)
@@ -333,6 +336,19 @@ def test_programs_that_are_done_wait_for_no_lost_coordinator(place: Path, three_
     for other in others:
         code, said = other.end()
         assert code == 0 and "not waiting for the programs" in said
+
+
+def test_a_demonstration_that_is_interrupted_leaves_nothing(place: Path) -> None:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        command = [sys.executable, "-m", "fabrex.cli", "demo", "--machines", "2", "--loopback", "--quick"]
+        env = {**os.environ, "FABREX_DIRECTORY": str(place)}
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(lambda: len(list(place.glob("fabrex-demo-*/machine-*/*"))) > 4)
+        for _ in range(3):
+            process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == code and "Traceback" not in said, said
+        assert not list(place.iterdir())
 
 
 def test_names_of_what_is_gone_are_free(place: Path, folder: Callable[[], str]) -> None:
@@ -921,6 +937,11 @@ def test_other_addresses_need_a_token(tmp_path: Path, token: Path) -> None:
     short.chmod(0o600)
     with pytest.raises(fabrex.InvalidArgument, match="at least 16"):
         fabrex.Fabric.host(two(), token_file=short)
+    for unreadable in (tmp_path / "none", tmp_path):
+        with pytest.raises(fabrex.InvalidArgument, match="cannot read the token"):
+            fabrex.Fabric.host(two(), token_file=unreadable)
+    with pytest.raises(fabrex.InvalidArgument, match="no machine 'm7'"):
+        fabrex.Fabric.host(two(), machine="m7")
     token.chmod(0o644)
     with pytest.raises(fabrex.InvalidArgument, match="others may read"):
         fabrex.Fabric.host(two(), token_file=token)

@@ -40,13 +40,17 @@ def read_token(path: str | os.PathLike[str] | None) -> bytes:
     """Return the token in a file; b"" without one.
 
     Raises:
-        InvalidArgument: it is shorter than 16 bytes, or others than its owner may read it.
+        InvalidArgument: it cannot be read, is shorter than 16 bytes, or others than its owner may read it.
     """
     if path is None:
         return b""
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        token = file.read(4096).strip()
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.read(4096).strip()
+    except OSError as error:
+        why = f"cannot read the token in {os.fspath(path)}: {error.strerror or error}"
+        raise InvalidArgument(why, hint=f"make one: (umask 077; openssl rand -hex 32 > {os.fspath(path)})") from None
     if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         raise InvalidArgument(f"others may read the token in {os.fspath(path)}", hint=f"chmod 600 {os.fspath(path)}")
     if len(token) < SMALLEST_TOKEN:

@@ -790,6 +790,8 @@ def host(
     if not names:
         raise InvalidArgument(f"topology {described.name} has no `machines:`", hint="say which nodes are on which machine")
     mine = machine or names[0]
+    if mine not in names:
+        raise InvalidArgument(f"topology {described.name} has no machine {mine!r}", hint=f"it has {', '.join(names)}")
     if mine != names[0]:
         raise InvalidArgument(
             f"{mine} cannot make the fabric: the coordinator is the first machine, {names[0]}",
@@ -894,18 +896,22 @@ def join(
         if refused is not None:
             raise refused
         topology = Topology.from_dict(msgpack.unpackb(answer["topology"], strict_map_key=False))
-        fabric = Fabric.create(
-            topology,
-            str(answer["name"]),
-            machine=machine,
-            fabric_id=int(answer["fabric"]),
-            timing=bool(answer["timing"]),
-            ordering=str(answer["ordering"]),
-            strict_errors=bool(answer["strict"]),
-            seed=int(answer["seed"]),
-            directory=directory,
-            persistent=persistent,
-        )
+        try:
+            fabric = Fabric.create(
+                topology,
+                str(answer["name"]),
+                machine=machine,
+                fabric_id=int(answer["fabric"]),
+                timing=bool(answer["timing"]),
+                ordering=str(answer["ordering"]),
+                strict_errors=bool(answer["strict"]),
+                seed=int(answer["seed"]),
+                directory=directory,
+                persistent=persistent,
+            )
+        except FabricExists as error:
+            hint = "machines that share a computer need a directory each: give another with --directory"
+            raise FabricExists(error.message, hint=hint) from None
         for index, name in enumerate(topology.machines):
             if name != machine:
                 check(lib.fbx_machine_set(fabric._live(), index, LOST))
