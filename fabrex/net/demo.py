@@ -19,6 +19,7 @@ import json
 import math
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -233,9 +234,11 @@ def _listen(machines: list[subprocess.Popen[str]], timeout: float) -> list[dict[
     readers = [threading.Thread(target=read, args=(i,)) for i in range(len(machines))]
     deadline = time.monotonic() + timeout
     late = True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # a start that is interrupted is none
     try:
         for reader in readers:
             reader.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for reader in readers:
             reader.join(max(deadline - time.monotonic(), 0.0))
         late = any(reader.is_alive() for reader in readers)
@@ -244,8 +247,7 @@ def _listen(machines: list[subprocess.Popen[str]], timeout: float) -> list[dict[
         for machine, reader in zip(machines, readers, strict=True):
             if reader.is_alive():
                 machine.kill()
-            if reader.ident:
-                reader.join()
+            reader.join()
     if late or any(machine.returncode for machine in machines):
         raise Failed(f"{'not done in time; ' if late else ''}{''.join(stderr for _, stderr in out)[-2000:]}")
     return [json.loads(line) for stdout, _ in out for line in _SAID.findall(stdout)]
