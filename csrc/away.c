@@ -357,7 +357,7 @@ static int submit_read(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
         if ((status = look(n, op, lane, op->gva + p[SUBMITTED], 1, &scratch, &x, &offset)))
             break;
         uint64_t step = min64(min64(op->bytes - p[SUBMITTED], x->hi - offset), timed(n) ? CHUNK_TIMED : FBXW_PAYLOAD);
-        struct fbxw_frame w = {.kind = FBXW_READ, .attr = op->attr, .tc = op->tc, .length = (uint32_t)step,
+        struct fbxw_frame w = {.kind = FBXW_READ, .attr = attributes(op, x), .tc = op->tc, .length = (uint32_t)step,
                                .address = remote_address(x, offset), .ahead_ps = ahead(n, op->target, now)};
         status = transport->submit(peer, &w, NULL, (uint8_t *)op->buffer + p[SUBMITTED], (uint32_t)step, &ticket);
         fbxi_unmark(lane);
@@ -431,7 +431,7 @@ static int complete(fbx_node *n, struct fbx_op *op)
             fbxi_deliver(f, n->index, now);
         return ended(n, op, 0, now);
     }
-    op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
+    op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->tc | (uint32_t)op->path << 3, op->attr, op->completes_ps);
     if (now > op->completes_ps) {
         op->private_[0] |= FBXI_BY_NETWORK;
         fbx_count(&f->machines->of[f->node_facts[op->target].machine].late, 1);

@@ -32,7 +32,7 @@ void fbxi_use_target(fbx_node *n, uint32_t target);
 /* Count a posted write that the fabric lost. */
 void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route);
 /* When a completion from `target` is here, given what was posted the same way before it. */
-uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps);
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t stream, uint32_t attr, uint64_t completes_ps);
 /* Record why an operation at `gva` failed; returns `code`. */
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
 /* Add one operation to the handle's statistics. */

@@ -2301,9 +2301,9 @@ void fbxi_use_target(fbx_node *n, uint32_t target) { use_target(n, target); }
 void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route) { vanish(n, target, route); }
 void fbxi_mark(const fbx_node *n, fbx_au32 *lane) { mark(n, lane); }
 void fbxi_unmark(fbx_au32 *lane) { unmark(lane); }
-uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, uint32_t attr, uint64_t completes_ps)
+uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t stream, uint32_t attr, uint64_t completes_ps)
 {
-    return pushed_by_completion(n, target, tc, attr, completes_ps);
+    return pushed_by_completion(n, target, stream, attr, completes_ps);
 }
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target)
 {

@@ -349,7 +349,7 @@ class Node(Requester):
         """Fill `array` (any writable C-contiguous buffer) from `gva`; returns the bytes read."""
         pointer = ffi.from_buffer("char[]", array, require_writable=True)
         size = len(pointer)
-        if self.fabric.timing:
+        if self.fabric.timing or ro or ido or tc or path:
             self._run(self._record("read", gva, size, pointer, ro=ro, ido=ido, tc=tc, path=path))
         elif (code := lib.fbx_read(self._pointer(), operator.index(gva), pointer, size)) < 0:
             check(code, self)

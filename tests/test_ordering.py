@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,32 @@ def two_ways(wc: bool = False) -> fabrex.Topology:
             for h in range(2)
         ],
     })  # fmt: skip
+
+
+@pytest.mark.parametrize("timing", ["on", "off"])
+@pytest.mark.parametrize("machines", [1, 2])
+def test_reads_push_the_writes_of_their_path_and_class(place: Path, timing: str, machines: int) -> None:
+    described = two_ways().to_dict() | {"timing": timing}
+    if machines == 2:
+        described["machines"] = {"m0": {"nodes": ["host0", "sw0", "sw1"]}, "m1": {"nodes": ["host1"]}}
+    topology = fabrex.Topology.from_dict(described)
+    with contextlib.ExitStack() as stack:
+        if machines == 1:
+            fabric = stack.enter_context(fabrex.Fabric.create(topology, ordering="adversarial", seed=3))
+        else:
+            fabric = stack.enter_context(fabrex.Fabric.host(topology, ordering="adversarial", seed=3))
+            (there := place / "there").mkdir()
+            stack.callback(there.rmdir)
+            stack.enter_context(fabrex.Fabric.join(fabric.agent.where, "m1", directory=str(there)))
+            fabric.agent.wait_for(timeout=10)
+        node = stack.enter_context(fabric.attach("host0"))
+        gva = fabric.gva("host1", 1024)
+        for i in range(1, 60):
+            for way in ({"path": 1}, {"tc": 1}, {}):
+                node.store(gva, i, **way)
+                assert int.from_bytes(node.read(gva, 8, **way), "little") == i
+                node.write(gva, (i << 8).to_bytes(8, "little"), **way)
+                assert node.load(gva, **way) == i << 8
 
 
 class Lab:
