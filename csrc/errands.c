@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What other machines ask of this one beside its memory: names and barriers (of the directory's machine), allocation, what windows
- * are set to. Runs on the gateway's second thread, one after the other, because some of it waits. Changes of the fabric as a whole
+ * are set to. Runs on the gateway's clerk, one after the other, because some of it waits. Changes of the fabric as a whole
  * are none of it: the agents make them (machine.c, fabrex/net).
  */
 #include "gateway.h"

@@ -314,6 +314,14 @@ def test_who_serves_goes_on_without_the_coordinator(place: Path, three_yaml: str
     assert not os.listdir(first.directory)
 
 
+def test_a_machines_programs_wait_for_none_that_only_serves(place: Path, three_yaml: str, serve: Callable[..., Served]) -> None:
+    first = serve("up", three_yaml, "--machine", "m0")
+    served = serve("join", first.first.split()[-1], "--machine", "m1")
+    third = serve("join", first.first.split()[-1], "--machine", "m2", "--", sys.executable, "-c", "print('here')")
+    assert third.end() == (0, "")
+    assert first.process.poll() is None and served.process.poll() is None
+
+
 def test_a_coordinators_end_ends_those_who_serve(place: Path, three_yaml: str, serve: Callable[..., Served]) -> None:
     first = serve("up", three_yaml, "--machine", "m0")
     second = serve("join", first.first.split()[-1], "--machine", "m1")

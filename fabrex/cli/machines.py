@@ -4,6 +4,7 @@ until the programs that they were told to run have ended."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from . import output
-from ..errors import PeerLost
+from ..errors import FabricError, PeerLost
 from .common import check_name, topology_of
 from .output import CommandError, count, document, emit, note, usage
 
@@ -99,6 +100,8 @@ def _serve(arguments: Any, make: Callable[[], Any], command: str) -> int:
 def _wait(fabric: Any) -> int:
     """Serve until there is nothing to serve any more, or somebody ends it."""
     agent, told = fabric.agent, False
+    with contextlib.suppress(FabricError):
+        fabric.put(f"done.{fabric.machine}", b"")  # no program here that others would have to wait for
     while not (why := agent.wait_over()):
         if not fabric.info()["alive"]:
             why = "it was taken down"
