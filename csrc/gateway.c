@@ -888,10 +888,9 @@ static int round_of(struct keeper *g)
     struct session *list = g->active;
     int did = 0;
     g->active = NULL;
-    for (struct session *s = list; s; s = s->next_active)
-        s->active = 0;
     for (struct session *s = list, *next; s; s = next) {
         next = s->next_active;
+        s->active = 0; /* not before its turn: who is activated meanwhile stays where he is in this list */
         int served = 0;
         if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
             served = serve(g, s);

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A gateway as who speaks to it in bytes sees it: connections that end, come again or are held by a child, requesters that do not
+ * read their answers, and many of them at once. */
+#include "machines.h"
+#include "wire.h"
+
+#include <signal.h>
+#include <time.h>
+
+#define PATIENCE_MS 5000
+
+struct raw { /* a requester of machine 1, at the gateway of machine 0 */
+    int fd;
+    uint64_t session, sequence, received;
+    uint8_t bytes[2 * FBXW_FRAME];
+    size_t here;
+};
+
+static void nap_ms(uint32_t ms)
+{
+    struct timespec nap = {ms / 1000, (long)(ms % 1000) * 1000000};
+    nanosleep(&nap, NULL);
+}
+
+static int raw_send(struct raw *r, struct fbxw_frame *w, const void *payload)
+{
+    static _Thread_local uint8_t out[FBXW_FRAME];
+    w->sequence = w->kind == FBXW_ACK || w->kind == FBXW_HELLO ? 0 : ++r->sequence;
+    fbxw_encode(out, w);
+    if (w->payload)
+        memcpy(out + FBXW_HEADER, payload, w->payload);
+    for (size_t at = 0, size = FBXW_HEADER + w->payload; at < size;) {
+        ssize_t sent = send(r->fd, out + at, size - at, MSG_NOSIGNAL);
+        if (sent < 0)
+            return -1;
+        at += (size_t)sent;
+    }
+    return 0;
+}
+
+/* The next frame: 1, 0 if nothing comes in that time, -1 at the end of the connection. Its payload is behind r->bytes' header. */
+static int raw_next(struct raw *r, struct fbxw_frame *w, int ms)
+{
+    for (;;) {
+        if (r->here >= FBXW_HEADER) {
+            if (fbxw_decode(r->bytes, w))
+                return -1;
+            const size_t size = FBXW_HEADER + w->payload;
+            if (r->here >= size) {
+                memmove(r->bytes, r->bytes + size, r->here - size);
+                r->here -= size;
+                return 1;
+            }
+        }
+        struct pollfd wait = {r->fd, POLLIN, 0};
+        if (poll(&wait, 1, ms) <= 0)
+            return 0;
+        ssize_t got = recv(r->fd, r->bytes + r->here, sizeof r->bytes - r->here, 0);
+        if (got <= 0)
+            return -1;
+        r->here += (size_t)got;
+    }
+}
+
+/* The next frame of that kind; others are passed over. */
+static int raw_await(struct raw *r, struct fbxw_frame *w, uint8_t kind)
+{
+    int what;
+    while ((what = raw_next(r, w, PATIENCE_MS)) > 0 && w->kind != kind)
+        ;
+    return what;
+}
+
+/* Greet on a connection that the gateway gets with the greeting in it. */
+static void raw_greet(struct bed *b, struct raw *r, uint32_t node, int resumed)
+{
+    int pair[2];
+    struct fbxw_hello h = {.fabric = 0x1234567, .machine = 1, .node = node, .layout = FBXW_VERSION, .resumed = (uint32_t)resumed,
+                           .received = r->received};
+    struct fbxw_frame w = {.kind = FBXW_HELLO, .payload = FBXW_HELLO_BYTES};
+    uint8_t hello[FBXW_HELLO_BYTES];
+    memcpy(h.session, &r->session, sizeof r->session);
+    fbxw_encode_hello(hello, &h);
+    MUST(bed_pair(b, pair));
+    r->fd = pair[0];
+    r->here = 0;
+    raw_send(r, &w, hello);
+    MUST(fbx_gateway_adopt(b->fabric[0], pair[1], 1));
+}
+
+static void raw_open(struct bed *b, struct raw *r, uint64_t session, uint32_t node)
+{
+    struct fbxw_frame w;
+    memset(r, 0, sizeof *r);
+    r->session = session;
+    raw_greet(b, r, node, 0);
+    CHECK(raw_await(r, &w, FBXW_WELCOME) == 1);
+    CHECK_EQ(w.status, 0);
+}
+
+static struct fbxw_frame ping(void) { return (struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_PING}; }
+
+/* A session that goes on over a new connection while others have something to do delays none of them. */
+static void comes_again(void)
+{
+    struct bed b;
+    enum { OTHERS = 8 };
+    static struct raw busy, again, other[OTHERS];
+    static uint8_t block[32768];
+    struct fbxw_frame w;
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_POSTED);
+    raw_open(&b, &busy, 48, UINT32_MAX);
+    raw_open(&b, &again, 96, UINT32_MAX);
+    for (int i = 0; i < OTHERS; i++)
+        raw_open(&b, &other[i], 144 + 48 * (uint64_t)i, UINT32_MAX); /* one keeper's, with 1, 3 and 4 of them */
+    for (int round = 0; round < 40 && !check_failed; round++) {
+        /* Something that takes a while, so that all the rest is found at once. */
+        for (int i = 0; i < 4; i++) {
+            w = (struct fbxw_frame){.kind = FBXW_WRITE, .address = bed_gva(0, 0), .payload = sizeof block};
+            raw_send(&busy, &w, block);
+        }
+        for (int i = 0; i < OTHERS / 2; i++)
+            w = ping(), raw_send(&other[i], &w, NULL);
+        const int before = again.fd;
+        w = ping();
+        raw_send(&again, &w, NULL);
+        for (int i = OTHERS / 2; i < OTHERS; i++)
+            w = ping(), raw_send(&other[i], &w, NULL);
+        again.sequence = 0; /* it says how far it came */
+        raw_greet(&b, &again, UINT32_MAX, 1);
+        CHECK(raw_await(&again, &w, FBXW_WELCOME) == 1);
+        CHECK_EQ(w.status, 0);
+        again.sequence = w.value;
+        for (int i = 0; i < OTHERS; i++)
+            CHECK(raw_await(&other[i], &w, FBXW_DONE) == 1);
+        close(before);
+    }
+    close(busy.fd), close(again.fd);
+    for (int i = 0; i < OTHERS; i++)
+        close(other[i].fd);
+    bed_end(&b);
+}
+
+int main(int argc, char **argv)
+{
+    const int only = argc > 1 ? atoi(argv[1]) : 0;
+    const char *const keepers[] = {"1", "3"};
+    signal(SIGPIPE, SIG_IGN);
+    for (int i = 0; i < 2; i++) {
+        setenv("FABREX_GATEWAY_THREADS", keepers[i], 1);
+#define PART(number, call) \
+    if (!only || only == (number)) \
+    call
+        PART(2, comes_again());
+    }
+    CHECK_EQ(test_leftovers(), 0);
+    return check_report();
+}
