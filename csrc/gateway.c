@@ -72,7 +72,7 @@ struct session {
     uint8_t id[16];
     uint32_t machine, node, requester, incarnation;
     fbx_node *proxy;
-    uint32_t greeted, readable, dirty, blocked, over, dead, messages;
+    uint32_t greeted, readable, ended, dirty, blocked, over, dead, messages; /* ended: the other side sends no more */
     uint32_t active; /* in its keeper's list of those that have something to do */
     uint32_t asks, errands; /* that point here */
     uint64_t owed; /* bytes that their answers may take */
@@ -552,7 +552,7 @@ static void cut(struct keeper *g, struct session *s)
     if (s->stream.fd >= 0)
         fbx_count(&g->connected, UINT64_MAX);
     fbxi_stream_drop(&s->stream);
-    s->readable = s->dirty = 0;
+    s->readable = s->ended = s->dirty = 0;
     s->since_ns = fbxi_monotonic_ns();
     if (!s->greeted)
         s->dead = 1;
@@ -765,8 +765,9 @@ static int serve(struct keeper *g, struct session *s)
             if (s->dirty && s->stream.tail - s->stream.sent > PUSH_BYTES)
                 send_answers(g, s, 0);
             int got = fbxi_stream_fill(&s->stream, 0);
-            /* A read that took less than it could emptied the socket: what comes now tells so itself. */
-            if (got == 0 || (got > 0 && s->stream.drained))
+            /* A read that took less than it could emptied the socket: what comes now tells so itself. But an end that came
+             * with the bytes has told already. */
+            if (got == 0 || (got > 0 && s->stream.drained && !s->ended))
                 s->readable = 0;
             if (got < 0) {
                 /* What came whole before it broke has been taken already. */
@@ -1006,6 +1007,8 @@ static void *keeper(void *argument)
             }
             if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
                 s->readable = 1;
+            if (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+                s->ended = 1;
             activate(g, s);
         }
         const uint64_t now_ns = fbxi_monotonic_ns();

@@ -101,6 +101,42 @@ static void raw_open(struct bed *b, struct raw *r, uint64_t session, uint32_t no
 
 static struct fbxw_frame ping(void) { return (struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_PING}; }
 
+static uint64_t connected(struct bed *b)
+{
+    struct fbx_gateway_info info;
+    MUST(fbx_gateway_info(b->fabric[0], &info));
+    return info.connected;
+}
+
+/* An end that comes together with the last bytes is seen, of each of several. */
+static void ends(void)
+{
+    struct bed b;
+    enum { ALL = 4 };
+    static struct raw r[ALL];
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_POSTED);
+    for (uint64_t round = 1; round <= 10 && !check_failed; round++) {
+        for (uint64_t i = 0; i < ALL; i++)
+            raw_open(&b, &r[i], 48 * (ALL * round + i), UINT32_MAX); /* one keeper's, with 1, 3 and 4 of them */
+        nap_ms(3); /* it sleeps: what it finds then is both */
+        for (int i = 0; i < ALL; i++) {
+            struct fbxw_frame w = ping();
+            raw_send(&r[i], &w, NULL);
+            shutdown(r[i].fd, SHUT_WR);
+        }
+        for (int i = 0; i < ALL; i++) {
+            struct fbxw_frame w;
+            int what;
+            while ((what = raw_next(&r[i], &w, PATIENCE_MS)) > 0)
+                ;
+            CHECK_EQ(what, -1);
+            close(r[i].fd);
+        }
+    }
+    CHECK_EQ(connected(&b), 0);
+    bed_end(&b);
+}
+
 /* A session that goes on over a new connection while others have something to do delays none of them. */
 static void comes_again(void)
 {
@@ -152,6 +188,7 @@ int main(int argc, char **argv)
 #define PART(number, call) \
     if (!only || only == (number)) \
     call
+        PART(1, ends());
         PART(2, comes_again());
     }
     CHECK_EQ(test_leftovers(), 0);
