@@ -547,22 +547,32 @@ static void *clerk(void *argument)
 
 /* ---- sessions --------------------------------------------------------------------------------------------------------- */
 
+static int watch(struct keeper *g, struct session *s)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
+    return epoll_ctl(g->epoll, EPOLL_CTL_ADD, s->stream.fd, &event);
+}
+
+static void unwatch(struct keeper *g, struct session *s)
+{
+    struct epoll_event event = {.events = 0};
+    epoll_ctl(g->epoll, EPOLL_CTL_DEL, s->stream.fd, &event);
+}
+
 static void cut(struct keeper *g, struct session *s)
 {
-    if (s->stream.fd >= 0)
+    if (s->stream.fd >= 0) {
+        /* A child that was forked just now may hold it still: closing it alone would neither end it nor its events. */
+        unwatch(g, s);
+        shutdown(s->stream.fd, SHUT_RDWR);
         fbx_count(&g->connected, UINT64_MAX);
+    }
     fbxi_stream_drop(&s->stream);
     s->readable = s->ended = s->dirty = 0;
     s->since_ns = fbxi_monotonic_ns();
     if (!s->greeted)
         s->dead = 1;
     g->sweep = 1;
-}
-
-static int watch(struct keeper *g, struct session *s)
-{
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
-    return epoll_ctl(g->epoll, EPOLL_CTL_ADD, s->stream.fd, &event);
 }
 
 static void welcome(struct session *s, int fd, int status, uint64_t received)
@@ -613,8 +623,7 @@ static void hello(struct keeper *g, struct session *s, const struct fbxw_frame *
         cut(g, known);
         known->since_ns = 0;
         int fd = s->stream.fd;
-        struct epoll_event event = {.events = 0};
-        epoll_ctl(g->epoll, EPOLL_CTL_DEL, fd, &event);
+        unwatch(g, s);
         s->stream.fd = -1;
         s->dead = 1;
         welcome(known, fd, 0, known->stream.received);
@@ -687,8 +696,7 @@ enum { HANDED_OVER = 2 };
 /* A connection has said whose it is: its keeper hears it again from there. */
 static void hand_over(struct keeper *g, struct session *s, struct keeper *to)
 {
-    struct epoll_event event = {.events = 0};
-    epoll_ctl(g->epoll, EPOLL_CTL_DEL, s->stream.fd, &event);
+    unwatch(g, s);
     unlink_session(g, s);
     fbx_count(&g->connected, UINT64_MAX);
     pthread_mutex_lock(&to->mutex);

@@ -6,6 +6,8 @@
 #include "wire.h"
 
 #include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #define PATIENCE_MS 5000
@@ -178,6 +180,35 @@ static void comes_again(void)
     bed_end(&b);
 }
 
+/* A child of the serving process that has not yet let go of what it inherited neither keeps a connection nor a session. */
+static void children(void)
+{
+    struct bed b;
+    static struct raw r;
+    struct fbxw_frame w = {.kind = 200}, last;
+    uint8_t garbage[FBXW_HEADER] = {0};
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_POSTED);
+    for (uint64_t i = 1; i <= 5 && !check_failed; i++) {
+        raw_open(&b, &r, i, UINT32_MAX);
+        pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0); /* as fork(), before it has told anybody */
+        if (!child)
+            for (;;)
+                pause();
+        CHECK(send(r.fd, garbage, sizeof garbage, MSG_NOSIGNAL) == sizeof garbage);
+        CHECK_EQ(raw_next(&r, &w, PATIENCE_MS), -1);
+        close(r.fd);
+        nap_ms(5);
+        raw_open(&b, &r, i + 100, UINT32_MAX);
+        w = ping();
+        raw_send(&r, &w, NULL);
+        CHECK(raw_await(&r, &last, FBXW_DONE) == 1);
+        close(r.fd);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+    }
+    bed_end(&b);
+}
+
 int main(int argc, char **argv)
 {
     const int only = argc > 1 ? atoi(argv[1]) : 0;
@@ -190,6 +221,7 @@ int main(int argc, char **argv)
     call
         PART(1, ends());
         PART(2, comes_again());
+        PART(4, children());
     }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
