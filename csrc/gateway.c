@@ -720,11 +720,14 @@ static void close_session(struct keeper *g, struct session *s)
     free(s);
 }
 
+/* Whether a frame that nobody asked for fits beside all the answers that are owed. */
+static int room_beside(const struct session *s) { return fbxi_stream_room(&s->stream, (uint32_t)s->owed + FBXW_HEADER); }
+
 /* Messages of this requester that found their register full: its own device, which is at home there, must say so. */
 static void note_messages(struct keeper *g, struct session *s)
 {
-    uint64_t bits = s->proxy ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
-    if (!bits || !fbxi_stream_room(&s->stream, FBXW_HEADER))
+    uint64_t bits = s->proxy && room_beside(s) ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
+    if (!bits)
         return;
     struct fbxw_frame w = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MESSAGES, .value = bits};
     fbxi_stream_put(&s->stream, &w, NULL);
@@ -738,7 +741,7 @@ static void send_answers(struct keeper *g, struct session *s, int idle)
         return;
     const uint64_t behind = s->stream.received - s->stream.acknowledged;
     if (behind && (s->stream.unacknowledged_bytes > ACK_BYTES || (idle && !fbxi_stream_waiting(&s->stream)) || s->over) &&
-        fbxi_stream_room(&s->stream, 0)) {
+        room_beside(s)) {
         struct fbxw_frame ack = {.kind = FBXW_ACK};
         fbxi_stream_put(&s->stream, &ack, NULL);
         s->dirty = 1;

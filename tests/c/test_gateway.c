@@ -101,6 +101,11 @@ static void raw_open(struct bed *b, struct raw *r, uint64_t session, uint32_t no
     CHECK_EQ(w.status, 0);
 }
 
+static struct fbxw_frame store(uint64_t value)
+{
+    return (struct fbxw_frame){.kind = FBXW_STORE, .address = bed_gva(0, 64), .length = 8, .value = value};
+}
+
 static struct fbxw_frame ping(void) { return (struct fbxw_frame){.kind = FBXW_ERRAND, .what = FBXW_PING}; }
 
 static uint64_t connected(struct bed *b)
@@ -180,6 +185,48 @@ static void comes_again(void)
     bed_end(&b);
 }
 
+/* What is not acknowledged is kept as it was said, however much is asked and posted beside it. */
+static void keeps(void)
+{
+    struct bed b;
+    enum { READS = 16 };
+    static struct raw r;
+    struct fbxw_frame w;
+    bed_make(&b, 2, FBX_AUTO_WINDOWS | FBX_TIMING, FBX_POSTED);
+    raw_open(&b, &r, 5, 1);
+    w = ping(); /* never acknowledged: all that follows stays behind it */
+    raw_send(&r, &w, NULL);
+    CHECK(raw_await(&r, &w, FBXW_DONE) == 1);
+    for (uint32_t i = 0; i < READS; i++) { /* answers that come later than what follows */
+        w = (struct fbxw_frame){.kind = FBXW_READ, .address = bed_gva(0, 0), .length = i + 1 < READS ? FBXW_PAYLOAD : 54000, .ticket = i, .ahead_ps = INT64_MAX};
+        raw_send(&r, &w, NULL);
+    }
+    int what = 1;
+    uint32_t data = 0;
+    for (int i = 0; i < 2000 && what > 0 && !data; i++) { /* each of them acknowledged by a frame, as long as there is room */
+        w = store(1);
+        raw_send(&r, &w, NULL);
+        what = raw_next(&r, &w, 20);
+        data += what == 1 && w.kind == FBXW_DATA;
+    }
+    while (data < READS && raw_next(&r, &w, PATIENCE_MS) > 0)
+        data += w.kind == FBXW_DATA;
+    CHECK_EQ(data, READS);
+    /* It was never told that anything came, and says all of it again. */
+    const int before = r.fd;
+    uint64_t last = 0;
+    raw_greet(&b, &r, 1, 1);
+    CHECK(raw_await(&r, &w, FBXW_WELCOME) == 1);
+    for (data = 0; data < READS && raw_next(&r, &w, PATIENCE_MS) > 0;) {
+        if (w.sequence)
+            CHECK_EQ(w.sequence, ++last);
+        data += w.kind == FBXW_DATA && w.payload == (w.ticket + 1 < READS ? FBXW_PAYLOAD : 54000);
+    }
+    CHECK_EQ(data, READS);
+    close(before), close(r.fd);
+    bed_end(&b);
+}
+
 /* A child of the serving process that has not yet let go of what it inherited neither keeps a connection nor a session. */
 static void children(void)
 {
@@ -221,6 +268,7 @@ int main(int argc, char **argv)
     call
         PART(1, ends());
         PART(2, comes_again());
+        PART(3, keeps());
         PART(4, children());
     }
     CHECK_EQ(test_leftovers(), 0);
