@@ -948,6 +948,7 @@ static int sweep(struct keeper *g, uint64_t now_ns)
         next = s->next;
         if (s->messages)
             note_messages(g, s);
+        send_answers(g, s, 1); /* others may keep this keeper from ever being idle */
         if (s->stream.fd < 0 && !s->dead) {
             if (s->over || now_ns > s->since_ns + LINGER_NS) {
                 s->dead = 1;
@@ -1038,7 +1039,8 @@ static void *keeper(void *argument)
         }
         uint64_t due = g->heap_count ? g->heap[0]->op.next_ps : UINT64_MAX;
         for (struct session *s = g->active; s; s = s->next_active) {
-            waiting |= s->readable && !s->blocked && !s->dead;
+            /* Its answers are not read, or it has not been told what came: it is looked at again soon. */
+            waiting |= s->stream.fd >= 0 && !s->blocked && (s->readable || s->stream.received != s->stream.acknowledged);
             if (s->blocked && s->retry_ps < due)
                 due = s->retry_ps;
         }

@@ -256,6 +256,67 @@ static void children(void)
     bed_end(&b);
 }
 
+struct flood {
+    struct raw *raw;
+    int stop;
+};
+
+static void *flood(void *argument)
+{
+    struct flood *f = argument;
+    enum { MANY = 1024 }; /* takes longer there than here */
+    static _Thread_local uint8_t out[MANY * FBXW_HEADER];
+    while (!__atomic_load_n(&f->stop, __ATOMIC_SEQ_CST)) {
+        for (uint32_t i = 0; i < MANY; i++) {
+            struct fbxw_frame w = store(i);
+            w.sequence = ++f->raw->sequence;
+            fbxw_encode(out + i * FBXW_HEADER, &w);
+        }
+        for (size_t at = 0; at < sizeof out;) {
+            ssize_t sent = send(f->raw->fd, out + at, sizeof out - at, MSG_NOSIGNAL);
+            if (sent < 0)
+                return NULL;
+            at += (size_t)sent;
+        }
+        while (recv(f->raw->fd, f->raw->bytes, sizeof f->raw->bytes, MSG_DONTWAIT) > 0)
+            ;
+    }
+    return NULL;
+}
+
+/* Who posts little is told that it came while others post without end. */
+static void busy_others(void)
+{
+    struct bed b;
+    enum { LOUD = 3 };
+    static struct raw loud[LOUD], quiet;
+    struct flood f[LOUD];
+    struct fbxw_frame w;
+    pthread_t thread[LOUD];
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_POSTED);
+    raw_open(&b, &quiet, 48, 1);
+    for (uint64_t i = 0; i < LOUD; i++) {
+        raw_open(&b, &loud[i], 96 + 48 * i, 1); /* one keeper's, with 1, 3 and 4 of them */
+        f[i] = (struct flood){&loud[i], 0};
+        pthread_create(&thread[i], NULL, flood, &f[i]);
+    }
+    for (uint64_t i = 1; i <= 20; i++) {
+        w = store(i);
+        raw_send(&quiet, &w, NULL);
+        CHECK(raw_await(&quiet, &w, FBXW_ACK) == 1);
+        CHECK(w.ack == i);
+        if (check_failed)
+            break;
+    }
+    for (int i = 0; i < LOUD; i++) {
+        __atomic_store_n(&f[i].stop, 1, __ATOMIC_SEQ_CST);
+        pthread_join(thread[i], NULL);
+        close(loud[i].fd);
+    }
+    close(quiet.fd);
+    bed_end(&b);
+}
+
 int main(int argc, char **argv)
 {
     const int only = argc > 1 ? atoi(argv[1]) : 0;
@@ -270,6 +331,7 @@ int main(int argc, char **argv)
         PART(2, comes_again());
         PART(3, keeps());
         PART(4, children());
+        PART(5, busy_others());
     }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
