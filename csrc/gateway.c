@@ -957,8 +957,11 @@ static int sweep(struct keeper *g, uint64_t now_ns)
         } else if (!s->greeted && now_ns > s->since_ns + GREET_NS) {
             cut(g, s);
         }
-        if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)
+        if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST) {
+            if (s->stream.fd >= 0)
+                cut(g, s); /* nothing more of it is heard, whatever is under way */
             s->dead = 1;
+        }
         if (s->dead && !s->asks && !s->errands && !s->blocked) {
             close_session(g, s);
             continue;

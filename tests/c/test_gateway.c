@@ -317,6 +317,26 @@ static void busy_others(void)
     bed_end(&b);
 }
 
+/* A machine that is lost is not listened to, though something of it is under way. */
+static void lost(void)
+{
+    struct bed b;
+    static struct raw r;
+    struct fbxw_frame w;
+    bed_make(&b, 2, FBX_AUTO_WINDOWS | FBX_TIMING, FBX_POSTED);
+    raw_open(&b, &r, 7, 1);
+    w = (struct fbxw_frame){.kind = FBXW_LOAD, .address = bed_gva(0, 0), .length = 8, .ahead_ps = INT64_MAX};
+    raw_send(&r, &w, NULL);
+    nap_ms(20);
+    MUST(fbx_machine_set(b.fabric[0], 1, FBX_MACHINE_LOST));
+    int what;
+    while ((what = raw_next(&r, &w, 500)) > 0) /* the load is answered after a second */
+        CHECK(w.kind == FBXW_ACK);
+    CHECK_EQ(what, -1);
+    close(r.fd);
+    bed_end(&b);
+}
+
 int main(int argc, char **argv)
 {
     const int only = argc > 1 ? atoi(argv[1]) : 0;
@@ -332,6 +352,7 @@ int main(int argc, char **argv)
         PART(3, keeps());
         PART(4, children());
         PART(5, busy_others());
+        PART(6, lost());
     }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
