@@ -1047,8 +1047,6 @@ static void *keeper(void *argument)
             if (s->blocked && s->retry_ps < due)
                 due = s->retry_ps;
         }
-        if (soon && due > now + 1000000000u)
-            due = now + 1000000000u;
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
         if (did && look_ns && now_ns - look_ns < AWAY_NS) {
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
@@ -1086,8 +1084,8 @@ static void *keeper(void *argument)
             }
             busy_ns = 0;
         }
-        if (waiting && timeout)
-            timeout = 1; /* its answers are not read; it is asked again now and then */
+        if ((waiting || soon) && timeout)
+            timeout = 1;
         if (!timeout && !did && count == 0)
             fbx_relax();
     }

@@ -337,6 +337,28 @@ static void lost(void)
     bed_end(&b);
 }
 
+/* Counted time stands still while nobody does anything, though a message's fate is looked for. */
+static void counted(void)
+{
+    struct bed b;
+    fbx_node *h0, *h1;
+    uint32_t word = 0, from;
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_ADVERSARIAL);
+    MUST(fbx_node_attach(b.fabric[0], "host0", FBX_OWNER, &h0));
+    MUST(fbx_node_attach(b.fabric[1], "host1", FBX_OWNER, &h1));
+    MUST(fbx_peer_msg_write(h1, 0, 1, 11));
+    MUST(fbx_flush(h1, 0, 0));
+    MUST(fbx_msg_read(h0, 1, &from, &word));
+    CHECK_EQ(word, 11);
+    nap_ms(50);
+    const uint64_t begin = fbx_fabric_now(b.fabric[0]);
+    nap_ms(200);
+    CHECK(fbx_fabric_now(b.fabric[0]) - begin < 5000000000ull); /* 5 of 200 ms */
+    fbx_node_free(h0);
+    fbx_node_free(h1);
+    bed_end(&b);
+}
+
 int main(int argc, char **argv)
 {
     const int only = argc > 1 ? atoi(argv[1]) : 0;
@@ -353,6 +375,7 @@ int main(int argc, char **argv)
         PART(4, children());
         PART(5, busy_others());
         PART(6, lost());
+        PART(7, counted());
     }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
