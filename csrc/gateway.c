@@ -51,6 +51,7 @@
 #define KEEPERS 16u
 #define SWEEP_NS 1000000u /* how often all sessions are looked at, whether something came or not */
 #define LOOKS 16u /* at the socket that was of use last, before the kernel is asked about all */
+#define LOOKS_NS 50000u /* or for so long, if it keeps us busy */
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
 
 struct ask { /* a request that waits for its time */
@@ -999,13 +1000,15 @@ static void *keeper(void *argument)
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
     uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
+    uint64_t asked_ns = 0, before_ns = 0;
     uint32_t sleeps = 0, looks = 0;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
     int timeout = 0, soon = 0;
     while (!fbx_observe(&g->gateway->stop)) {
         int count = 0, did = 0, waiting = 0;
-        if (g->hot && g->hot->stream.fd >= 0 && !timeout && ++looks % LOOKS) {
+        const int asks = !g->hot || g->hot->stream.fd < 0 || timeout || !(++looks % LOOKS) || before_ns - asked_ns > LOOKS_NS;
+        if (!asks) {
             g->hot->readable = 1;
             activate(g, g->hot);
         } else {
@@ -1027,6 +1030,8 @@ static void *keeper(void *argument)
             activate(g, s);
         }
         const uint64_t now_ns = fbxi_monotonic_ns();
+        asked_ns = asks ? now_ns : asked_ns;
+        before_ns = now_ns;
         int more = 1;
         for (int round = 0; round < 4 && more; round++) {
             more = round_of(g);
