@@ -274,6 +274,7 @@ static void answer_ask(struct keeper *g, struct ask *a, int status)
     struct fbxw_frame w = {0};
     uint8_t bytes[64 + FBXW_MARKS * FBXW_MARK_BYTES];
     const void *payload = bytes;
+    uint8_t *kept = NULL;
     if (a->dma && !status)
         status = dma_read(s->proxy, a);
     if (f->flags & FBXL_TIMING && op->completes_ps > a->base_ps)
@@ -304,11 +305,19 @@ static void answer_ask(struct keeper *g, struct ask *a, int status)
     } else if (!status && !s->dead && op->target < f->node_count) {
         struct fbxw_frame note = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MARKS};
         note.payload = marks(f, op->target, s->machine, bytes) * FBXW_MARK_BYTES;
+        if (note.payload && op->buffer != a->buffer && w.payload) {
+            /* Somebody here has written elsewhere for the first time since any_away(): its note goes where the bytes are. */
+            if ((kept = malloc(w.payload)) != NULL)
+                payload = memcpy(kept, op->buffer, w.payload);
+            else
+                w = (struct fbxw_frame){.status = FBX_E_NO_MEMORY, .value = UINT64_MAX, .address = UINT64_MAX};
+        }
         if (note.payload)
             answer(s, &a->frame, &note, bytes);
     }
     if (!s->dead)
         answer(s, &a->frame, &w, payload);
+    free(kept);
 }
 
 /* Take a request as far as it goes now. 1: it is answered and gone. */
