@@ -886,7 +886,12 @@ static void take_left(struct keeper *g)
     while (moved) {
         struct session *s = moved;
         moved = s->next_moved;
-        take_over(g, s);
+        if (g->session_count < SESSIONS) {
+            take_over(g, s);
+        } else {
+            fbxi_stream_free(&s->stream);
+            free(s);
+        }
     }
     while (done) {
         struct fbxi_errand *e = done;
