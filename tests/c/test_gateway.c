@@ -140,6 +140,8 @@ static void ends(void)
             close(r[i].fd);
         }
     }
+    for (int i = 0; i < PATIENCE_MS && connected(&b); i++)
+        nap_ms(1); /* it is told before it is counted */
     CHECK_EQ(connected(&b), 0);
     bed_end(&b);
 }
@@ -197,8 +199,9 @@ static void keeps(void)
     w = ping(); /* never acknowledged: all that follows stays behind it */
     raw_send(&r, &w, NULL);
     CHECK(raw_await(&r, &w, FBXW_DONE) == 1);
-    for (uint32_t i = 0; i < READS; i++) { /* answers that come later than what follows */
-        w = (struct fbxw_frame){.kind = FBXW_READ, .address = bed_gva(0, 0), .length = i + 1 < READS ? FBXW_PAYLOAD : 54000, .ticket = i, .ahead_ps = INT64_MAX};
+    for (uint32_t i = 0; i < READS; i++) { /* pieces of DMA, whose answers come later than what follows */
+        w = (struct fbxw_frame){.kind = FBXW_READ, .what = 1, .address = bed_gva(0, 0), .length = i + 1 < READS ? FBXW_PAYLOAD : 54000,
+                                .ticket = i, .ahead_ps = INT64_MAX};
         raw_send(&r, &w, NULL);
     }
     int what = 1;
