@@ -34,9 +34,10 @@
 /* private_: 0 to 7 as in op.c */
 enum { TICKET = 8, CROSSES, SENT_PS, WHAT, SUBMITTED, HEAD, TAIL, STAGE, SLOTS };
 /* SLOTS ..: of a read, RING words (ticket << 32 | bytes); of others, MARKS pairs; then */
-enum { CURSOR = SLOTS + RING, MARK_COUNT, BEGAN_NS };
+enum { CURSOR = SLOTS + RING, MARK_COUNT, BEGAN_NS,
+       PLAN_CROSSES, PLAN_ENDS, PLAN_EXPECTED, PLAN_HELD, PRIVATE_END }; /* of DMA in modelled time */
 enum { SUBMITS, ASKS, MARKED };
-_Static_assert(BEGAN_NS < 40 && 2 * MARKS <= RING, "private_ has room for it");
+_Static_assert(PRIVATE_END <= 40 && 2 * MARKS <= RING, "private_ has room for it");
 
 static uint64_t min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static int timed(const fbx_node *n) { return (n->fabric->flags & FBXL_TIMING) != 0; }
@@ -258,7 +259,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
     if (status)
         return status;
     if (!p[CURSOR])
-        p[CURSOR] = now + (op->kind == FBX_DMA_WRITE ? 0 : n->facts->pio_write_ps);
+        p[CURSOR] = op->kind == FBX_DMA_WRITE ? op->issued_ps : now + n->facts->pio_write_ps;
     fbxi_use_target(n, op->target);
     while (op->done < op->bytes) {
         if (timed(n) && p[CURSOR] > now + AHEAD_PS && (now = fbxi_now(&n->fabric->clock)) + AHEAD_PS < p[CURSOR]) {
@@ -285,10 +286,11 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
             fbxi_unmark(lane);
             return status;
         }
-        if (timed(n)) {
-            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
-            if (op->kind == FBX_DMA_WRITE)
-                packet = fbx_peek(&x->route->mps) < 64 ? 64 : fbx_peek(&x->route->mps);
+        if (timed(n) && op->kind == FBX_DMA_WRITE) {
+            flight.arrives_ps = p[PLAN_CROSSES];
+            p[CURSOR] = p[PLAN_ENDS];
+        } else if (timed(n)) {
+            uint32_t packet = x->mapping == FBX_UNCACHED ? n->facts->access_bytes : 64;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             fbxi_send(x->route, 0, p[CURSOR], step, tlps, FBX_MWR_HEADER, 1, 1, &flight);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
@@ -317,7 +319,6 @@ static int submit_dma_read(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint6
     const struct fbxi_transport *transport;
     struct fbxi_peer *peer;
     struct fbxi_xl scratch, *x;
-    struct fbxi_flight flight = {.departs_ps = now, .arrives_ps = now};
     uint64_t offset;
     uint32_t ticket;
     int status = peer_of(n, op->target, &transport, &peer);
@@ -326,21 +327,16 @@ static int submit_dma_read(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint6
     struct fbxw_frame w = {.kind = FBXW_READ, .what = 1, .attr = attributes(op, x), .tc = op->tc, .length = (uint32_t)op->bytes,
                            .address = remote_address(x, offset)};
     if (!(status = transport->room(peer, 0, fbxw_answer_bytes(&w), 0))) {
-        if (timed(n)) {
-            const uint64_t most = fbx_peek(&x->route->mrrs) < 64 ? 64 : fbx_peek(&x->route->mrrs), count = (op->bytes + most - 1) / most;
-            fbxi_send(x->route, 0, now, 0, count, FBX_MRD_HEADER, 1, 1, &flight);
-            fbxi_count_way(x->route, 0, 0, count, FBX_MRD_HEADER);
-        }
-        w.ahead_ps = ahead(n, op->target, flight.arrives_ps);
+        w.ahead_ps = ahead(n, op->target, op->private_[PLAN_CROSSES]);
+        if (w.ahead_ps < 0)
+            op->private_[PLAN_HELD] = UINT64_MAX; /* late: whom it meets there now it would not have met */
         status = transport->submit(peer, &w, NULL, op->buffer, (uint32_t)op->bytes, &ticket);
     }
     fbxi_unmark(lane);
     if (status)
         return status;
-    op->departs_ps = flight.departs_ps;
     op->private_[TICKET] = ticket;
-    op->private_[CROSSES] = flight.arrives_ps;
-    op->private_[SENT_PS] = now_of(n);
+    op->private_[SENT_PS] = now;
     op->private_[STAGE] = ASKS;
     transport->push(peer);
     return later(n, op);
@@ -436,8 +432,10 @@ static int complete(fbx_node *n, struct fbx_op *op)
         return ended(n, op, 0, now);
     }
     op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
-    if (now > op->completes_ps)
+    if (now > op->completes_ps) {
+        op->private_[0] |= FBXI_BY_NETWORK;
         fbx_count(&f->machines->of[f->node_facts[op->target].machine].late, 1);
+    }
     op->next_ps = op->completes_ps;
     op->state = FBX_RETURNS;
     return FBX_E_AGAIN;
@@ -447,7 +445,7 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
                      struct fbxi_route *route, uint64_t max_wait_ns)
 {
     uint64_t *p = op->private_;
-    struct fbxi_answer answer;
+    struct fbxi_answer answer = {.mark = NULL};
     while (p[HEAD] != p[TAIL]) {
         uint64_t word = p[SLOTS + p[HEAD] % RING];
         int status = transport->poll(peer, (uint32_t)(word >> 32), max_wait_ns, &answer);
@@ -459,6 +457,7 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
         if (!status && answer.bytes != (uint32_t)word)
             status = FBX_E_CORRUPT;
         if (status) {
+            free(answer.mark);
             for (; p[HEAD] != p[TAIL]; p[HEAD]++)
                 transport->forget(peer, (uint32_t)(p[SLOTS + p[HEAD] % RING] >> 32));
             return end(n, op, status, now_of(n));
@@ -471,6 +470,8 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
                 while (!mark_here(n->fabric, machine << 32 | answer.mark[i].requester, answer.mark[i].incarnation,
                                   answer.mark[i].posted) && fbxi_monotonic_ns() - begin < FBX_STALL_NS)
                     sched_yield();
+            free(answer.mark);
+            answer.mark = NULL;
         }
         if (timed(n)) {
             /* One request of the processor's access width at a time: each of its round trips pays both parts of the way. */
@@ -489,6 +490,45 @@ static int hear_read(fbx_node *n, struct fbx_op *op, const struct fbxi_transport
         }
     }
     return 0;
+}
+
+static int take_answer(fbx_node *n, struct fbx_op *op, const struct fbxi_route *route, const struct fbxi_answer *answer)
+{
+    uint64_t *p = op->private_;
+    const uint64_t now = now_of(n);
+    if (answer->status)
+        return end(n, op, answer->status, now);
+    if (timed(n) && op->kind != FBX_DMA_READ)
+        heard_after(n, op->target, p[SENT_PS], now);
+    if (op->kind == FBX_FLUSH && !p[WHAT]) {
+        /* Writes of ours that were lost there: flush(check) tells of them. */
+        uint64_t *known = &n->away_dropped[n->fabric->node_facts[op->target].machine];
+        if (answer->value[0] != *known)
+            fbx_count(&n->slot->dropped, answer->value[0] > *known ? answer->value[0] - *known : answer->value[0]);
+        *known = answer->value[0];
+    } else if (op->kind == FBX_FLUSH) {
+        op->operand[0] = answer->value[0];
+    } else if (op->bytes <= 8 || (op->kind != FBX_LOAD && op->kind != FBX_DMA_READ)) {
+        op->operand[0] = answer->value[0];
+        op->operand[1] = answer->value[1];
+    } else if (answer->bytes != op->bytes) {
+        return end(n, op, FBX_E_CORRUPT, now);
+    }
+    if (timed(n)) {
+        const uint64_t took = (uint64_t)(answer->took_ps > 0 ? answer->took_ps : 0);
+        if (op->kind == FBX_DMA_READ) {
+            /* It was planned; what others added there comes on top, as far as it has not waited for links here meanwhile. */
+            const uint64_t more = took > p[PLAN_EXPECTED] ? took - p[PLAN_EXPECTED] : 0;
+            op->completes_ps = p[PLAN_ENDS] + (more > p[PLAN_HELD] ? more - p[PLAN_HELD] : 0);
+        } else {
+            struct fbxi_flight back;
+            fbxi_send_small(route, 1, p[CROSSES] + took, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
+            op->completes_ps = back.arrives_ps;
+        }
+    }
+    keep_marks(n, op, answer);
+    p[STAGE] = MARKED;
+    return complete(n, op);
 }
 
 static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
@@ -514,42 +554,11 @@ static int hear(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     status = transport->poll(peer, (uint32_t)p[TICKET], max_wait_ns, &answer);
     if (status == FBX_E_AGAIN)
         return later(n, op);
-    if (!status)
-        status = answer.status;
-    uint64_t now = now_of(n);
     if (status)
-        return end(n, op, status, now);
-    if (timed(n) && op->kind != FBX_DMA_READ)
-        heard_after(n, op->target, p[SENT_PS], now);
-    if (op->kind == FBX_FLUSH && !p[WHAT]) {
-        /* Writes of ours that were lost there: flush(check) tells of them. */
-        uint64_t *known = &n->away_dropped[n->fabric->node_facts[op->target].machine];
-        if (answer.value[0] != *known)
-            fbx_count(&n->slot->dropped, answer.value[0] > *known ? answer.value[0] - *known : answer.value[0]);
-        *known = answer.value[0];
-    } else if (op->kind == FBX_FLUSH) {
-        op->operand[0] = answer.value[0];
-    } else if (op->bytes <= 8 || (op->kind != FBX_LOAD && op->kind != FBX_DMA_READ)) {
-        op->operand[0] = answer.value[0];
-        op->operand[1] = answer.value[1];
-    } else if (answer.bytes != op->bytes) {
-        return end(n, op, FBX_E_CORRUPT, now);
-    }
-    if (timed(n)) {
-        struct fbxi_flight back;
-        uint64_t crosses = p[CROSSES] + (uint64_t)(answer.took_ps > 0 ? answer.took_ps : 0);
-        if (op->kind == FBX_DMA_READ) {
-            const uint64_t most = fbx_peek(&route->mps) < 64 ? 64 : fbx_peek(&route->mps), count = (op->bytes + most - 1) / most;
-            fbxi_send(route, 1, crosses, op->bytes, count, FBX_CPLD_HEADER, 1, 1, &back);
-            fbxi_count_way(route, 1, op->bytes, count, FBX_CPLD_HEADER);
-        } else {
-            fbxi_send_small(route, 1, crosses, FBXI_CPLD, (uint32_t)__builtin_ctzll(op->kind == FBX_FLUSH ? 4 : op->bytes | 64), &back);
-        }
-        op->completes_ps = back.arrives_ps;
-    }
-    keep_marks(n, op, &answer);
-    p[STAGE] = MARKED;
-    return complete(n, op);
+        return end(n, op, status, now_of(n));
+    status = take_answer(n, op, route, &answer);
+    free(answer.mark);
+    return status;
 }
 
 /* ---- begin, advance ---------------------------------------------------------------------------------------------------- */
@@ -589,6 +598,8 @@ static int go(fbx_node *n, struct fbx_op *op, uint64_t now, uint64_t max_wait_ns
                 return FBX_E_AGAIN;
             continue;
         }
+        if (timed(n) && bulk_write(op) && now > op->private_[CURSOR])
+            op->private_[0] |= FBXI_BY_NETWORK; /* its links would take more by now */
         const struct fbxw_frame like = {.kind = op->kind == FBX_READ || op->kind == FBX_DMA_READ ? FBXW_READ : FBXW_LOAD, .length = FBXW_PAYLOAD};
         status = transport->room(peer, bulk_write(op) ? FBXW_PAYLOAD : 64, posted(op) ? 0 : fbxw_answer_bytes(&like), max_wait_ns);
         if (status == FBX_E_AGAIN)
@@ -647,21 +658,31 @@ int fbxi_away_advance(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns)
     }
 }
 
-int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, uint64_t at_ps)
+int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_away_plan *plan)
 {
     struct fbxi_xl scratch, *x;
-    uint64_t offset;
+    uint64_t *p = op->private_, offset;
     op->done = 0;
     op->status = FBX_E_AGAIN;
-    op->private_[0] = op->private_[4] = op->private_[7] = 0;
-    op->private_[5] = 1; /* counted by the engine */
+    p[0] = p[4] = p[7] = 0;
+    p[5] = 1; /* counted by the engine */
     op->requester = n->requester;
-    op->issued_ps = at_ps;
+    op->issued_ps = plan->issue_ps;
     int status = fbxi_find(n, op, op->gva, 1, &scratch, &x, &offset);
     if (status)
-        return ended(n, op, status, at_ps);
+        return ended(n, op, status, plan->issue_ps);
     op->target = x->target;
-    return fbxi_away_begin(n, op, x, offset, at_ps);
+    p[STAGE] = SUBMITS;
+    p[SUBMITTED] = p[HEAD] = p[TAIL] = p[CURSOR] = p[MARK_COUNT] = p[WHAT] = 0;
+    p[PLAN_CROSSES] = plan->crosses_ps;
+    p[PLAN_ENDS] = plan->ends_ps;
+    p[PLAN_EXPECTED] = plan->expected_ps + plan->rounding_ps;
+    p[PLAN_HELD] = plan->held_ps;
+    op->state = FBX_AWAY;
+    op->completes_ps = op->next_ps = plan->issue_ps;
+    if (x->status)
+        return end(n, op, x->status, plan->issue_ps);
+    return go(n, op, now_of(n), 0);
 }
 
 void fbx_op_forget(fbx_node *n, struct fbx_op *op)

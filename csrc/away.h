@@ -9,8 +9,16 @@
 int fbxi_away_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64_t offset, uint64_t now);
 /* Take it on; waits up to max_wait_ns for its answer. */
 int fbxi_away_advance(fbx_node *n, struct fbx_op *op, uint64_t max_wait_ns);
-/* A piece of DMA, of at most one frame: op->kind FBX_DMA_READ or FBX_DMA_WRITE with gva, bytes and buffer; issued at `at_ps`. */
-int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, uint64_t at_ps);
+/* A piece of DMA, of at most one frame: op->kind FBX_DMA_READ or FBX_DMA_WRITE with gva, bytes and buffer. When all of it should
+ * happen has been planned, with the links that are at home here reserved. */
+struct fbxi_away_plan {
+    uint64_t issue_ps, crosses_ps; /* it begins; it reaches the crossing */
+    uint64_t ends_ps; /* a write has left; a read's last byte is here */
+    /* Of a read: what its machine takes from the crossing on if nobody else is there; how much more is no news; and how long it
+     * has waited for links here, which is no reason to wait for those there as well. */
+    uint64_t expected_ps, rounding_ps, held_ps;
+};
+int fbxi_away_dma_begin(fbx_node *n, struct fbx_op *op, const struct fbxi_away_plan *plan);
 /* Let streams to machines that are lost count what was lost with them. */
 void fbxi_away_settle(fbx_node *n);
 /* Loads of many addresses, of which those from number `from` on begin on another machine, under way at the same time. Only

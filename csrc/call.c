@@ -43,6 +43,7 @@ int fbxi_call(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxw_frame *w
     w->value = answer.value[0];
     w->address = answer.value[1];
     w->status = answer.status;
+    free(answer.mark);
     if (room)
         *room = answer.bytes < *room ? answer.bytes : *room;
     return 0;
@@ -178,14 +179,14 @@ int fbxi_call_unname(fbx_fabric *f, const struct fbx_buffer *b)
     return ask(f, NULL, FBXI_DIRECTORY, &w, bytes, sizeof bytes);
 }
 
-int fbxi_call_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+int fbxi_call_alloc(fbx_fabric *f, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
 {
-    fbx_fabric *f = n->fabric;
     struct fbxw_frame w = {.what = FBXW_ALLOC, .aux = region, .value = bytes, .address = align};
     uint8_t answer[256];
     uint32_t room = sizeof answer;
     const char *called = name ? name : "";
-    int status = fbxi_call(f, n, home_of(f, region), &w, called, (uint32_t)strlen(called) + 1, answer, &room, FBXI_CALL_NS);
+    /* As the process, not as one of its nodes: what it allocates ends with it, and not with a handle. */
+    int status = fbxi_call(f, NULL, home_of(f, region), &w, called, (uint32_t)strlen(called) + 1, answer, &room, FBXI_CALL_NS);
     if (status || (status = told(&w, answer, room)))
         return status;
     if (room != FBXI_BUFFER_BYTES)

@@ -488,11 +488,13 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     fbx_fabric *f = n->fabric;
     const int named = name && name[0];
     if (!f->machines || region >= f->region_count || usable(f) || fbx_peek(&n->closed) || (named && name_check(name)))
-        return fbxi_alloc_here(n, region, bytes, align, name, out);
+        return fbx_peek(&n->closed) ? fbxi_fail(FBX_E_CLOSED, "the node's handle is closed")
+                                    : fbxi_alloc_here(f, 0, region, bytes, align, name, out);
     const int away = fbxi_is_away(f, f->region_facts[region].node);
     if (away && fbx_observe(&f->nodes[f->region_facts[region].node].state) == FBXL_LOST)
         return fbxi_fail(FBX_E_PEER_LOST, "%s died, and its memory with it", f->node_facts[f->region_facts[region].node].name);
-    int status = away ? fbxi_call_alloc(n, region, bytes, align, name, out) : fbxi_alloc_here(n, region, bytes, align, name, out);
+    int status = away ? fbxi_call_alloc(f, region, bytes, align, name, out)
+                      : fbxi_alloc_here(f, 0, region, bytes, align, name, out);
     if (status || !named || (!away && f->machine == FBXI_DIRECTORY))
         return status;
     snprintf(out->name, sizeof out->name, "%s", name);
@@ -507,12 +509,10 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
     return 0;
 }
 
-int fbxi_alloc_here(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+int fbxi_alloc_here(fbx_fabric *f, int for_other, uint32_t region, uint64_t bytes, uint64_t align, const char *name,
+                    struct fbx_buffer *out)
 {
-    fbx_fabric *f = n->fabric;
     int status = usable(f);
-    if (!status && fbx_peek(&n->closed))
-        status = fbxi_fail(FBX_E_CLOSED, "the node's handle is closed");
     if (!status && region >= f->region_count)
         status = fbxi_fail(FBX_E_NOT_FOUND, "no region %u", region);
     if (!status && name && name[0])
@@ -537,7 +537,7 @@ int fbxi_alloc_here(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align
     if ((status = fbxi_control_lock(f)))
         return status;
     /* Elsewhere than on the directory's machine a name only labels; the directory says whether it is free. */
-    const int names = name && name[0] && !fbxi_names_away(f) && !n->proxy;
+    const int names = name && name[0] && !fbxi_names_away(f) && !for_other;
     struct fbx_buffer there;
     if (names && (live_name(f, name) || away_name(f, name, &there))) {
         fbxi_control_unlock(f);

@@ -105,9 +105,17 @@ enum { IDLE, MOVES, POSTS, SETTLES, SIGNALS, FLUSHES };
 #define AWAY_BYTES (64u << 10)
 struct away {
     uint32_t head, tail;
+    /* How time is planned here for ways of which a part is at home elsewhere. */
+    struct whole {
+        const struct fbxi_route *of; /* and of which version of it; NULL: not built */
+        uint64_t version;
+        struct fbxi_route all, there; /* all of the way, what is elsewhere only timed; and that part alone */
+    } from, to;
+    uint64_t shift_ps; /* by how much later than planned the last answers were, in all */
     struct away_piece {
         struct fbx_op op;
         uint64_t dst, src, position, moved;
+        uint64_t first_ps, last_ps, shift_ps; /* when its bytes are here, as planned with that shift */
         uint32_t bytes, phase;
         uint8_t *at;
     } piece[AWAY_PIECES];
@@ -138,6 +146,7 @@ struct channel {
     uint8_t *bounce, *scratch;
     uint64_t bounce_bytes;
     struct away *away;
+    uint64_t by_network; /* FBXI_BY_NETWORK: a piece of the job was late by it */
     uint32_t is_away; /* of the job: one side at least is another machine's */
     struct fbx_op op;
 };
@@ -329,6 +338,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->piece = ch->inside = ch->position = 0;
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = ch->is_away = 0;
+    ch->by_network = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
     ch->ahead_ps = AHEAD_PS;
     ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
@@ -349,7 +359,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
             fbxi_use_target(n, ch->dst.x.target);
             lengthen(ch, ch->dst.x.route, LONGEST_CHUNK * 4);
         }
-        if (!ch->dst.x.base)
+        if (!ch->dst.x.base && !ch->dst.x.away)
             ch->chunk_bytes = max64(ch->chunk_bytes, LONGEST_CHUNK); /* each costs a call of the kernel, or a question */
         if (signal_target == UINT32_MAX)
             signal_target = ch->dst.x.target;
@@ -370,7 +380,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
                 longest_read /= 2;
             lengthen(ch, ch->src.x.route, longest_read);
         }
-        if (!ch->src.x.base)
+        if (!ch->src.x.base && !ch->src.x.away)
             ch->chunk_bytes = max64(ch->chunk_bytes, ch->src.x.route ? longest_read : LONGEST_CHUNK);
         if (src_region == dst_region && src_offset < dst_offset + p.bytes && dst_offset < src_offset + p.bytes && j->list)
             return overlap_fault(ch, j, p.dst, p.src);
@@ -395,8 +405,15 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
         if (!ch->away && !(ch->away = malloc(sizeof *ch->away)))
             return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
         ch->away->head = ch->away->tail = 0;
-        ch->source_ps = ch->write_ps = ch->completes_ps =
+        ch->away->from.of = ch->away->to.of = NULL;
+        ch->away->shift_ps = 0;
+        if (ch->remote_source)
+            ch->chunk_bytes = min64(ch->chunk_bytes, longest_read);
+        const uint64_t begins =
             timed(n) ? max64(j->issued_ps, ch->free_ps) + (ch->remote_source ? n->facts->dma_setup_read_ps : n->facts->dma_setup_write_ps) : 0;
+        ch->source_ps = ch->remote_source || fill ? begins : begins + latency;
+        ch->write_ps = ch->sink_ps = ch->completes_ps = begins;
+        ch->reader.issue_ps = ch->reader.return_ps = ch->reader.memory_ps = begins;
         return 0;
     }
     if (!timed(n) || !j->total)
@@ -1115,6 +1132,12 @@ static int move_timed(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
     }
 }
 
+/* So many microseconds of this computer, in the fabric's time. */
+static uint64_t real_us(const struct fbxi_clock *clock, uint64_t us)
+{
+    return (uint64_t)((unsigned __int128)(us * clock->ticks_per_us) * clock->ps_per_tick_q32 >> 32);
+}
+
 /* What is under way to or from other machines is not waited for any more. */
 static void away_drop(struct channel *ch)
 {
@@ -1135,6 +1158,141 @@ static void away_op(const struct job *j, struct away_piece *p, int kind, uint64_
     p->op.tc = (uint8_t)j->d.tc;
     p->op.path = (uint16_t)j->d.path;
     p->op.attr = (uint8_t)((j->d.flags & FBX_DMA_RO ? FBX_RO : 0) | (j->d.flags & FBX_DMA_IDO ? FBX_IDO : 0));
+}
+
+/* The way to the target of `x` in all its length; NULL and no status: it has none. */
+static int whole_way(fbx_node *n, const struct fbxi_xl *x, struct whole *w, struct fbxi_route **out)
+{
+    *out = x->away ? &w->all : x->route;
+    if (!x->away || !x->route || (w->of == x->route && w->version == fbx_peek(&x->route->version)))
+        return 0;
+    int status = fbxi_route_build(n->fabric, n->index, x->target, x->route->path, &w->all);
+    if (status)
+        return status;
+    w->there = w->all;
+    for (uint32_t i = 0; i < w->all.hops; i++) {
+        w->there.hop[i].elsewhere = !w->all.hop[i].elsewhere;
+        w->all.hop[i].elsewhere = w->all.hop[i].elsewhere ? FBXI_TAKEN : 0;
+    }
+    w->of = x->route;
+    w->version = fbx_peek(&x->route->version);
+    return (status = fbxi_route_refresh(n->fabric, &w->all)) ? status : fbxi_route_refresh(n->fabric, &w->there);
+}
+
+/* What the way there alone takes if nobody else is on it. */
+static uint64_t there_ps(const struct whole *w, int back, uint64_t bytes, uint64_t tlps, uint32_t header)
+{
+    struct fbxi_flight flight;
+    fbxi_send(&w->there, back, 0, bytes, tlps, header, 1, 0, &flight);
+    return flight.arrives_ps;
+}
+
+/* When a piece is asked for and when it should be here: as plan() does it for memory of this machine, chunk by chunk. */
+static int away_plan_read(struct channel *ch, const struct job *j, struct away_piece *p, uint64_t offset, uint64_t now,
+                          struct fbxi_away_plan *plan)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    struct fbxi_route *from;
+    const uint64_t latency = f->region_facts[ch->src.x.region].latency_ps;
+    int status = whole_way(n, &ch->src.x, &ch->away->from, &from);
+    if (status)
+        return status;
+    if (ch->reader.route != from || ch->reader.version != fbx_peek(&from->version))
+        reader_for(n, &ch->reader, from, latency);
+    struct reader idle = ch->reader;
+    uint64_t sample, first, last, idle_last = 0;
+    plan->issue_ps = read_issue(&ch->reader);
+    for (uint64_t done = 0; done < p->bytes;) {
+        const uint64_t left = j->total - ch->position - done;
+        uint64_t mask = ch->chunk_bytes - 1;
+        if (left <= BULK_CHUNK)
+            mask = min64(mask, (left > 2 * PIECE ? 2 * PIECE : PIECE) - 1);
+        const uint64_t step = min64(p->bytes - done, mask + 1 - ((offset + done) & mask));
+        plan_read(f, &idle, ch->src.x.region, offset + done, step, 0, 0, FBX_ASK, &sample, &first, &idle_last);
+        if (plan_read(f, &ch->reader, ch->src.x.region, offset + done, step, 0, reserves(from, read_issue(&ch->reader), now), now,
+                      &sample, &first, &last))
+            fbx_count(&f->header->reservations_clamped, 1);
+        if (!done) {
+            p->first_ps = first;
+            plan->crosses_ps = sample;
+        }
+        done += step;
+    }
+    p->last_ps = plan->ends_ps = last;
+    p->shift_ps = ch->away->shift_ps;
+    fbxi_count_way(from, 0, 0, packets(offset, p->bytes, ch->reader.mrrs), FBX_MRD_HEADER);
+    fbxi_count_way(from, 1, p->bytes, packets(offset, p->bytes, ch->reader.mps), FBX_CPLD_HEADER);
+    if (!ch->src.x.away)
+        return 0;
+    const struct whole *w = &ch->away->from;
+    const uint64_t request = there_ps(w, 0, 0, 1, FBX_MRD_HEADER), before = request + latency;
+    plan->crosses_ps = plan->crosses_ps > before ? plan->crosses_ps - before : 0;
+    plan->expected_ps = before + there_ps(w, 1, p->bytes, (p->bytes + ch->reader.mps - 1) / ch->reader.mps, FBX_CPLD_HEADER);
+    /* And what the network makes of moments that clocks of two computers do not share. */
+    plan->rounding_ps = plan->expected_ps / 16 + real_us(&f->clock, 30);
+    plan->held_ps = last > idle_last ? last - idle_last : 0;
+    return 0;
+}
+
+/* When a piece of which the first byte is here at `first` and the last at `last` leaves for where it goes. */
+static int away_plan_write(struct channel *ch, const struct away_piece *p, uint64_t offset, uint64_t now, struct fbxi_away_plan *plan)
+{
+    fbx_node *n = ch->node;
+    fbx_fabric *f = n->fabric;
+    struct fbxi_route *to;
+    int status = whole_way(n, &ch->dst.x, &ch->away->to, &to);
+    if (status)
+        return status;
+    const uint64_t mps = fbx_peek(&to->mps) < 64 ? 64 : fbx_peek(&to->mps);
+    uint64_t through = 0, at = 0;
+    for (uint64_t done = 0; done < p->bytes;) {
+        const uint64_t mask = ch->chunk_bytes - 1, step = min64(p->bytes - done, mask + 1 - ((offset + done) & mask));
+        const uint64_t tlps = packets(offset + done, step, mps);
+        /* Its bytes come one after the other. */
+        const uint64_t first = p->first_ps + (p->last_ps - p->first_ps) / p->bytes * done;
+        const uint64_t last = done + step == p->bytes ? p->last_ps : p->first_ps + (p->last_ps - p->first_ps) / p->bytes * (done + step);
+        struct fbxi_flight flight;
+        at = max64(ch->write_ps, first);
+        if (!done)
+            plan->issue_ps = at;
+        if (fbxi_send(to, 0, at, step, tlps, FBX_MWR_HEADER, 1, reserves(to, at, now), &flight))
+            fbx_count(&f->header->reservations_clamped, 1);
+        flight.arrives_ps = fbxi_tier_write(f, ch->dst.x.region, flight.arrives_ps, fbx_bytes_to_ps(fbxi_out(to)->ps_per_byte_q24, step), step, 1, now);
+        fbxi_count_way(to, 0, step, tlps, FBX_MWR_HEADER);
+        uint64_t departs = max64(flight.departs_ps, last);
+        through = max64(flight.arrives_ps, last + fbx_peek(&to->fixed_ps));
+        const uint64_t ahead = fbx_peek(&to->fixed_ps) + fbxi_out(to)->credit_ps + flight.jitter_ps;
+        if (through > departs + ahead)
+            departs = through - ahead;
+        ch->write_ps = departs;
+        done += step;
+    }
+    plan->ends_ps = ch->write_ps;
+    const uint64_t rest = there_ps(&ch->away->to, 0, p->bytes, packets(offset, p->bytes, mps), FBX_MWR_HEADER);
+    plan->crosses_ps = through > rest ? through - rest : 0;
+    return 0;
+}
+
+/* An answer was later than planned: others are on the way there. What has not been asked for is as much later. */
+static void away_shift(struct channel *ch, struct away_piece *p)
+{
+    struct away *a = ch->away;
+    struct reader *r = &ch->reader;
+    const uint64_t more = p->op.completes_ps > p->last_ps ? p->op.completes_ps - p->last_ps : 0, all = p->shift_ps + more;
+    p->first_ps += more;
+    p->last_ps += more;
+    if (!more || all <= a->shift_ps)
+        return;
+    const uint64_t by = all - a->shift_ps;
+    a->shift_ps = all;
+    r->issue_ps += by;
+    r->return_ps += by;
+    r->memory_ps += by;
+    for (uint32_t i = 0; i < RING && i < r->planned; i++) {
+        r->past[i].first_ps += by;
+        r->past[i].last_ps += by;
+    }
 }
 
 /* The next piece: asked for, or there at once where its source is this machine's. */
@@ -1167,6 +1325,8 @@ static int away_begin(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
     p->moved = 0;
     p->at = a->bytes[a->tail % AWAY_PIECES];
     p->phase = AWAY_READY;
+    p->first_ps = p->last_ps = 0;
+    struct fbxi_away_plan plan = {0};
     if (fill) {
         for (uint32_t done = 0; done < p->bytes; done += PIECE)
             memcpy(p->at + done, pattern(ch, j, p->position + done), min64(p->bytes - done, PIECE));
@@ -1174,12 +1334,18 @@ static int away_begin(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_
         if ((status = transfer(ch, lane, 0, p->at, p->src, NULL, step, timed(n) ? now : UINT64_MAX, 0, &taken)))
             return status == FBX_E_AGAIN ? stalled(ch, now) : status;
         ch->stalled_ns = 0;
-    } else {
+    }
+    if (timed(n) && !fill && ch->src.x.route && (status = away_plan_read(ch, j, p, offset, now, &plan)))
+        return status;
+    if (timed(n) && (fill || !ch->src.x.route)) {
+        p->first_ps = ch->source_ps;
+        p->last_ps = ch->source_ps += fill ? 0 : memory_time(n->fabric, ch->src.x.region, step);
+    }
+    if (!fill && ch->src.x.away) {
         away_op(j, p, FBX_DMA_READ, p->src);
-        status = fbxi_away_dma_begin(n, &p->op, timed(n) ? max64(now, ch->source_ps) : 0);
+        status = fbxi_away_dma_begin(n, &p->op, &plan);
         if (status && status != FBX_E_AGAIN)
             return status;
-        ch->source_ps = max64(ch->source_ps, p->op.departs_ps);
         p->phase = AWAY_READS;
     }
     a->tail++;
@@ -1192,7 +1358,11 @@ static int move_away(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
 {
     fbx_node *n = ch->node;
     struct away *a = ch->away;
+    uint64_t budget = STEP_BYTES;
+    uint32_t before;
     int status;
+again:
+    before = a->head;
     while (ch->position < j->total && a->tail - a->head < AWAY_PIECES)
         if ((status = away_begin(ch, j, lane, now)))
             return status;
@@ -1207,9 +1377,11 @@ static int move_away(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
         }
         if (p->op.state == FBX_AWAY || (p->op.state == FBX_RETURNS && p->op.completes_ps > now))
             continue;
-        ch->completes_ps = max64(ch->completes_ps, p->op.completes_ps);
+        ch->by_network |= p->op.private_[0] & FBXI_BY_NETWORK;
         p->op.state = FBX_DONE;
         p->phase = AWAY_READY;
+        if (timed(n))
+            away_shift(ch, p);
     }
     for (; a->head != a->tail; a->head++) {
         struct away_piece *p = &a->piece[a->head % AWAY_PIECES];
@@ -1224,11 +1396,18 @@ static int move_away(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
             if (status)
                 return status == FBX_E_AGAIN ? stalled(ch, now) : status;
             ch->stalled_ns = 0;
+            if (timed(n)) {
+                ch->sink_ps = max64(max64(ch->sink_ps, p->first_ps) + memory_time(n->fabric, ch->dst.x.region, p->bytes), p->last_ps);
+                ch->completes_ps = max64(ch->completes_ps, ch->sink_ps);
+            }
         } else {
             if (p->phase == AWAY_READY) {
+                struct fbxi_away_plan plan = {0};
+                if (timed(n) && (status = away_plan_write(ch, p, offset, now, &plan)))
+                    return status;
                 away_op(j, p, FBX_DMA_WRITE, p->dst);
                 p->phase = AWAY_WRITES;
-                status = fbxi_away_dma_begin(n, &p->op, timed(n) ? max64(now, ch->write_ps) : 0);
+                status = fbxi_away_dma_begin(n, &p->op, &plan);
             } else {
                 status = p->op.state == FBX_AWAY ? fbxi_away_advance(n, &p->op, 0) : 0;
             }
@@ -1236,8 +1415,8 @@ static int move_away(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
                 break;
             if (status && status != FBX_E_AGAIN)
                 return status;
-            ch->write_ps = max64(ch->write_ps, p->op.completes_ps);
-            ch->completes_ps = max64(ch->completes_ps, ch->write_ps);
+            ch->completes_ps = max64(ch->completes_ps, p->op.completes_ps);
+            ch->by_network |= p->op.private_[0] & FBXI_BY_NETWORK;
             p->op.state = FBX_DONE;
         }
         note(j, p->position + p->bytes);
@@ -1245,7 +1424,20 @@ static int move_away(struct channel *ch, struct job *j, fbx_au32 *lane, uint64_t
     if (a->head == a->tail && ch->position >= j->total)
         return 0;
     fbx_poke(&j->completes_ps, ch->completes_ps);
-    ch->next_ps = fbxi_now(&n->fabric->clock) + (a->tail - a->head == AWAY_PIECES ? 5000000u : 1000000u);
+    if (a->head != before && ch->position < j->total && budget) {
+        budget -= min64(budget, (uint64_t)(a->head - before) * AWAY_BYTES / 4);
+        now = timed(n) ? fbxi_now(&n->fabric->clock) : now;
+        goto again;
+    }
+    /* The network is looked at as often as its own time asks for, whatever modelled time is stretched by; and not before
+     * something is due. */
+    const struct away_piece *p = &a->piece[a->head % AWAY_PIECES];
+    const uint64_t soon = fbxi_now(&n->fabric->clock) + real_us(&n->fabric->clock, a->tail - a->head == AWAY_PIECES ? 5 : 1);
+    const uint64_t due = a->head == a->tail || !timed(n) ? 0
+                         : p->phase == AWAY_WRITES           ? (p->op.state == FBX_AWAY ? p->op.next_ps : 0)
+                         : p->op.state == FBX_RETURNS        ? p->op.completes_ps
+                                                             : p->last_ps;
+    ch->next_ps = max64(soon, due);
     return FBX_E_AGAIN;
 }
 
@@ -1403,7 +1595,7 @@ static void finish(struct channel *ch, struct job *j, int status)
     if (first && timed(n)) {
         if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
             fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);
-        fbxi_count_operation(n, (int)fbx_peek(&j->kind), j->total, status, ch->jumped, status ? 0 : ch->completes_ps,
+        fbxi_count_operation(n, (int)fbx_peek(&j->kind), j->total, status, ch->jumped | ch->by_network, status ? 0 : ch->completes_ps,
                              fbxi_now(&n->fabric->clock));
         ch->free_ps = status ? fbxi_now(&n->fabric->clock) : ch->completes_ps;
         fbx_poke(&j->completes_ps, ch->free_ps);

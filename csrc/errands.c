@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What other machines ask of this one beside its memory: names and barriers (of the directory's machine), allocation, windows
- * and links. Runs on the gateway's second thread, one after the other, because some of it waits.
- *
- * Changes of the fabric as a whole (a link, an NTB) go through the directory's machine, which has one order for them: it
- * changes its own copy, then every other machine's, and answers when all that are not lost have done so.
+ * What other machines ask of this one beside its memory: names and barriers (of the directory's machine), allocation, what windows
+ * are set to. Runs on the gateway's second thread, one after the other, because some of it waits. Changes of the fabric as a whole
+ * are none of it: the agents make them (machine.c, fabrex/net).
  */
 #include "gateway.h"
 
 #include "call.h"
-#include "machine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -96,6 +93,40 @@ static int give_buffer(struct fbxi_errand *e, const struct fbx_buffer *b)
     return 0;
 }
 
+int fbxi_owned_add(fbx_fabric *f, struct fbxi_owned **owned, const struct fbx_buffer *b)
+{
+    struct fbxi_owned *o = *owned;
+    if (o && o->count == o->room) {
+        /* Those that have been freed meanwhile, by whomever, go first. */
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < o->count; i++)
+            if (!fbxi_check_here(f, &o->buffer[i]))
+                o->buffer[kept++] = o->buffer[i];
+        o->count = kept;
+    }
+    if (!o || o->count > o->room / 2) {
+        const uint32_t room = o ? o->room * 2 : 16;
+        struct fbxi_owned *more = realloc(o, sizeof *o + room * sizeof o->buffer[0]);
+        if (!more && (!o || o->count == o->room))
+            return fbxi_fail(FBX_E_NO_MEMORY, "no memory");
+        if (more) {
+            if (!o)
+                more->count = 0;
+            more->room = room;
+            *owned = o = more;
+        }
+    }
+    o->buffer[o->count++] = *b;
+    return 0;
+}
+
+void fbxi_owned_free(fbx_fabric *f, struct fbxi_owned *owned)
+{
+    for (uint32_t i = 0; i < owned->count; i++)
+        fbxi_free_here(f, &owned->buffer[i]); /* stale: somebody was faster */
+    free(owned);
+}
+
 static int run(fbx_fabric *f, struct fbxi_errand *e)
 {
     const struct fbxw_frame *w = &e->frame;
@@ -116,10 +147,15 @@ static int run(fbx_fabric *f, struct fbxi_errand *e)
             return status;
         return w->what == FBXW_NAME ? fbxi_name_buffer(f, &b) : fbxi_unname_buffer(f, &b);
     case FBXW_ALLOC:
-        if (!e->proxy || w->aux >= f->region_count || (status = here(f, f->region_facts[w->aux].node)))
+        if (w->aux >= f->region_count || (status = here(f, f->region_facts[w->aux].node)))
             return status ? status : fbxi_fail(FBX_E_INVALID, "no region %u here", w->aux);
-        if ((status = fbxi_alloc_here(e->proxy, w->aux, w->value, w->address, text, &b)))
+        if ((status = fbxi_alloc_here(f, 1, w->aux, w->value, w->address, text, &b)))
             return status;
+        if (!text[0] && (status = fbxi_owned_add(f, e->owned, &b))) {
+            struct fbx_error kept = *fbx_last_error();
+            fbxi_free_here(f, &b);
+            return fbxi_fail(status, "%s", kept.text);
+        }
         return give_buffer(e, &b);
     case FBXW_FREE:
     case FBXW_CHECK:
@@ -135,18 +171,11 @@ static int run(fbx_fabric *f, struct fbxi_errand *e)
         e->frame.value = ticket;
         return status;
     }
-    case FBXW_LINK: return (status = directory(f)) ? status : fbxi_change(f, FBXW_LINK_APPLY, w->aux, w->value);
-    case FBXW_NTB_LINK: return (status = directory(f)) ? status : fbxi_change(f, FBXW_NTB_LINK, w->aux, w->value);
-    case FBXW_LINK_APPLY: return fbxi_apply(f, (uint32_t)w->address, w->aux, w->value);
-    case FBXW_WINDOW_SET:
-        return (status = here(f, w->aux)) ? status : fbx_mw_set_trans(f, w->aux, (uint32_t)word(e, 0), (uint32_t)word(e, 1), word(e, 2),
-                                                                      word(e, 3), (int)(word(e, 4) & 0xff), (int)(word(e, 5) & 0xff));
-    case FBXW_WINDOW_CLEAR: return (status = here(f, w->aux)) ? status : fbx_mw_clear_trans(f, w->aux, (uint32_t)word(e, 0));
     case FBXW_WINDOW_INFO:
         if ((status = here(f, w->aux)) || (status = fbx_mw_info(f, w->aux, (uint32_t)word(e, 0), &info)))
             return status;
         fbxw_put64(e->payload, info.peer);
-        fbxw_put64(e->payload + 8, info.perm);
+        fbxw_put64(e->payload + 8, info.perm | (uint64_t)info.attr << 32);
         fbxw_put64(e->payload + 16, info.mapping);
         fbxw_put64(e->payload + 24, info.programmed);
         fbxw_put64(e->payload + 32, info.translation);

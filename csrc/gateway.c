@@ -38,10 +38,12 @@
 #define GREET_NS 2000000000ull /* a connection says who it is within this */
 #define LINGER_NS 5000000000ull /* a session without a connection ends after this: longer than its other side tries */
 #define ACK_BYTES (128u << 10)
+#define ACK_NS 2000000u /* however busy others keep us: whoever has sent something takes silence for a break */
 #define TURN 256u /* frames of one session before the others have their turn */
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
 #define SPIN_TRY 64u
+#define SPIN_TRY_MOST 4096u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define ASIDE_NS 20000000ull /* between two moves to another processor, at first and at most */
 #define ASIDE_MOST_NS 10000000000ull
@@ -52,6 +54,7 @@
 #define SWEEP_NS 1000000u /* how often all sessions are looked at, whether something came or not */
 #define LOOKS 16u /* at the socket that was of use last, before the kernel is asked about all */
 #define LOOKS_NS 50000u /* or for so long, if it keeps us busy */
+#define MARKS_RETRY_PS 100000000u
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
 
 struct ask { /* a request that waits for its time */
@@ -61,6 +64,8 @@ struct ask { /* a request that waits for its time */
     struct fbxw_frame frame;
     uint64_t base_ps, slack_ps, seen_done;
     uint32_t moved_up, owed, dma;
+    uint32_t answers; /* it has been done, with this status, and waits for room for its answer */
+    int32_t status;
     uint32_t buffer_bytes;
     uint8_t *buffer; /* of a READ */
     uint8_t wide[64];
@@ -78,12 +83,14 @@ struct session {
     uint32_t asks, errands; /* that point here */
     uint64_t owed; /* bytes that their answers may take */
     uint64_t since_ns; /* it came, or lost its connection */
+    uint64_t level_ns; /* when all that it had sent was acknowledged */
     uint64_t retry_ps;
     struct fbx_op posted; /* a posted write that could not be issued at once: nothing behind it is taken before it is */
     struct fbxw_frame held;
     uint8_t *payload; /* its bytes */
     uint8_t *assembly;
     uint64_t assembly_bytes;
+    struct fbxi_owned *owned; /* unnamed buffers that its process has allocated here: they end with it */
 };
 
 struct keeper {
@@ -115,6 +122,7 @@ struct fbxi_gateway {
     pthread_mutex_t mutex; /* the errands */
     pthread_cond_t work;
     struct fbxi_errand *errands, **errands_end;
+    struct fbxi_owned *left; /* of sessions that are over */
     uint32_t keepers;
     struct keeper keeper[KEEPERS];
 };
@@ -185,7 +193,7 @@ static struct ask *ask_new(struct keeper *g, struct session *s, const struct fbx
         return NULL;
     a->session = s;
     a->frame = *w;
-    a->moved_up = a->dma = 0;
+    a->moved_up = a->dma = a->answers = 0;
     a->seen_done = 0;
     s->asks++;
     a->owed = fbxw_answer_bytes(w);
@@ -218,12 +226,12 @@ static void answer(struct session *s, const struct fbxw_frame *asked, struct fbx
 }
 
 /* Posted writes that processes of `node` sent to `machine` before this answer, and that may not be there yet: a completion
- * does not pass them. */
-static uint32_t marks(fbx_fabric *f, uint32_t node, uint32_t machine, uint8_t *out)
+ * does not pass them. At most FBXW_MARKS of requesters *at and up; *at goes on where the next look begins. */
+static uint32_t marks(fbx_fabric *f, uint32_t node, uint32_t machine, uint32_t *at, uint8_t *out)
 {
     uint32_t count = 0, high = fbxi_high(f, FBXL_REQUESTERS);
-    for (uint32_t i = 0; i < high && count < FBXW_MARKS; i++) {
-        struct fbxl_requester *r = &f->requesters[i];
+    for (; *at < high && count < FBXW_MARKS; ++*at) {
+        struct fbxl_requester *r = &f->requesters[*at];
         uint64_t offset = fbx_observe(&r->away);
         if (!offset || r->node != node || fbx_observe(&r->state) != FBXL_LIVE || fbx_peek(&r->proxy_of))
             continue;
@@ -231,13 +239,22 @@ static uint32_t marks(fbx_fabric *f, uint32_t node, uint32_t machine, uint8_t *o
         uint64_t posted = away ? fbx_observe(&away->posted[machine]) : 0;
         if (!away || posted <= fbx_observe(&away->settled[machine]))
             continue;
-        fbxw_put32(out, i);
+        fbxw_put32(out, *at);
         fbxw_put32(out + 4, fbx_peek(&r->incarnation));
         fbxw_put64(out + 8, posted);
         out += FBXW_MARK_BYTES;
         count++;
     }
     return count;
+}
+
+/* Whether the ring has room for more marks than an answer's own room holds: a note of FBXW_MARKS for each so many requesters. */
+static int marks_fit(const fbx_fabric *f, const struct session *s)
+{
+    const uint32_t high = fbxi_high(f, FBXL_REQUESTERS);
+    const uint64_t notes = (high + FBXW_MARKS - 1) / FBXW_MARKS;
+    return high <= FBXW_MARKS || s->dead ||
+           s->stream.tail - s->stream.head + s->owed + notes * FBXW_NOTE_BYTES + 4 * FBXW_HEADER <= s->stream.tx_bytes;
 }
 
 /* Whether processes of this machine have ever written to another. */
@@ -266,6 +283,24 @@ static int dma_read(fbx_node *proxy, struct ask *a)
     return 0;
 }
 
+/* The bytes of a READ may lie where the next frame will be put: to the ask's own, if something is put before its answer. */
+static int own_bytes(struct ask *a)
+{
+    if (a->frame.kind != FBXW_READ || a->op.buffer == a->buffer)
+        return 0;
+    if (a->buffer_bytes < a->frame.length) {
+        const uint32_t room = a->frame.length <= 4096 ? 4096 : FBXW_PAYLOAD;
+        free(a->buffer);
+        a->buffer = malloc(room);
+        a->buffer_bytes = a->buffer ? room : 0;
+        if (!a->buffer)
+            return FBX_E_NO_MEMORY;
+    }
+    memcpy(a->buffer, a->op.buffer, a->frame.length);
+    a->op.buffer = a->buffer;
+    return 0;
+}
+
 static void answer_ask(struct keeper *g, struct ask *a, int status)
 {
     fbx_fabric *f = g->fabric;
@@ -274,7 +309,6 @@ static void answer_ask(struct keeper *g, struct ask *a, int status)
     struct fbxw_frame w = {0};
     uint8_t bytes[64 + FBXW_MARKS * FBXW_MARK_BYTES];
     const void *payload = bytes;
-    uint8_t *kept = NULL;
     if (a->dma && !status)
         status = dma_read(s->proxy, a);
     if (f->flags & FBXL_TIMING && op->completes_ps > a->base_ps)
@@ -299,25 +333,27 @@ static void answer_ask(struct keeper *g, struct ask *a, int status)
             w.status = FBX_E_INVALID;
         w.value = value;
     }
-    if (!status && a->frame.kind != FBXW_READ && op->target < f->node_count) {
-        w.what = (uint16_t)marks(f, op->target, s->machine, bytes + w.payload);
-        w.payload += w.what * FBXW_MARK_BYTES;
-    } else if (!status && !s->dead && op->target < f->node_count) {
-        struct fbxw_frame note = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MARKS};
-        note.payload = marks(f, op->target, s->machine, bytes) * FBXW_MARK_BYTES;
-        if (note.payload && op->buffer != a->buffer && w.payload) {
-            /* Somebody here has written elsewhere for the first time since any_away(): its note goes where the bytes are. */
-            if ((kept = malloc(w.payload)) != NULL)
-                payload = memcpy(kept, op->buffer, w.payload);
-            else
+    if (!status && !s->dead && op->target < f->node_count) {
+        /* The last of them in the answer itself, if its payload is not elsewhere; all others in notes before it. */
+        const int inside = a->frame.kind != FBXW_READ;
+        uint8_t *some = inside ? bytes + w.payload : bytes;
+        uint32_t at = 0, count, most = (fbxi_high(f, FBXL_REQUESTERS) + FBXW_MARKS - 1) / FBXW_MARKS;
+        while ((count = marks(f, op->target, s->machine, &at, some)) && (count == FBXW_MARKS || !inside) && most--) {
+            if (own_bytes(a)) { /* somebody here has written elsewhere for the first time since any_away() */
                 w = (struct fbxw_frame){.status = FBX_E_NO_MEMORY, .value = UINT64_MAX, .address = UINT64_MAX};
+                break;
+            }
+            payload = inside ? payload : op->buffer;
+            struct fbxw_frame note = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MARKS, .payload = count * FBXW_MARK_BYTES};
+            answer(s, &a->frame, &note, some);
         }
-        if (note.payload)
-            answer(s, &a->frame, &note, bytes);
+        if (inside) {
+            w.what = (uint16_t)count;
+            w.payload += count * FBXW_MARK_BYTES;
+        }
     }
     if (!s->dead)
         answer(s, &a->frame, &w, payload);
-    free(kept);
 }
 
 /* Take a request as far as it goes now. 1: it is answered and gone. */
@@ -333,6 +369,13 @@ static int step(struct keeper *g, struct ask *a, int status)
     }
     if (status == FBX_E_AGAIN && op->state != FBX_RETURNS)
         return 0;
+    if (!marks_fit(g->fabric, a->session)) {
+        /* Very many processes write to that machine, and it has not read what we have answered: it will. */
+        a->answers = 1;
+        a->status = status == FBX_E_AGAIN ? 0 : status;
+        op->next_ps = fbxi_now(&g->fabric->clock) + MARKS_RETRY_PS;
+        return 0;
+    }
     answer_ask(g, a, status == FBX_E_AGAIN ? 0 : status);
     ask_free(g, a);
     return 1;
@@ -529,6 +572,14 @@ static void *clerk(void *argument)
     pthread_mutex_lock(&g->mutex);
     while (!fbx_observe(&g->stop)) {
         struct fbxi_errand *e = g->errands;
+        struct fbxi_owned *left = g->left;
+        if (left) {
+            g->left = left->next;
+            pthread_mutex_unlock(&g->mutex);
+            fbxi_owned_free(g->fabric, left);
+            pthread_mutex_lock(&g->mutex);
+            continue;
+        }
         if (!e) {
             pthread_cond_wait(&g->work, &g->mutex);
             continue;
@@ -540,6 +591,7 @@ static void *clerk(void *argument)
         struct session *s = e->session; /* errands of a session run one after the other, all of them here */
         e->assembly = s->assembly;
         e->assembly_bytes = s->assembly_bytes;
+        e->owned = &s->owned;
         fbxi_errand_run(g->fabric, e);
         s->assembly = e->assembly;
         s->assembly_bytes = e->assembly_bytes;
@@ -722,6 +774,14 @@ static void close_session(struct keeper *g, struct session *s)
     if (s->proxy) {
         fbx_publish(&s->proxy->slot->proxy_of, 0);
         fbx_node_free(s->proxy);
+    }
+    if (s->owned) {
+        /* Freeing waits for locks: the clerk does it. */
+        pthread_mutex_lock(&g->gateway->mutex);
+        s->owned->next = g->gateway->left;
+        g->gateway->left = s->owned;
+        pthread_cond_signal(&g->gateway->work);
+        pthread_mutex_unlock(&g->gateway->mutex);
     }
     free(s->assembly);
     free(s->payload);
@@ -943,7 +1003,7 @@ static int run_due(struct keeper *g, uint64_t now)
         if (a->session->dead) {
             g->sweep = 1;
             ask_free(g, a);
-        } else if (!step(g, a, fbx_op_advance(a->session->proxy, &a->op))) {
+        } else if (!step(g, a, a->answers ? a->status : fbx_op_advance(a->session->proxy, &a->op))) {
             if (a->op.next_ps <= now)
                 a->op.next_ps = now + 1; /* others have their turn first */
             heap_put(g, a);
@@ -963,7 +1023,6 @@ static int sweep(struct keeper *g, uint64_t now_ns)
         next = s->next;
         if (s->messages)
             note_messages(g, s);
-        send_answers(g, s, 1); /* others may keep this keeper from ever being idle */
         if (s->stream.fd < 0 && !s->dead) {
             if (s->over || now_ns > s->since_ns + LINGER_NS) {
                 s->dead = 1;
@@ -1015,7 +1074,7 @@ static void *keeper(void *argument)
     struct epoll_event events[64];
     uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
     uint64_t asked_ns = 0, before_ns = 0;
-    uint32_t sleeps = 0, looks = 0;
+    uint32_t sleeps = 0, looks = 0, try_after = SPIN_TRY;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
     int timeout = 0, soon = 0;
@@ -1053,8 +1112,11 @@ static void *keeper(void *argument)
         }
         const uint64_t now = fbxi_now(&f->clock);
         did |= run_due(g, now);
-        for (struct session *s = g->active; s; s = s->next_active)
-            send_answers(g, s, !did);
+        for (struct session *s = g->active; s; s = s->next_active) {
+            if (s->stream.received == s->stream.acknowledged)
+                s->level_ns = now_ns;
+            send_answers(g, s, !did || now_ns > s->level_ns + ACK_NS);
+        }
         if (g->sweep || now_ns - swept_ns > SWEEP_NS) {
             soon = sweep(g, now_ns);
             swept_ns = now_ns;
@@ -1070,6 +1132,7 @@ static void *keeper(void *argument)
         if (did && look_ns && now_ns - look_ns < AWAY_NS) {
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
             aside_wait = ASIDE_NS;
+            try_after = SPIN_TRY;
         } else if (did && look_ns)
             /* It came because we were stopped: who asks is on this processor, and we were in the way. */
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
@@ -1092,7 +1155,9 @@ static void *keeper(void *argument)
         }
         if (timeout && busy_ns) {
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
-            if (++sleeps % SPIN_TRY == 0) {
+            if (++sleeps >= try_after) {
+                sleeps = 0;
+                try_after = try_after * 2 < SPIN_TRY_MOST ? try_after * 2 : SPIN_TRY_MOST;
                 spin_ns = SPIN_NS / 2;
                 if (spins && g->hot && g->hot->stream.fd >= 0 && now_ns > aside_ns && from_here(g->hot->stream.fd)) {
                     step_aside();
@@ -1187,6 +1252,8 @@ static void gateway_end(struct fbxi_gateway *all, int clerk_runs)
         keeper_end(&all->keeper[i]);
     for (struct fbxi_errand *e; (e = all->errands); all->errands = e->next, free(e))
         ;
+    for (struct fbxi_owned *o; (o = all->left); all->left = o->next, free(o))
+        ; /* the buffers go with the fabric */
     pthread_mutex_destroy(&all->mutex);
     pthread_cond_destroy(&all->work);
     free(all);

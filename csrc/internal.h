@@ -48,9 +48,10 @@ struct fbxi_route {
         const struct fbxi_figures *out_figures, *back_figures; /* replaced when the link is set: use fbxi_out() */
         fbx_au64 which; /* change of the link that they are of */
         uint32_t direction;
-        uint32_t elsewhere; /* reserved on another machine: it takes no time here */
+        uint32_t elsewhere; /* reserved on another machine: it takes no time here; FBXI_TAKEN: its time, and no reservation */
     } hop[FBX_MAX_HOPS];
 };
+#define FBXI_TAKEN 2u
 /* The first link of a way, in its direction. */
 static inline const struct fbxi_figures *fbxi_out(const struct fbxi_route *route)
 {

@@ -406,7 +406,8 @@ int fbxi_deliver_now(fbx_fabric *f, uint32_t target, uint64_t until_ps)
             at = fbx_observe(&q->next);
         }
         idle &= ~busy & fbx_peek(&node->pending);
-        if (idle) {
+        /* Who has delivered something is waited for: the mark, whose line the producer has, is left to the next look. */
+        if (idle && !delivered) {
             fbx_and(&node->pending, ~idle);
             /* Somebody may have appended between our look and the clearing: look again, give the mark back. */
             bound = 0;

@@ -154,7 +154,7 @@ int fbxi_route_refresh(fbx_fabric *f, struct fbxi_route *route)
         fbx_publish_pointer(&hop->out_figures, out);
         fbx_publish_pointer(&hop->back_figures, back);
         fbx_poke(&hop->which, which == again ? which : again); /* changed in between: look again soon */
-        fixed_ps += hop->elsewhere ? 0 : out->delay_ps;
+        fixed_ps += hop->elsewhere == 1 ? 0 : out->delay_ps;
         if (!out->ethernet) {
             mps = out->mps < mps ? out->mps : mps;
             mrrs = out->mrrs < mrrs ? out->mrrs : mrrs;

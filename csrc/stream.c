@@ -82,7 +82,9 @@ void fbxi_stream_put(struct fbxi_stream *s, struct fbxw_frame *f, const void *pa
     ring_write(s, s->tail, header, FBXW_HEADER);
     if (f->payload && payload != s->tx + ((s->tail + FBXW_HEADER) & (s->tx_bytes - 1)))
         ring_write(s, s->tail + FBXW_HEADER, payload, f->payload);
+    const int only = f->kind == FBXW_ACK && (s->head == s->tail || s->acks_end == s->tail);
     s->tail += FBXW_HEADER + f->payload;
+    s->acks_end = only ? s->tail : UINT64_MAX;
 }
 
 uint8_t *fbxi_stream_place(struct fbxi_stream *s, uint32_t payload)
@@ -112,6 +114,8 @@ int fbxi_stream_push(struct fbxi_stream *s)
         s->sent += (uint64_t)sent;
         s->bytes_out += (uint64_t)sent;
     }
+    if (s->acks_end == s->tail)
+        s->head = s->tail; /* nobody acknowledges an acknowledgement: waiting for that would look like silence */
     return 0;
 }
 

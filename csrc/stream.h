@@ -16,6 +16,7 @@ struct fbxi_stream {
     /* sending: a ring of bytes; [head, sent) is on its way, [sent, tail) waits */
     uint8_t *tx;
     uint64_t tx_bytes, head, sent, tail;
+    uint64_t acks_end; /* tail, while [head, tail) is nothing but acknowledgements: those are not kept once sent */
     uint64_t sequence; /* last given out */
     /* receiving */
     uint8_t *rx;

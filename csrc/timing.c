@@ -239,13 +239,14 @@ int fbxi_send(const struct fbxi_route *route, int back, uint64_t at_ps, uint64_t
     int clamped = 0;
     out->jitter_ps = 0;
     for (uint32_t i = 0; i < route->hops; i++) {
-        if (__builtin_expect(route->hop[back ? route->hops - 1 - i : i].elsewhere, 0))
+        const uint32_t elsewhere = route->hop[back ? route->hops - 1 - i : i].elsewhere;
+        if (__builtin_expect(elsewhere == 1, 0))
             continue;
         struct fbxl_direction *d;
         const struct fbxi_figures *figures = hop_of(route, back, i, &d);
         uint64_t wire = fbxi_wire(figures, payload, tlps, header);
         uint64_t duration = fbx_bytes_to_ps(figures->ps_per_byte_q24, wire), start = head, end = head + duration;
-        if (reserve) {
+        if (reserve && !elsewhere) {
             if (bulk && tlps)
                 fbx_poke(&d->bulk_packet_ps, duration / tlps);
             clamped |= fbxi_reserve(d, figures, head, duration, bulk, &start, &end);

@@ -15,7 +15,7 @@ struct fbxi_answer {
     uint32_t bytes, mark_count;
     int64_t took_ps;
     uint64_t value[2];
-    struct fbxw_mark mark[FBXW_MARKS];
+    struct fbxw_mark *mark; /* whoever polled frees it */
 };
 
 struct fbxi_transport {

@@ -42,12 +42,11 @@ enum fbxw_kind {
 };
 enum { FBXW_SAMPLE_DOORBELL, FBXW_SAMPLE_MASK, FBXW_SAMPLE_SPAD };
 enum { FBXW_NOTE_MESSAGES = 1, /* value: messages of ours that found their register full */
-       FBXW_NOTE_MARKS }; /* payload: marks of the DATA with this ticket, which follows */
+       FBXW_NOTE_MARKS }; /* payload: marks of the answer with this ticket, which follows */
 
 /* What is asked of a machine beside its memory. */
 enum fbxw_errand { FBXW_PING = 1, FBXW_PUT, FBXW_GET, FBXW_FIND, FBXW_NAME, FBXW_UNNAME, FBXW_ALLOC, FBXW_FREE, FBXW_CHECK,
-                   FBXW_BARRIER, FBXW_LEAVE, FBXW_LINK, FBXW_LINK_APPLY, FBXW_WINDOW_SET, FBXW_WINDOW_CLEAR, FBXW_WINDOW_INFO,
-                   FBXW_NTB_LINK, FBXW_ERRANDS };
+                   FBXW_BARRIER, FBXW_LEAVE, FBXW_WINDOW_INFO, FBXW_ERRANDS };
 
 #define FBXW_PATH_SHIFT 4u /* attr: FBX_RO, FBX_IDO; the path above */
 
@@ -82,7 +81,9 @@ struct fbxw_mark { /* posted writes that left before the answer and must be ther
     uint64_t posted;
 };
 #define FBXW_MARK_BYTES 16u
-#define FBXW_MARKS 32u
+#define FBXW_MARKS 32u /* in one frame; what is more goes before the answer, in notes of as many */
+#define FBXW_MARKS_MOST 65536u /* of one answer: there are no more requesters on a machine */
+#define FBXW_NOTE_BYTES (FBXW_HEADER + FBXW_MARKS * FBXW_MARK_BYTES)
 
 static inline void fbxw_put16(uint8_t *at, uint16_t v) { v = htole16(v), memcpy(at, &v, 2); }
 static inline void fbxw_put32(uint8_t *at, uint32_t v) { v = htole32(v), memcpy(at, &v, 4); }

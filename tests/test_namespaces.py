@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines as network namespaces: real TCP over veth, with delay, loss and partitions made by `tc netem` and `ip link`.
+"""Machines as network namespaces: real TCP over veth, with delay, loss and partitions made by `tc netem` and routing; where the
+kernel has no netem, over TUN devices and a switch of our own (wire.py), which delays, loses and reorders packets.
 
 Needs root (or CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2; skipped with the reason elsewhere.
 """
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from wire import Wire, why_no_wire
 
 from fabrex.net.lan import Lan, why_not
 
@@ -47,6 +49,20 @@ def lan(request: pytest.FixtureRequest, place: Path) -> Iterator[Lan]:
         lan.close()
         (place / "two.yaml").unlink(missing_ok=True)
     for directory in lan.directories:
+        os.rmdir(directory)
+
+
+@pytest.fixture
+def wire(place: Path) -> Iterator[Wire]:
+    if reason := why_no_wire():
+        pytest.skip(reason)
+    wire = Wire(2, place, seed=3)
+    try:
+        yield wire
+    finally:
+        wire.close()
+        (place / "two.yaml").unlink(missing_ok=True)
+    for directory in wire.directories:
         os.rmdir(directory)
 
 
@@ -107,6 +123,27 @@ def test_delay_and_loss_change_nothing_but_time(lan: Lan, timing: str) -> None:
         if problem := lan.netem(i, "delay", "2ms", "1ms", "loss", "2%"):
             pytest.skip(f"tc netem is not there: {problem.strip()}")
     first, second = both(lan, COUNT.format(seconds=1.5), REST, timing)
+    done = numbers(first, "done")
+    assert done > 10
+    assert numbers(first, "total") == done == numbers(first, "last") == numbers(second, "found")
+
+
+@pytest.mark.parametrize("timing", ["off", "on"])
+def test_packets_that_are_late_lost_and_out_of_order(wire: Wire, timing: str) -> None:
+    for i in range(2):
+        wire.shape(i, delay=0.002, jitter=0.001, loss=0.02)
+    first, second = both(wire, COUNT.format(seconds=1.5), REST, timing)
+    done = numbers(first, "done")
+    assert done > 10 and wire.lost > 0 and wire.passed > 100
+    assert numbers(first, "total") == done == numbers(first, "last") == numbers(second, "found")
+
+
+def test_a_narrow_way_is_only_slow(lan: Lan) -> None:
+    """2 Mbit/s in both directions, with a short queue that loses what it cannot hold."""
+    for i in range(2):
+        if problem := lan.narrow(i, "rate", "2mbit", "burst", "8kb", "limit", "12kb"):
+            pytest.skip(f"tc tbf is not there: {problem.strip()}")
+    first, second = both(lan, COUNT.format(seconds=1.5), REST)
     done = numbers(first, "done")
     assert done > 10
     assert numbers(first, "total") == done == numbers(first, "last") == numbers(second, "found")

@@ -54,7 +54,11 @@ class Peer:
 
 
 def run(fabric: fabrex.Fabric, node: fabrex.Node, path: str, arguments: Any, named: Any) -> Any:
-    """One call on behalf of a peer; or, as `stores`, stores one right behind the other."""
+    """One call on behalf of a peer; as `stores`, stores one right behind the other; as `program`, what `work` of a text does."""
+    if path == "program":
+        names: dict[str, Any] = {}
+        exec(arguments[0], names)
+        return names["work"](fabric, node, *arguments[1:])
     if path == "stores":
         for gva, value, how in arguments:
             node.store(gva, value, **how)
@@ -79,7 +83,8 @@ SERVER = textwrap.dedent(
         out.flush()
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     how, arguments = pickle.loads(bytes.fromhex(sys.argv[2]))
-    with getattr(fabrex.Fabric, how)(*arguments[0], **arguments[1]) as fabric, fabric.attach("host1", role="owner") as node:
+    name = arguments[1].pop("node", "host1")
+    with getattr(fabrex.Fabric, how)(*arguments[0], **arguments[1]) as fabric, fabric.attach(name, role="owner") as node:
         answer(None)
         while head := sys.stdin.buffer.read(4):
             path, given, named = pickle.loads(sys.stdin.buffer.read(struct.unpack("<I", head)[0]))
@@ -92,7 +97,7 @@ SERVER = textwrap.dedent(
 
 
 class Remote:
-    """Acts as host1 in a process of its own."""
+    """Acts as host1 (or as `node`) in a process of its own."""
 
     def __init__(self, how: str, *arguments: Any, **named: Any) -> None:
         given = pickle.dumps((how, (arguments, named))).hex()

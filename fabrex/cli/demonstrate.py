@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from . import output
@@ -54,8 +56,9 @@ def demo(arguments: Any) -> int:
 
     if arguments.machines:
         return _machines(arguments)
-    if arguments.loopback:
-        usage("--loopback goes with --machines")
+    for given, option in ((arguments.loopback, "--loopback"), (arguments.dilation, "--dilation")):
+        if given:
+            usage(f"{option} goes with --machines")
     arguments.size = 64 << 20 if arguments.size is None else arguments.size
     if arguments.size < 1 << 20:
         usage("--size is at least 1MiB")
@@ -105,7 +108,7 @@ def demo(arguments: Any) -> int:
 
 
 def _machines(arguments: Any) -> int:
-    """`demo --machines 4`."""
+    """`demo --machines N`."""
     from ..fabric import Fabric
     from ..fidelity import Disturbance
     from ..net import demo as rack
@@ -117,10 +120,20 @@ def _machines(arguments: Any) -> int:
     size = 4 << 20 if arguments.size is None else arguments.size
     if not 1 <= size <= 1 << 30:
         usage("--size is at least 1 and at most 1GiB with --machines")
+    if not 2 <= arguments.machines <= rack.SERVERS:
+        usage(f"--machines is 2 to {rack.SERVERS}: the rack has {rack.SERVERS} servers, and none is divided")
+    dilation = _dilation(arguments.dilation or "1")
     bar = _Bar()
     with Disturbance() as disturbance:
         try:
-            result = rack.run(size=size, rounds=200 if arguments.quick else 1000, loopback=arguments.loopback, progress=bar)
+            result = rack.run(
+                machines=arguments.machines,
+                dilation=dilation,
+                size=size,
+                rounds=200 if arguments.quick else 1000,
+                loopback=arguments.loopback,
+                progress=bar,
+            )
         except rack.Unavailable as why:
             raise output.CommandError(str(why), "be root, or say --loopback", output.FAILURE) from None
         except rack.Failed as error:
@@ -129,37 +142,59 @@ def _machines(arguments: Any) -> int:
     with Fabric.create("fabrex-pair") as fabric:
         facts = facts_of(fabric)
     rows = []
+    where = "squadrack" if result.dilation == "1" else f"×{result.dilation}"
     for found in result.measured:
         row = {
-            "topology": f"squadrack, {rack.TIERS[found.tier]}", "ordering": "posted", "timing": "on", "op": found.op,
+            "topology": f"{where}, {rack.TIERS[found.tier]}", "ordering": "posted", "timing": "on", "op": found.op,
             "size": found.size, "api": "python", "requested_ps": found.modelled_ps, "count": len(found.samples_ns),
             "rounds": [Histogram.of(found.samples_ns).to_json()], "late": found.late, "counted": found.counted,
             "preempted": None, "floor": [Histogram.of(found.floor_ns).to_json()] if found.floor_ns else None,
         }  # fmt: skip
         rows.append(shown(row, facts["clock_step_ns"]))
+    picture = Path(arguments.output_dir) / "fabrex-demo-card.svg"
+    disturbed = disturbance.facts()
+    card.picture(rows, facts, disturbed).save(str(picture))
     if arguments.json:
-        kept = {word: getattr(result, word) for word in ("beds", "machines", "sent", "received", "moved_bytes", "moved_seconds")}
-        document("demo", **kept, rows=rows, seconds=result.seconds, same=result.same)
+        words = ("beds", "machines", "dilation", "sent", "received", "moved_bytes", "moved_seconds")
+        kept = {word: getattr(result, word) for word in words}
+        document("demo", **kept, rows=rows, picture=str(picture), seconds=result.seconds, same=result.same)
         return output.OK if result.same else output.FAILURE
     _show_machines(result, rows)
-    emit(card.text(rows, facts, disturbance.facts()))
+    emit(card.text(rows, facts, disturbed))
     emit("")
     if result.same:
         emit(output.fit(f"SHA-256 of {output.count(len(result.sent), 'block')}: sent and received are the same."))
     else:
         wrong = [key for key, digest in result.sent.items() if result.received.get(key) != digest]
         emit(f"THE DATA DIFFER: {', '.join(wrong)}")
-    emit(f"Took {result.seconds:.0f} s.")
+    emit(f"Wrote {picture}. Took {result.seconds:.0f} s.")
+    if any(row["claim"] == "below floor" for row in rows) and arguments.dilation != "auto":
+        emit(output.wrapped("`--dilation auto` stretches modelled time by as little as lets it hold what a network takes here."))
     return output.OK if result.same else output.FAILURE
+
+
+def _dilation(text: str) -> Fraction | str:
+    if text == "auto":
+        return text
+    try:
+        factor = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        factor = Fraction(0)
+    if not 1 <= factor <= 1_000_000:
+        usage(f"--dilation {text}", "a factor of at least 1, such as 20 or 2.5, or auto")
+    return factor
 
 
 def _show_machines(result: Any, rows: list[dict[str, Any]]) -> None:
     """Where the accelerators are, and modelled beside measured."""
     from ..net.demo import TIERS
 
-    emit(output.fit(f"squadrack: 16 accelerators on four machines ({result.beds})"))
+    count = output.count(len(result.machines), "machine")
+    emit(output.fit(f"squadrack: 16 accelerators on {count} ({result.beds})"))
     for name, cards in result.machines.items():
         emit(f"  {name}: {' '.join(cards)}")
+    if result.dilation != "1":
+        emit(output.fit(f"modelled time stretched by {result.dilation}; all times are the fabric's"))
     emit("")
     header = ("", "MODELLED", "MEASURED", "P99", "NO TIME INJECTED")
     for tier, words in TIERS.items():
@@ -172,5 +207,6 @@ def _show_machines(result: Any, rows: list[dict[str, Any]]) -> None:
         emit(words)
         emit(table(header, lines, right=header[1:]))
         amount, seconds = result.moved_bytes[tier], result.moved_seconds[tier]
-        emit(output.fit(f"all 16 at once: {output.size(amount)} in {seconds * 1e3:.1f} ms, {amount / seconds / 1e9:.2f} GB/s"))
+        rate = amount / seconds / 1e9
+        emit(output.fit(f"all 16 at once: {output.size(amount)} in {output.nanoseconds(seconds * 1e9)}, {rate:.2f} GB/s"))
         emit("")

@@ -110,8 +110,15 @@ class Lan(Loopback):
         return f"10.77.{i}.1:4711"
 
     def netem(self, i: int, *words: str) -> str:
-        """Shape what machine i sends; "" or why that cannot be."""
-        done = _run("tc", "-n", self.name(i), "qdisc", "replace", "dev", "eth0", "root", "netem", *words, check=False)
+        """Delay or lose what machine i sends; "" or why that cannot be."""
+        return self._queue(i, "netem", *words)
+
+    def narrow(self, i: int, *words: str) -> str:
+        """Limit what machine i sends in a second, by tbf, which more kernels have than netem; "" or why that cannot be."""
+        return self._queue(i, "tbf", *words)
+
+    def _queue(self, i: int, *words: str) -> str:
+        done = _run("tc", "-n", self.name(i), "qdisc", "replace", "dev", "eth0", "root", *words, check=False)
         return done.stderr if done.returncode else ""
 
     def cut(self, apart: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fabrex.net.demo import TIERS
+from fabrex.net.demo import TIERS, Measured, smallest
 from fabrex.net.lan import why_not
 
 from .conftest import Cli
@@ -72,16 +72,18 @@ def test_demo(cli: Cli, tmp_path: Path) -> None:
     assert cli.segments() == []
 
 
-@pytest.mark.parametrize("beds", ["network namespaces", "loopback"])
-def test_demo_on_four_machines(cli: Cli, beds: str) -> None:
-    """Sixteen accelerators on four machines: their data arrive, operations of both tiers are measured, nothing is left."""
+@pytest.mark.parametrize(("beds", "machines"), [("network namespaces", 4), ("loopback", 3), ("loopback", 2)])
+def test_demo_on_machines(cli: Cli, tmp_path: Path, beds: str, machines: int) -> None:
+    """Sixteen accelerators on some machines: their data arrive, operations of both tiers are measured, nothing is left."""
     if beds != "loopback" and (reason := why_not()):
         pytest.skip(reason)
-    words = ["demo", "--machines", "4", "--quick", "--size", "100001", "--json"]
-    result = cli(*words, *(["--loopback"] if beds == "loopback" else []))
+    words = ["demo", "--machines", str(machines), "--quick", "--size", "100001", "--output-dir", str(tmp_path), "--json"]
+    words += ["--loopback"] if beds == "loopback" else ["--dilation", "20"]
+    result = cli(*words)
     assert result.code == 0, result.err
     found = result.document
     assert found["same"] and found["sent"] == found["received"] and found["beds"] == beds
+    assert len(found["machines"]) == machines and sum(map(len, found["machines"].values())) == 16
     for tier in ("near", "far"):
         pairs = [key.split()[1].split(">") for key in found["sent"] if key.startswith(tier)]
         assert len(pairs) == 16 and found["moved_bytes"][tier] == 16 * 100_001
@@ -90,15 +92,30 @@ def test_demo_on_four_machines(cli: Cli, beds: str) -> None:
             assert together == (tier == "near")
     digests = list(found["sent"].values())
     assert len(set(digests)) == 16  # each sends its own bytes to two
+    assert found["dilation"] == ("1" if beds == "loopback" else "20")
+    where = "squadrack" if found["dilation"] == "1" else "×20"
     asked = {(row["topology"], row["op"]): row["requested_ns"] for row in found["rows"]}
     assert len(asked) == 8
     # The model's own difference between the tiers: two NICs, a switch and two fibres, there and back.
-    near, far = (asked[f"squadrack, {words}", "load"] for words in TIERS.values())
+    near, far = (asked[f"{where}, {words}", "load"] for words in TIERS.values())
     assert far - near > 2 * (2 * 700 + 400 + 2 * 100)
+    assert all(row["p50_ns"] >= row["requested_ns"] * 0.98 for row in found["rows"] if row["op"] in ("load", "fetch_add"))
+    assert (tmp_path / "fabrex-demo-card.svg").read_text().startswith("<svg")
     assert cli.segments() == []
 
 
+def test_the_smallest_factor_that_fits() -> None:
+    row = Measured("far", "load", 8, 4_600_000, [20_000, 22_000, 900_000], 0, 3)
+    assert smallest([row]) == 8  # 1.5 × 22 us in 4.6 us
+    assert smallest([row, Measured("near", "load", 8, 359_000, [70, 70, 70], 0, 3)]) == 8
+    assert smallest([Measured("near", "load", 8, 359_000, [70, 70, 70], 0, 3)]) == 1
+
+
 def test_demo_on_machines_refuses(cli: Cli) -> None:
-    assert cli("demo", "--machines", "3").code == 2
+    assert cli("demo", "--machines", "5").code == 2
+    assert cli("demo", "--machines", "1").code == 2
+    assert cli("demo", "--machines", "2", "--dilation", "0.5").code == 2
+    assert cli("demo", "--machines", "2", "--dilation", "much").code == 2
     assert cli("demo", "--loopback").code == 2
+    assert cli("demo", "--dilation", "auto").code == 2
     assert cli("demo", "--machines", "4", "--size", "0").code == 2
