@@ -372,7 +372,7 @@ static int step(struct keeper *g, struct ask *a, int status)
     if (!marks_fit(g->fabric, a->session)) {
         /* Very many processes write to that machine, and it has not read what we have answered: it will. */
         a->answers = 1;
-        a->status = status == FBX_E_AGAIN ? 0 : status;
+        a->status = status != FBX_E_AGAIN && status ? status : own_bytes(a);
         op->next_ps = fbxi_now(&g->fabric->clock) + MARKS_RETRY_PS;
         return 0;
     }

@@ -15,7 +15,7 @@
 struct raw { /* a requester of machine 1, at the gateway of machine 0 */
     int fd;
     uint64_t session, sequence, received;
-    uint8_t bytes[2 * FBXW_FRAME];
+    uint8_t bytes[2 * FBXW_FRAME], payload[FBXW_PAYLOAD]; /* of the frame that came last */
     size_t here;
 };
 
@@ -41,7 +41,7 @@ static int raw_send(struct raw *r, struct fbxw_frame *w, const void *payload)
     return 0;
 }
 
-/* The next frame: 1, 0 if nothing comes in that time, -1 at the end of the connection. Its payload is behind r->bytes' header. */
+/* The next frame: 1, 0 if nothing comes in that time, -1 at the end of the connection. */
 static int raw_next(struct raw *r, struct fbxw_frame *w, int ms)
 {
     for (;;) {
@@ -50,6 +50,7 @@ static int raw_next(struct raw *r, struct fbxw_frame *w, int ms)
                 return -1;
             const size_t size = FBXW_HEADER + w->payload;
             if (r->here >= size) {
+                memcpy(r->payload, r->bytes + FBXW_HEADER, w->payload);
                 memmove(r->bytes, r->bytes + size, r->here - size);
                 r->here -= size;
                 return 1;
@@ -340,6 +341,43 @@ static void lost(void)
     bed_end(&b);
 }
 
+/* An answer that waits for room keeps its bytes, whatever is put before it. */
+static void waits_for_room(void)
+{
+    struct bed b;
+    enum { READS = 15, HANDLES = 40 }; /* more than the marks of one frame */
+    static struct raw r;
+    static uint8_t block[FBXW_PAYLOAD];
+    fbx_node *h[HANDLES];
+    struct fbxw_frame w;
+    bed_make(&b, 2, FBX_AUTO_WINDOWS, FBX_POSTED);
+    for (int i = 0; i < HANDLES; i++)
+        MUST(fbx_node_attach(b.fabric[0], "host0", i ? FBX_CLIENT : FBX_OWNER, &h[i]));
+    memset(block, 77, sizeof block);
+    MUST(fbx_write(h[0], bed_gva(0, 65536), block, sizeof block));
+    raw_open(&b, &r, 9, 1);
+    for (uint32_t i = 0; i <= READS; i++) { /* the last one fits in the ring, but marks that it might need do not */
+        w = (struct fbxw_frame){.kind = FBXW_READ, .address = bed_gva(0, 65536), .length = i < READS ? FBXW_PAYLOAD : 63000, .ticket = i};
+        raw_send(&r, &w, NULL);
+    }
+    for (int i = 0; i < READS; i++)
+        CHECK(raw_await(&r, &w, FBXW_DATA) == 1);
+    for (int i = 0; i < 5; i++) {
+        w = store((uint64_t)i);
+        raw_send(&r, &w, NULL);
+        CHECK(raw_await(&r, &w, FBXW_ACK) == 1);
+    }
+    w = (struct fbxw_frame){.kind = FBXW_ACK, .ack = READS};
+    raw_send(&r, &w, NULL);
+    CHECK(raw_await(&r, &w, FBXW_DATA) == 1);
+    CHECK(w.ticket == READS && w.payload == 63000 && !w.status);
+    CHECK(!memcmp(r.payload, block, 63000));
+    for (int i = 0; i < HANDLES; i++)
+        fbx_node_free(h[i]);
+    close(r.fd);
+    bed_end(&b);
+}
+
 /* Counted time stands still while nobody does anything, though a message's fate is looked for. */
 static void counted(void)
 {
@@ -379,6 +417,7 @@ int main(int argc, char **argv)
         PART(5, busy_others());
         PART(6, lost());
         PART(7, counted());
+        PART(8, waits_for_room());
     }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
