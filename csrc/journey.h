@@ -62,6 +62,13 @@ void fbxi_trace_op(fbx_node *n, const struct fbx_op *op, uint64_t now);
 /* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
 int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out);
 struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc);
+/* Post a piece of a write where `x` leads: bytes, offset, payload and flags are the caller's. `flight` is one packet that is sent
+ * now, at the earliest at its departs_ps; NULL where that is done, and post->arrives_ps known. 0; LOOK_AGAIN if `x` is no
+ * longer true; or what the write's step returns: AGAIN, or how it ended. */
+#define FBXI_LOOK_AGAIN 1
+struct fbxi_flight;
+int fbxi_post_piece(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, const struct fbxi_xl *x, struct fbxi_post *post,
+                    struct fbxi_flight *flight, uint64_t now);
 /* A flush of all reaches `target` too. */
 void fbxi_use_target(fbx_node *n, uint32_t target);
 /* What a write carries: what its issuer said, and what its window adds. */

@@ -681,6 +681,38 @@ int fbxi_stalled(fbx_node *n, struct fbx_op *op, int code, uint64_t now)
     return FBX_E_AGAIN;
 }
 
+int fbxi_post_piece(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, const struct fbxi_xl *x, struct fbxi_post *post,
+                    struct fbxi_flight *flight, uint64_t now)
+{
+    struct fbxl_queue *q;
+    int status = fbxi_commit(n->fabric, x->region, post->offset, post->bytes);
+    if (status || (status = fbxi_posted_queue(n, x->route, op->tc, &q)))
+        return fbxi_finish(n, op, status, now);
+    post->region = x->region;
+    post->kind = FBXL_ENTRY_WRITE;
+    post->requester = n->requester;
+    post->trace_id = op->trace_id;
+    fbxi_mark(n, lane);
+    const bool current = fbx_observe(n->generation) == x->generation;
+    if (current && flight) {
+        fbxi_send(x->route, 0, flight->departs_ps, post->bytes, 1, FBX_MWR_HEADER, 1, 1, flight);
+        const uint64_t floor = fbx_peek(&n->fence_floor);
+        post->arrives_ps = flight->arrives_ps > floor ? flight->arrives_ps : floor;
+    }
+    if (current)
+        status = fbxi_post(n->fabric, q, post);
+    fbxi_unmark(lane);
+    if (!current)
+        return FBXI_LOOK_AGAIN;
+    if (status == FBX_E_AGAIN) {
+        if (post->arrives_ps <= now || post->arrives_ps - now > FBX_BACKLOG_PS)
+            return fbxi_stalled(n, op, FBX_E_QUEUE_FULL, now);
+        op->next_ps = post->arrives_ps;
+        return FBX_E_AGAIN;
+    }
+    return status ? fbxi_finish(n, op, status, now) : 0;
+}
+
 /* Timed bulk write: pieces are reserved as they depart, copied when they arrive; what is still under way when the last
  * byte has departed stays in the queue. private_: 1 reserved bytes, 2 cursor (when the next piece may start), 3 head and
  * 4 tail of the ring of pieces in flight, 6 piece size, 8.. pairs (end, arrives). */
@@ -754,39 +786,23 @@ static int write_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t n
             op->completes_ps = p[2];
             if (now >= p[2]) {
                 /* The last byte has departed. The rest travels on its own. */
-                struct fbxl_queue *q;
                 while (op->done < op->bytes) {
-                    if ((status = fbxi_find(n, op, op->gva + op->done, 1, &scratch, &x, &offset)) ||
-                        (status = fbxi_posted_queue(n, x->route, op->tc, &q)))
+                    if ((status = fbxi_find(n, op, op->gva + op->done, 1, &scratch, &x, &offset)))
                         return fbxi_finish(n, op, status, now);
                     while (p[3] != p[4] && p[8 + p[3] % RING * 2] <= op->done)
                         p[3]++;
                     uint64_t end = p[3] != p[4] ? p[8 + p[3] % RING * 2] : op->bytes;
                     uint64_t step = min64(min64(end - op->done, x->hi - offset), FBX_PIECE_BYTES);
-                    struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE,
-                                             .requester = n->requester, .offset = offset, .trace_id = op->trace_id,
+                    struct fbxi_post post = {.bytes = (uint32_t)step, .offset = offset,
                                              .arrives_ps = p[3] != p[4] ? p[8 + p[3] % RING * 2 + 1] : op->arrives_ps,
                                              .payload = (const uint8_t *)op->buffer + op->done};
                     if (x->status) {
                         fbxi_vanish(n, x->target, x->route);
                     } else {
-                        if ((status = fbxi_commit(f, x->region, offset, step)))
-                            return fbxi_finish(n, op, status, now);
-                        fbxi_mark(n, lane);
-                        bool current = fbx_observe(n->generation) == x->generation;
-                        if (current)
-                            status = fbxi_post(f, q, &post);
-                        fbxi_unmark(lane);
-                        if (!current)
+                        if ((status = fbxi_post_piece(n, op, lane, x, &post, NULL, now)) == FBXI_LOOK_AGAIN)
                             continue;
-                        if (status == FBX_E_AGAIN) {
-                            if (post.arrives_ps <= now || post.arrives_ps - now > FBX_BACKLOG_PS)
-                                return fbxi_stalled(n, op, FBX_E_QUEUE_FULL, now);
-                            op->next_ps = post.arrives_ps;
-                            return FBX_E_AGAIN;
-                        }
                         if (status)
-                            return fbxi_finish(n, op, status, now);
+                            return status;
                     }
                     op->done += step;
                 }

@@ -30,7 +30,6 @@ int fbxi_write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
     struct fbxi_xl scratch, *x = NULL;
     uint64_t *p = op->private_, offset;
     while (p[1] < op->bytes) {
-        struct fbxl_queue *q;
         if (p[2] > now + PLAN_AHEAD_PS) {
             op->next_ps = p[2] - PLAN_AHEAD_PS;
             return FBX_E_AGAIN;
@@ -59,36 +58,17 @@ int fbxi_write_packets(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t 
             p[10] = 1 + torn_at(f, fbxi_choice_key(n->requester, x->target, op->tc | 32u, p[9]) ^ p[1] << 14, step);
         if (p[10] > 1)
             step = min64(step, p[10] - 1);
-        if ((status = fbxi_commit(f, x->region, offset, step)) || (status = fbxi_posted_queue(n, x->route, op->tc, &q)))
-            return fbxi_finish(n, op, status, now);
-        struct fbxi_flight flight;
-        fbxi_mark(n, lane);
-        bool current = fbx_observe(n->generation) == x->generation;
-        struct fbxi_post post = {.region = x->region, .bytes = (uint32_t)step, .kind = FBXL_ENTRY_WRITE, .requester = n->requester,
-                                 .flags = fbxi_attributes(op, x) |
-                                          (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
-                                 .drained = fbx_peek(&x->route->drained[op->tc]), .offset = offset, .trace_id = op->trace_id,
-                                 .payload = (const uint8_t *)op->buffer + p[1]};
-        if (current) {
-            fbxi_send(x->route, 0, p[2], step, 1, FBX_MWR_HEADER, 1, 1, &flight);
-            const uint64_t floor = fbx_peek(&n->fence_floor);
-            post.arrives_ps = flight.arrives_ps > floor ? flight.arrives_ps : floor;
-            status = fbxi_post(f, q, &post);
-        }
-        fbxi_unmark(lane);
-        if (!current) {
+        struct fbxi_flight flight = {.departs_ps = p[2]};
+        struct fbxi_post post = {.bytes = (uint32_t)step, .offset = offset, .payload = (const uint8_t *)op->buffer + p[1],
+                                 .flags = fbxi_attributes(op, x) | (x->mapping == FBX_WRITE_COMBINING ? FBXL_ENTRY_COMBINING : 0),
+                                 .drained = fbx_peek(&x->route->drained[op->tc])};
+        if ((status = fbxi_post_piece(n, op, lane, x, &post, &flight, now)) == FBXI_LOOK_AGAIN) {
             if ((status = fbxi_usable(n, op->kind, op->gva)))
                 return fbxi_finish(n, op, status, now);
             continue;
         }
-        if (status == FBX_E_AGAIN) {
-            if (post.arrives_ps <= now || post.arrives_ps - now > FBX_BACKLOG_PS)
-                return fbxi_stalled(n, op, FBX_E_QUEUE_FULL, now);
-            op->next_ps = post.arrives_ps;
-            return FBX_E_AGAIN;
-        }
         if (status)
-            return fbxi_finish(n, op, status, now);
+            return status;
         fbxi_count_way(x->route, 0, step, 1, FBX_MWR_HEADER);
         p[1] += step;
         p[2] = flight.departs_ps;
