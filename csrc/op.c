@@ -838,14 +838,14 @@ static int begin_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fb
     return write_step(n, op, lane, now);
 }
 
-static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t now)
+/* `x`: what was found just now, at `offset`; NULL if nobody has looked yet. */
+static int begin_store(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, struct fbxi_xl *x, uint64_t offset, uint64_t now)
 {
     fbx_fabric *f = n->fabric;
-    struct fbxi_xl scratch, *x;
+    struct fbxi_xl scratch;
     struct fbxl_queue *q;
-    uint64_t offset;
-    for (;;) {
-        int status = fbxi_find(n, op, op->gva, op->bytes, &scratch, &x, &offset);
+    for (;; x = NULL) {
+        int status = x ? 0 : fbxi_find(n, op, op->gva, op->bytes, &scratch, &x, &offset);
         if (status)
             return fbxi_finish(n, op, status, now);
         op->target = x->target;
@@ -1036,7 +1036,7 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
             return begin_write(n, op, lane, x, now); /* of several words: it may be torn */
         }
         if (x->route)
-            return begin_store(n, op, lane, now);
+            return begin_store(n, op, lane, x, offset, now);
     } else {
         if ((status = fbxi_find(n, op, op->gva, scalar ? op->bytes : 1, &scratch, &x, &offset)))
             return fbxi_finish(n, op, status, now);
@@ -1164,7 +1164,7 @@ static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
     if ((op->kind == FBX_WRITE || op->kind == FBX_STORE) && op->state == FBX_TRAVELS)
         return write_step(n, op, lane, now);
     if (op->kind == FBX_STORE && op->state == FBX_ISSUED)
-        return begin_store(n, op, lane, now);
+        return begin_store(n, op, lane, NULL, 0, now);
     if (op->kind == FBX_READ || (op->kind == FBX_LOAD && op->bytes > 8 && fbxi_adversarial(f)))
         return read_step(n, op, lane, now);
     if (op->state == FBX_TRAVELS) {
