@@ -343,21 +343,18 @@ static int touch(fbx_node *n, struct fbx_op *op, const struct fbxi_xl *x, uint64
     return 0;
 }
 
-static int writes(const struct fbx_op *op)
+/* What a window must permit for it: FBX_PERM_*. */
+static inline uint32_t needs(const struct fbx_op *op)
 {
-    return is_posted(op) || op->kind == FBX_FETCH_ADD || op->kind == FBX_SWAP || op->kind == FBX_CAS;
+    static const uint8_t of[16] = {
+        [FBX_LOAD] = FBX_PERM_READ, [FBX_READ] = FBX_PERM_READ, [FBX_WAIT] = FBX_PERM_READ, [FBX_STORE] = FBX_PERM_WRITE,
+        [FBX_WRITE] = FBX_PERM_WRITE, [FBX_FETCH_ADD] = FBX_PERM_RW, [FBX_SWAP] = FBX_PERM_RW, [FBX_CAS] = FBX_PERM_RW,
+        [FBX_DMA_READ] = FBX_PERM_READ, [FBX_DMA_WRITE] = FBX_PERM_READ, [FBX_OTHER] = FBX_PERM_READ};
+    return of[op->kind & 15];
 }
 
-static int permitted(const struct fbx_op *op, const struct fbxi_xl *x)
-{
-    if (op->kind == FBX_FLUSH)
-        return 1;
-    if (is_posted(op))
-        return (x->perm & FBX_PERM_WRITE) != 0;
-    if (writes(op))
-        return x->perm == FBX_PERM_RW;
-    return (x->perm & FBX_PERM_READ) != 0;
-}
+static inline int writes(const struct fbx_op *op) { return (needs(op) & FBX_PERM_WRITE) != 0; }
+static inline int permitted(const struct fbx_op *op, const struct fbxi_xl *x) { return !(needs(op) & ~x->perm); }
 
 /* Mark, check that what was resolved still holds, move `bytes`, unmark. `*x` is refreshed where it was stale. Returns
  * AGAIN if delivery is in a stopped process's hands and the operation must not pass it. */
