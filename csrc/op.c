@@ -34,6 +34,17 @@ int fbxi_usable(fbx_node *n, int op, uint64_t gva)
     return 0;
 }
 
+/* The same, and the lane to mark, without a call where nothing is the matter. */
+static inline int usable_lane(fbx_node *n, const struct fbx_op *op, fbx_au32 **lane)
+{
+    const fbx_fabric *f = n->fabric;
+    int status = 0;
+    if (UNLIKELY(fbx_peek(&n->closed) | fbx_peek(&f->closed) | fbx_peek(&f->forked) | (fbx_peek(&f->header->state) & FBXL_CLOSED)))
+        status = fbxi_usable(n, op->kind, op->gva);
+    *lane = LIKELY(!status) ? LIKELY(n->home == fbxi_thread()) ? n->lane : fbxi_lane(n) : NULL;
+    return status;
+}
+
 int fbxi_route_to(fbx_node *n, uint32_t target, uint32_t path, struct fbxi_route **out)
 {
     *out = fbx_observe_pointer(&n->routes[target * FBX_PATHS + path]);
@@ -962,7 +973,8 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
             op->trace_id = fbxi_trace_id(f);
         op->departs_ps = op->arrives_ps = op->sequence = 0;
     }
-    int status = fbxi_usable(n, op->kind, op->gva);
+    fbx_au32 *lane;
+    int status = usable_lane(n, op, &lane);
     if (!status && op->kind >= FBX_FLUSH && op->kind != FBX_WAIT)
         status = op->kind == FBX_FLUSH ? 0 : fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);
     const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
@@ -973,7 +985,6 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
                            FBX_PATHS - 1);
     if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
         status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
-    fbx_au32 *lane = status ? NULL : fbxi_lane(n);
     if (!status && !lane)
         status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
     if (status)
@@ -1152,9 +1163,9 @@ static int read_step(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t no
 static int advance(fbx_node *n, struct fbx_op *op, uint64_t now)
 {
     fbx_fabric *f = n->fabric;
-    int status = fbxi_usable(n, op->kind, op->gva);
-    fbx_au32 *lane = status ? NULL : fbxi_lane(n);
-    if (!lane)
+    fbx_au32 *lane;
+    int status = usable_lane(n, op, &lane);
+    if (UNLIKELY(!lane))
         return fbxi_finish(n, op, status ? status : FBX_E_CLOSED, 0);
     if (UNLIKELY(op->state == FBX_AWAY))
         return fbxi_away_advance(n, op, 0);
