@@ -949,6 +949,35 @@ static int scalar_ok(fbx_node *n, struct fbx_op *op)
     return 0;
 }
 
+/* Whether an operation can be at all: INVALID, ALIGNMENT. */
+static __attribute__((noinline)) int acceptable(fbx_node *n, struct fbx_op *op, int scalar)
+{
+    int status = 0;
+    if (op->kind > FBX_FLUSH && op->kind != FBX_WAIT)
+        status = fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);
+    if (!status && scalar)
+        status = scalar_ok(n, op);
+    if (!status && (op->tc >= FBX_CLASSES || op->path >= FBX_PATHS))
+        status = fbxi_fail(FBX_E_INVALID, "traffic class %u, path %u: they are 0 to %u, and 0 to %u", op->tc, op->path, FBX_CLASSES - 1,
+                           FBX_PATHS - 1);
+    if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
+        status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
+    return status;
+}
+
+/* Of what is acceptable, what nearly all operations are: bulk, 4 or 8 aligned bytes, or a line. */
+static inline int is_usual(const struct fbx_op *op, int scalar)
+{
+    const uint32_t kinds = 1u << FBX_LOAD | 1u << FBX_STORE | 1u << FBX_FETCH_ADD | 1u << FBX_SWAP | 1u << FBX_CAS;
+    if (op->tc >= FBX_CLASSES || op->path >= FBX_PATHS)
+        return 0;
+    if (!scalar)
+        return 1;
+    if (LIKELY(op->bytes == 8 || op->bytes == 4))
+        return !(op->gva & (op->bytes - 1)) && op->kind < 32 && kinds >> op->kind & 1;
+    return op->bytes == 64 && !(op->gva & 63) && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->buffer;
+}
+
 static int advance(fbx_node *n, struct fbx_op *op, uint64_t now);
 
 static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
@@ -975,16 +1004,9 @@ static int begin(fbx_node *n, struct fbx_op *op, const uint64_t now)
     }
     fbx_au32 *lane;
     int status = usable_lane(n, op, &lane);
-    if (!status && op->kind >= FBX_FLUSH && op->kind != FBX_WAIT)
-        status = op->kind == FBX_FLUSH ? 0 : fbxi_fail(FBX_E_INVALID, "operation %u is none", op->kind);
     const int scalar = op->kind != FBX_READ && op->kind != FBX_WRITE && op->kind != FBX_FLUSH;
-    if (!status && scalar)
-        status = scalar_ok(n, op);
-    if (!status && (op->tc >= FBX_CLASSES || op->path >= FBX_PATHS))
-        status = fbxi_fail(FBX_E_INVALID, "traffic class %u, path %u: they are 0 to %u, and 0 to %u", op->tc, op->path, FBX_CLASSES - 1,
-                           FBX_PATHS - 1);
-    if (!status && (op->kind == FBX_LOAD || op->kind == FBX_STORE) && op->bytes > 8 && !op->buffer)
-        status = fbxi_fail(FBX_E_INVALID, "an access of more than 8 bytes needs a buffer");
+    if (!status && UNLIKELY(!is_usual(op, scalar)))
+        status = acceptable(n, op, scalar);
     if (!status && !lane)
         status = fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
     if (status)
