@@ -60,7 +60,12 @@ int fbxi_finish(fbx_node *n, struct fbx_op *op, int status, uint64_t now);
 /* Tell the trace that an operation is complete for its issuer. */
 void fbxi_trace_op(fbx_node *n, const struct fbx_op *op, uint64_t now);
 /* The queue towards a route's target, made if it is not there; and the one that is there, or NULL. */
-int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out);
+int fbxi_posted_queue_slow(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out);
+static inline int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
+{
+    *out = fbx_observe_pointer(&route->queue[tc]);
+    return LIKELY(*out != NULL) ? 0 : fbxi_posted_queue_slow(n, route, tc, out);
+}
 struct fbxl_queue *fbxi_own_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc);
 /* Post a piece of a write where `x` leads: bytes, offset, payload and flags are the caller's. `flight` is one packet that is sent
  * now, at the earliest at its departs_ps; NULL where that is done, and post->arrives_ps known. 0; LOOK_AGAIN if `x` is no
@@ -70,7 +75,12 @@ struct fbxi_flight;
 int fbxi_post_piece(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, const struct fbxi_xl *x, struct fbxi_post *post,
                     struct fbxi_flight *flight, uint64_t now);
 /* A flush of all reaches `target` too. */
-void fbxi_use_target(fbx_node *n, uint32_t target);
+void fbxi_use_target_slow(fbx_node *n, uint32_t target);
+static inline void fbxi_use_target(fbx_node *n, uint32_t target)
+{
+    if (UNLIKELY(!fbx_bits_observe(&n->used_target[target])))
+        fbxi_use_target_slow(n, target);
+}
 /* What a write carries: what its issuer said, and what its window adds. */
 static inline uint32_t fbxi_attributes(const struct fbx_op *op, const struct fbxi_xl *x)
 {

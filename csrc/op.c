@@ -229,10 +229,8 @@ void fbxi_vanish(fbx_node *n, uint32_t target, const struct fbxi_route *route)
         fbx_count(&route->hop[0].out->dropped, 1);
 }
 
-void fbxi_use_target(fbx_node *n, uint32_t target)
+void fbxi_use_target_slow(fbx_node *n, uint32_t target)
 {
-    if (LIKELY(fbx_bits_observe(&n->used_target[target])))
-        return;
     pthread_mutex_lock(&n->mutex);
     if (!fbx_bits_or(&n->used_target[target], 1)) {
         uint32_t count = fbx_peek(&n->used_targets_count);
@@ -243,11 +241,8 @@ void fbxi_use_target(fbx_node *n, uint32_t target)
     pthread_mutex_unlock(&n->mutex);
 }
 
-int fbxi_posted_queue(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
+int fbxi_posted_queue_slow(fbx_node *n, struct fbxi_route *route, uint32_t tc, struct fbxl_queue **out)
 {
-    *out = fbx_observe_pointer(&route->queue[tc]);
-    if (LIKELY(*out))
-        return 0;
     int status = fbxi_queue_get(n->fabric, n->index, route->target, tc | route->path << 3, out);
     if (!status)
         fbx_publish_pointer(&route->queue[tc], *out);
