@@ -206,6 +206,27 @@ int fbx_write(fbx_node *n, uint64_t gva, const void *data, uint64_t bytes)
 
 /* ---- many, and calls that can be taken up again -------------------------------------------------------------------- */
 
+/* The short way as part of a loop, for a size that the compiler knows: 0, or AGAIN. */
+static inline int short_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
+{
+    uint8_t *at = short_way(n, gva, bytes, SHORT_LOAD);
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    *value = fbx_mem_load(at, bytes);
+    fbxi_unmark(n->lane);
+    return 0;
+}
+
+static inline int short_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
+{
+    uint8_t *at = short_way(n, gva, bytes, SHORT_STORE);
+    if (UNLIKELY(!at))
+        return FBX_E_AGAIN;
+    fbx_mem_store(at, value, bytes);
+    fbxi_unmark(n->lane);
+    return 0;
+}
+
 static int try_load(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t *value)
 {
     uint8_t *at = bytes == 8 ? short_way(n, gva, 8, SHORT_LOAD) : bytes == 4 || bytes == 2 || bytes == 1 ? short_way(n, gva, bytes, SHORT_LOAD) : NULL;
@@ -238,14 +259,13 @@ static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t val
     return 0;
 }
 
-/* A load that may be left under way in `op` (kind OTHER: none) and be taken up again by the next call. */
-static int load_resumably(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes, void *wide, uint64_t *value,
-                          uint64_t max_wait_ns)
+/* A load that the short way does not make, which may be left under way in `op` (kind OTHER: none) and be taken up again by the
+ * next call. */
+static int load_long_resumably(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes, void *wide, uint64_t *value,
+                               uint64_t max_wait_ns)
 {
-    int status;
+    int status = FBX_E_AGAIN;
     if (op->kind == FBX_OTHER) {
-        if (!wide && LIKELY(!try_load(n, gva, bytes, value)))
-            return 0;
         op->kind = FBX_LOAD;
         op->gva = gva;
         op->bytes = bytes;
@@ -254,8 +274,6 @@ static int load_resumably(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t
         op->path = 0;
         op->trace_id = 0;
         status = fbx_op_begin(n, op);
-    } else {
-        status = FBX_E_AGAIN;
     }
     if (status == FBX_E_AGAIN)
         status = fbx_op_wait(n, op, max_wait_ns);
@@ -275,9 +293,14 @@ int fbx_gather(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t co
         return fbxi_away_gather(n, gvas, count, bytes, out, done);
     for (uint64_t i = *done; i < count; i++, to += bytes) {
         uint64_t value;
-        int status = load_resumably(n, op, gvas[i], bytes, bytes > 8 ? to : NULL, &value, max_wait_ns);
-        if (UNLIKELY(status))
-            return status;
+        if (op->kind != FBX_OTHER || bytes > 8 ||
+            (bytes == 8   ? short_load(n, gvas[i], 8, &value)
+             : bytes == 4 ? short_load(n, gvas[i], 4, &value)
+                          : try_load(n, gvas[i], bytes, &value))) {
+            int status = load_long_resumably(n, op, gvas[i], bytes, bytes > 8 ? to : NULL, &value, max_wait_ns);
+            if (UNLIKELY(status))
+                return status;
+        }
         switch (bytes) {
         case 8: memcpy(to, &value, 8); break;
         case 4: memcpy(to, &value, 4); break;
@@ -303,14 +326,19 @@ int fbx_scatter(fbx_node *n, struct fbx_op *op, const uint64_t *gvas, uint64_t c
     const uint8_t *from = (const uint8_t *)values + *done * bytes;
     for (uint64_t i = *done; i < count; i++, from += bytes) {
         uint64_t value = 0;
-        int status;
-        if (bytes <= 8)
-            memcpy(&value, from, bytes);
-        if (op->kind == FBX_OTHER && bytes <= 8 && LIKELY(!try_store(n, gvas[i], bytes, value))) {
+        int status, fresh = op->kind == FBX_OTHER, missed = 1;
+        switch (bytes) {
+        case 8: memcpy(&value, from, 8); missed = !fresh || short_store(n, gvas[i], 8, value); break;
+        case 4: memcpy(&value, from, 4); missed = !fresh || short_store(n, gvas[i], 4, value); break;
+        case 2: memcpy(&value, from, 2); missed = !fresh || short_store(n, gvas[i], 2, value); break;
+        case 1: memcpy(&value, from, 1); missed = !fresh || short_store(n, gvas[i], 1, value); break;
+        default: break;
+        }
+        if (LIKELY(!missed)) {
             *done = i + 1;
             continue;
         }
-        if (op->kind == FBX_OTHER) {
+        if (fresh) {
             op->kind = FBX_STORE;
             op->gva = gvas[i];
             op->bytes = bytes;
@@ -465,9 +493,11 @@ int fbx_wait_until(fbx_node *n, struct fbx_op *op, uint64_t gva, uint32_t bytes,
             if (due <= now)
                 fbxi_deliver_now(f, n->index, now);
         }
-        int status = load_resumably(n, op, gva, bytes, NULL, &found, max_wait_ns);
-        if (status)
-            return status;
+        if (op->kind != FBX_OTHER || try_load(n, gva, bytes, &found)) {
+            int status = load_long_resumably(n, op, gva, bytes, NULL, &found, max_wait_ns);
+            if (status)
+                return status;
+        }
         *last = found;
         if (fbxi_compares(*last, how, value))
             return 0;
