@@ -290,7 +290,7 @@ static int submit_write(fbx_node *n, struct fbx_op *op, fbx_au32 *lane, uint64_t
             flight.arrives_ps = p[PLAN_CROSSES];
             p[CURSOR] = p[PLAN_ENDS];
         } else if (timed(n)) {
-            uint32_t packet = x->mapping == FBX_WRITE_COMBINING ? 64 : n->facts->access_bytes;
+            uint32_t packet = x->mapping == FBX_UNCACHED ? n->facts->access_bytes : 64;
             uint64_t tlps = ((offset & (packet - 1)) + step + packet - 1) / packet;
             fbxi_send(x->route, 0, p[CURSOR], step, tlps, FBX_MWR_HEADER, 1, 1, &flight);
             fbxi_count_way(x->route, 0, step, tlps, FBX_MWR_HEADER);
@@ -432,8 +432,10 @@ static int complete(fbx_node *n, struct fbx_op *op)
         return ended(n, op, 0, now);
     }
     op->completes_ps = fbxi_pushed_by_completion(n, op->target, op->tc, op->attr, op->completes_ps);
-    if (now > op->completes_ps)
+    if (now > op->completes_ps) {
+        op->private_[0] |= FBXI_BY_NETWORK;
         fbx_count(&f->machines->of[f->node_facts[op->target].machine].late, 1);
+    }
     op->next_ps = op->completes_ps;
     op->state = FBX_RETURNS;
     return FBX_E_AGAIN;
@@ -596,6 +598,8 @@ static int go(fbx_node *n, struct fbx_op *op, uint64_t now, uint64_t max_wait_ns
                 return FBX_E_AGAIN;
             continue;
         }
+        if (timed(n) && bulk_write(op) && now > op->private_[CURSOR])
+            op->private_[0] |= FBXI_BY_NETWORK; /* its links would take more by now */
         const struct fbxw_frame like = {.kind = op->kind == FBX_READ || op->kind == FBX_DMA_READ ? FBXW_READ : FBXW_LOAD, .length = FBXW_PAYLOAD};
         status = transport->room(peer, bulk_write(op) ? FBXW_PAYLOAD : 64, posted(op) ? 0 : fbxw_answer_bytes(&like), max_wait_ns);
         if (status == FBX_E_AGAIN)

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Asking another machine for what is not memory: names, allocation, windows, links. See call.c and, for the other side, errands.c. */
+ * Asking another machine for what is not memory: names, allocation, windows. See call.c and, for the other side, errands.c. */
 #ifndef FBX_CALL_H
 #define FBX_CALL_H
 #include "internal.h"
 #include "wire.h"
 
-#define FBXI_DIRECTORY 0u /* the machine that keeps names, barriers and the order of changes: the coordinator's */
+#define FBXI_DIRECTORY 0u /* the machine that keeps names, barriers: the coordinator's */
 #define FBXI_BUFFER_BYTES 112u
 #define FBXI_CALL_NS 10000000000ull
 

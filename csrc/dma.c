@@ -146,6 +146,7 @@ struct channel {
     uint8_t *bounce, *scratch;
     uint64_t bounce_bytes;
     struct away *away;
+    uint64_t by_network; /* FBXI_BY_NETWORK: a piece of the job was late by it */
     uint32_t is_away; /* of the job: one side at least is another machine's */
     struct fbx_op op;
 };
@@ -337,6 +338,7 @@ static int begin(struct channel *ch, struct job *j, uint64_t now)
     ch->piece = ch->inside = ch->position = 0;
     ch->ring_head = ch->ring_sampled = ch->ring_tail = 0;
     ch->target_count = ch->jumped = ch->remote_source = ch->is_away = 0;
+    ch->by_network = 0;
     ch->stalled_ns = ch->own_tail = ch->last_arrives_ps = ch->completes_ps = 0;
     ch->ahead_ps = AHEAD_PS;
     ch->chunk_bytes = j->total >= BULK_BYTES ? BULK_CHUNK : PIECE;
@@ -1375,6 +1377,7 @@ again:
         }
         if (p->op.state == FBX_AWAY || (p->op.state == FBX_RETURNS && p->op.completes_ps > now))
             continue;
+        ch->by_network |= p->op.private_[0] & FBXI_BY_NETWORK;
         p->op.state = FBX_DONE;
         p->phase = AWAY_READY;
         if (timed(n))
@@ -1413,6 +1416,7 @@ again:
             if (status && status != FBX_E_AGAIN)
                 return status;
             ch->completes_ps = max64(ch->completes_ps, p->op.completes_ps);
+            ch->by_network |= p->op.private_[0] & FBXI_BY_NETWORK;
             p->op.state = FBX_DONE;
         }
         note(j, p->position + p->bytes);
@@ -1591,7 +1595,7 @@ static void finish(struct channel *ch, struct job *j, int status)
     if (first && timed(n)) {
         if (status && ch->ring_head != ch->ring_tail && ch->phase != IDLE && ch->dst.x.route)
             fbxi_vanish(n, ch->dst.x.target, ch->dst.x.route);
-        fbxi_count_operation(n, (int)fbx_peek(&j->kind), j->total, status, ch->jumped, status ? 0 : ch->completes_ps,
+        fbxi_count_operation(n, (int)fbx_peek(&j->kind), j->total, status, ch->jumped | ch->by_network, status ? 0 : ch->completes_ps,
                              fbxi_now(&n->fabric->clock));
         ch->free_ps = status ? fbxi_now(&n->fabric->clock) : ch->completes_ps;
         fbx_poke(&j->completes_ps, ch->free_ps);

@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What other machines ask of this one beside its memory: names and barriers (of the directory's machine), allocation, windows
- * and links. Runs on the gateway's second thread, one after the other, because some of it waits.
- *
- * Changes of the fabric as a whole (a link, an NTB) go through the directory's machine, which has one order for them: it
- * changes its own copy, then every other machine's, and answers when all that are not lost have done so.
+ * What other machines ask of this one beside its memory: names and barriers (of the directory's machine), allocation, what windows
+ * are set to. Runs on the gateway's second thread, one after the other, because some of it waits. Changes of the fabric as a whole
+ * are none of it: the agents make them (machine.c, fabrex/net).
  */
 #include "gateway.h"
 
 #include "call.h"
-#include "machine.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,18 +171,11 @@ static int run(fbx_fabric *f, struct fbxi_errand *e)
         e->frame.value = ticket;
         return status;
     }
-    case FBXW_LINK: return (status = directory(f)) ? status : fbxi_change(f, FBXW_LINK_APPLY, w->aux, w->value);
-    case FBXW_NTB_LINK: return (status = directory(f)) ? status : fbxi_change(f, FBXW_NTB_LINK, w->aux, w->value);
-    case FBXW_LINK_APPLY: return fbxi_apply(f, (uint32_t)w->address, w->aux, w->value);
-    case FBXW_WINDOW_SET:
-        return (status = here(f, w->aux)) ? status : fbx_mw_set_trans(f, w->aux, (uint32_t)word(e, 0), (uint32_t)word(e, 1), word(e, 2),
-                                                                      word(e, 3), (int)(word(e, 4) & 0xff), (int)(word(e, 5) & 0xff));
-    case FBXW_WINDOW_CLEAR: return (status = here(f, w->aux)) ? status : fbx_mw_clear_trans(f, w->aux, (uint32_t)word(e, 0));
     case FBXW_WINDOW_INFO:
         if ((status = here(f, w->aux)) || (status = fbx_mw_info(f, w->aux, (uint32_t)word(e, 0), &info)))
             return status;
         fbxw_put64(e->payload, info.peer);
-        fbxw_put64(e->payload + 8, info.perm);
+        fbxw_put64(e->payload + 8, info.perm | (uint64_t)info.attr << 32);
         fbxw_put64(e->payload + 16, info.mapping);
         fbxw_put64(e->payload + 24, info.programmed);
         fbxw_put64(e->payload + 32, info.translation);

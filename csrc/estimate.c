@@ -81,6 +81,7 @@ int fbx_fidelity(fbx_fabric *f, int kind, struct fbx_fidelity *out)
         out->late += fbx_peek(&s->kind[kind].late);
         out->failed += fbx_peek(&s->kind[kind].failed);
         out->preempted += fbx_peek(&s->kind[kind].preempted);
+        out->network += fbx_peek(&s->kind[kind].network);
         out->late_ps_total += fbx_peek(&s->kind[kind].late_ps_total);
         out->bytes += fbx_peek(&s->kind[kind].bytes);
         uint64_t most = fbx_peek(&s->kind[kind].late_ps_max);

@@ -436,7 +436,8 @@ struct fbx_estimate {
 FBX_API int fbx_estimate(fbx_node *node, int kind, uint64_t gva, uint64_t bytes, struct fbx_estimate *out);
 
 struct fbx_fidelity {
-    uint64_t count, late, failed, preempted, late_ps_total, late_ps_max, bytes;
+    uint64_t count, late, failed, late_ps_total, late_ps_max, bytes;
+    uint64_t preempted, network; /* of the late ones, why: either, both or none of these */
     uint64_t late_hist[40]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
 };
 FBX_API int fbx_fidelity(fbx_fabric *fabric, int kind, struct fbx_fidelity *out);
@@ -684,7 +685,9 @@ enum fbx_machine_state { FBX_MACHINE_UP = 0, FBX_MACHINE_LOST = 1 };
 struct fbx_machine_info {
     char name[64];
     uint32_t index, here, state, pad;
-    uint64_t connects, frames, late, gave_up, lost_at_ps, epoch;
+    uint64_t connects, frames, late, gave_up, lost_at_ps;
+    uint64_t epoch; /* number of the last change of the fabric that it is known to have made */
+    uint64_t windows; /* `here`: changes of windows that processes of this machine made */
     /* Its clock against this one, for reports: nothing is ordered by it. bound_ns 0: not measured yet. */
     int64_t clock_offset_ps;
     uint32_t clock_bound_ns;
@@ -697,6 +700,24 @@ FBX_API int fbx_machine_set(fbx_fabric *fabric, uint32_t machine, int state);
 FBX_API int fbx_node_set(fbx_fabric *fabric, uint32_t node, int lost);
 /* Ask a machine's gateway whether it is there: its fabric time, and the round trip on ours. */
 FBX_API int fbx_machine_ping(fbx_fabric *fabric, uint32_t machine, uint64_t max_wait_ns, uint64_t *their_ps, uint64_t *round_trip_ps);
+/* A change of the fabric as a whole. On several machines fbx_link_set() and the like have the agent ask the coordinator for it,
+ * which numbers changes; all machines make them in that order. */
+enum fbx_change_kind {
+    FBX_CHANGE_LINK = 1, /* link index; value 0: up */
+    FBX_CHANGE_CONFIGURE, /* link index; keys and values by enum fbx_link_key */
+    FBX_CHANGE_NTB, /* node index; value 0: down */
+    FBX_CHANGE_WINDOW, /* node index; values: window, peer, translation, bytes, permission, mapping */
+    FBX_CHANGE_WINDOW_CLEAR /* node index; value 0: window */
+};
+struct fbx_change {
+    uint32_t what, index, keys, pad;
+    uint64_t value[16];
+};
+/* For agents: make it on this machine and nowhere else. BUSY with *made: it is made, but a process is stopped in the middle of
+ * an operation that began before. */
+FBX_API int fbx_change_make(fbx_fabric *fabric, const struct fbx_change *change, int *made);
+/* A machine has made all changes up to this one. */
+FBX_API int fbx_machine_epoch(fbx_fabric *fabric, uint32_t machine, uint64_t epoch);
 /* What the agent has measured of its clock. */
 FBX_API int fbx_machine_clock(fbx_fabric *fabric, uint32_t machine, int64_t offset_ps, uint32_t bound_ns, int32_t drift_ppb);
 /* Serve this machine's memory to the others, from a thread of this process; ends with the fabric's close. */
@@ -708,7 +729,9 @@ struct fbx_gateway_info {
 };
 FBX_API int fbx_gateway_info(fbx_fabric *fabric, struct fbx_gateway_info *out);
 /* Where this machine's agent listens for processes that want a connection: a Unix socket (SOCK_SEQPACKET). Asked with
- * "FXAG" and a machine's number (32 bits, little-endian), it answers with a 32-bit status and, if that is 0, a descriptor. */
+ * "FXAG" and a machine's number (32 bits, little-endian), it answers with a 32-bit status and, if that is 0, a descriptor.
+ * Asked with "FXCH" and a change (what, index, keys: 32 bits; the values: 64), it answers when all machines have made it: a status
+ * (32 bits), 4 bytes of nothing, the change's number (64 bits), and words. */
 FBX_API int fbx_agent_path(fbx_fabric *fabric, char *out, uint64_t room);
 
 /* ---- benchmarks and tests --------------------------------------------------------------------------------------- */

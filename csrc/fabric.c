@@ -5,11 +5,11 @@
  * whoever finds that its life is over.
  */
 #include "internal.h"
+#include "change.h"
 #include "choice.h"
 #include "event.h"
 #include "jitter.h"
 #include "link.h"
-#include "machine.h"
 #include "ntb.h"
 #include "pcie.h"
 #include "registered.h"
@@ -1323,8 +1323,19 @@ int fbx_link_info(fbx_fabric *f, uint32_t link, struct fbx_link_info *out)
 int fbx_link_set(fbx_fabric *f, uint32_t link, int up)
 {
     if (f->machines && link < f->link_count && !fbx_peek(&f->closed) && !fbx_peek(&f->forked))
-        return fbxi_change_everywhere(f, FBXW_LINK_APPLY, link, up != 0);
+        return fbxi_change_ask(f, &(struct fbx_change){.what = FBX_CHANGE_LINK, .index = link, .value = {up != 0}});
     return fbxi_link_set_here(f, link, up);
+}
+
+int fbx_link_configure(fbx_fabric *f, uint32_t link, uint32_t keys, const uint64_t *values)
+{
+    if (!f->machines || link >= f->link_count || fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_link_configure_here(f, link, keys, values);
+    struct fbx_change c = {.what = FBX_CHANGE_CONFIGURE, .index = link, .keys = keys};
+    for (uint32_t key = 0; key < FBX_LINK_KEYS; key++)
+        if (keys >> key & 1)
+            c.value[key] = values[key];
+    return fbxi_change_ask(f, &c);
 }
 
 int fbxi_link_set_here(fbx_fabric *f, uint32_t link, int up)

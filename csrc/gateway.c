@@ -43,6 +43,7 @@
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
 #define SPIN_TRY 64u
+#define SPIN_TRY_MOST 4096u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define ASIDE_NS 20000000ull /* between two moves to another processor, at first and at most */
 #define ASIDE_MOST_NS 10000000000ull
@@ -1029,7 +1030,7 @@ static void *keeper(void *argument)
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
     uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
-    uint32_t sleeps = 0, looks = 0;
+    uint32_t sleeps = 0, looks = 0, try_after = SPIN_TRY;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
     int timeout = 0, soon = 0;
@@ -1083,6 +1084,7 @@ static void *keeper(void *argument)
         if (did && look_ns && now_ns - look_ns < AWAY_NS) {
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
             aside_wait = ASIDE_NS;
+            try_after = SPIN_TRY;
         } else if (did && look_ns)
             /* It came because we were stopped: who asks is on this processor, and we were in the way. */
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
@@ -1105,7 +1107,9 @@ static void *keeper(void *argument)
         }
         if (timeout && busy_ns) {
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
-            if (++sleeps % SPIN_TRY == 0) {
+            if (++sleeps >= try_after) {
+                sleeps = 0;
+                try_after = try_after * 2 < SPIN_TRY_MOST ? try_after * 2 : SPIN_TRY_MOST;
                 spin_ns = SPIN_NS / 2;
                 if (spins && g->hot && g->hot->stream.fd >= 0 && now_ns > aside_ns && from_here(g->hot->stream.fd)) {
                     step_aside();

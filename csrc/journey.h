@@ -93,7 +93,10 @@ uint64_t fbxi_pushed_by_completion(fbx_node *n, uint32_t target, uint32_t tc, ui
 /* Record why an operation at `gva` failed; returns `code`. */
 int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target);
 /* Add one operation to the handle's statistics. */
-void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint32_t jumped, uint64_t completes_ps, uint64_t now);
+void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint64_t why, uint64_t completes_ps, uint64_t now);
+/* In `why`, and in private_[0] of an operation: what kept it from its time was the network. The rest counts how often the
+ * processor was taken away. */
+#define FBXI_BY_NETWORK (1ull << 63)
 /* What a wait asks of a value: `how` is an enum fbx_compare. */
 static inline int fbxi_compares(uint64_t a, int how, uint64_t b)
 {

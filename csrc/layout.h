@@ -297,9 +297,11 @@ struct fbxl_machine {
 struct fbxl_machines {
     uint64_t fabric; /* random; the same on all of them */
     uint32_t machine, count; /* this one's number */
-    fbx_au64 epoch; /* counts changes of the fabric: links, windows, membership */
+    fbx_au64 windows; /* changes of windows that processes of this machine made: its agent has them numbered */
     uint64_t pad[5];
     struct fbxl_machine of[FBX_MACHINES];
+    /* The last change of the fabric (links, windows, membership) that each is known to have made: written by the agent. */
+    fbx_au64 epoch[FBX_MACHINES];
 };
 
 struct fbxl_lane { /* one thread's in-operation mark */
@@ -459,6 +461,8 @@ struct fbxl_stats { /* of one requester; its own threads add */
         fbx_au64 late_ps_total, late_ps_max;
         fbx_au64 bytes, count_home; /* count by the home thread, which alone writes it */
         fbx_au64 late_hist[FBX_HIST_BINS]; /* bin b: lateness in [2^b, 2^(b+1)) ps */
+        fbx_au64 network; /* of the late ones: another machine's answer was not there in time */
+        uint64_t pad[7];
     } kind[FBX_OP_KINDS];
 };
 

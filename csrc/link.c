@@ -258,15 +258,13 @@ static int write_setting(fbx_fabric *f, uint32_t link, const uint64_t value[FBX_
     return 0;
 }
 
-int fbx_link_configure(fbx_fabric *f, uint32_t link, uint32_t keys, const uint64_t *values)
+int fbxi_link_configure_here(fbx_fabric *f, uint32_t link, uint32_t keys, const uint64_t *values)
 {
     if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
         return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     if (link >= f->link_count)
         return fbxi_fail(FBX_E_NOT_FOUND, "no link %u", link);
     const struct fbxl_link *facts = &f->link_facts[link];
-    if (f->machines)
-        return fbxi_fail(FBX_E_UNSUPPORTED, "link %.100s: on several machines a link's values are those of the topology", facts->name);
     const uint32_t foreign = keys & ~keys_of[facts->kind];
     if (foreign >> FBX_LINK_KEYS)
         return fbxi_fail(FBX_E_INVALID, "link %.100s: no value has key %d", facts->name, __builtin_ctz(foreign >> FBX_LINK_KEYS) + FBX_LINK_KEYS);

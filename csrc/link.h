@@ -36,4 +36,6 @@ void fbxi_figures_of(struct fbxi_figures *figures, uint32_t kind, const uint64_t
 /* What a direction has now, and which change of its link that is. */
 int fbxi_figures(fbx_fabric *f, uint32_t direction, const struct fbxi_figures **out, uint64_t *which);
 void fbxi_figures_free(fbx_fabric *f);
+/* Of this machine: see fbx_link_configure(). */
+int fbxi_link_configure_here(fbx_fabric *f, uint32_t link, uint32_t keys, const uint64_t *values);
 #endif

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The machines of a fabric, as this one sees them. Who is lost is said by its agent; what follows from it is here. */
-#include "machine.h"
-
+ * The machines of a fabric, as this one sees them. Who is lost, and what is changed of the fabric as a whole, is said by its agent;
+ * what follows from it is here. */
 #include "call.h"
+#include "change.h"
+#include "link.h"
 #include "ntb.h"
 
 #include <time.h>
@@ -34,7 +35,8 @@ int fbx_machine_info(fbx_fabric *f, uint32_t machine, struct fbx_machine_info *o
     out->late = fbx_peek(&m->late);
     out->gave_up = fbx_peek(&m->gave_up);
     out->lost_at_ps = fbx_peek(&m->lost_at_ps);
-    out->epoch = fbx_peek(&f->machines->epoch);
+    out->epoch = fbx_peek(&f->machines->epoch[machine]);
+    out->windows = out->here ? fbx_peek(&f->machines->windows) : 0;
     out->clock_offset_ps = (int64_t)fbx_peek(&m->clock_offset);
     const uint64_t quality = fbx_peek(&m->clock_quality);
     out->clock_bound_ns = (uint32_t)(quality >> 32);
@@ -91,7 +93,6 @@ int fbx_machine_set(fbx_fabric *f, uint32_t machine, int state)
     if (fbx_observe(&m->state) == (uint32_t)state)
         return 0;
     fbx_poke(&m->lost_at_ps, state ? fbxi_now(&f->clock) : 0);
-    fbx_add(&f->machines->epoch, 1);
     /* Pairs with: fbx_observe(&machine->state) of those who wait for its answers. Breaks: they wait on. */
     fbx_publish(&m->state, (uint32_t)state);
     for (uint32_t i = 0; i < f->node_count; i++)
@@ -120,43 +121,56 @@ int fbx_machine_ping(fbx_fabric *f, uint32_t machine, uint64_t max_wait_ns, uint
 
 /* ---- changes that all machines make ------------------------------------------------------------------------------------ */
 
-int fbxi_apply(fbx_fabric *f, uint32_t what, uint32_t index, uint64_t value)
+int fbx_machine_epoch(fbx_fabric *f, uint32_t machine, uint64_t epoch)
 {
-    fbx_add(&f->machines->epoch, 1);
-    if (what == FBXW_NTB_LINK)
-        return index < f->node_count ? fbxi_ntb_set_here(f, index, value != 0) : fbxi_fail(FBX_E_NOT_FOUND, "no node %u", index);
-    return fbxi_link_set_here(f, index, value != 0);
-}
-
-int fbxi_change(fbx_fabric *f, uint32_t what, uint32_t index, uint64_t value)
-{
-    int status = fbxi_apply(f, what, index, value);
-    for (uint32_t m = 0; m < f->machine_count; m++) {
-        struct fbxw_frame w = {.what = FBXW_LINK_APPLY, .address = what, .aux = index, .value = value};
-        if (m == f->machine || fbx_observe(&f->machines->of[m].state) == FBXL_MACHINE_LOST)
-            continue;
-        uint8_t text[256];
-        uint32_t room = sizeof text;
-        int failed = fbxi_call(f, NULL, m, &w, NULL, 0, text, &room, 4 * FBX_STALL_NS);
-        /* One that is lost meanwhile is cut off anyway. */
-        if (failed == FBX_E_PEER_LOST || fbx_observe(&f->machines->of[m].state) == FBXL_MACHINE_LOST)
-            continue;
-        if (!failed && w.status)
-            failed = fbxi_fail(fbx_error_name(w.status) ? w.status : FBX_E_CORRUPT, "machine %s: %.*s", f->machines->of[m].name, (int)room, text);
-        status = status ? status : failed;
-    }
+    int status = machine_ok(f, machine);
+    if (!status)
+        fbx_poke(&f->machines->epoch[machine], epoch);
     return status;
 }
 
-int fbxi_change_everywhere(fbx_fabric *f, uint32_t what, uint32_t index, uint64_t value)
+/* BUSY comes from two places: before anything was done, and after all of it was, if somebody does not let go. */
+static int is_made(fbx_fabric *f, const struct fbx_change *c)
 {
-    if (f->machine == FBXI_DIRECTORY)
-        return fbxi_change(f, what, index, value);
-    struct fbxw_frame w = {.what = (uint16_t)(what == FBXW_LINK_APPLY ? FBXW_LINK : what), .aux = index, .value = value};
-    uint8_t text[256];
-    uint32_t room = sizeof text;
-    int status = fbxi_call(f, NULL, FBXI_DIRECTORY, &w, NULL, 0, text, &room, FBXI_CALL_NS);
-    if (!status && w.status)
-        status = fbxi_fail(fbx_error_name(w.status) ? w.status : FBX_E_CORRUPT, "%.*s", (int)room, text);
+    uint64_t value[FBX_LINK_KEYS];
+    switch (c->what) {
+    case FBX_CHANGE_LINK: return !fbx_observe(&f->links[c->index].state) == !!c->value[0];
+    case FBX_CHANGE_NTB: return !fbx_observe(&f->nodes[c->index].ntb_down) == !c->value[0];
+    case FBX_CHANGE_CONFIGURE:
+        fbxi_link_current(f, c->index, value);
+        for (uint32_t key = 0; key < FBX_LINK_KEYS; key++)
+            if (value[key] != (c->keys >> key & 1 ? c->value[key] : c->keys ? value[key] : f->link_facts[c->index].value[key]))
+                return 0;
+        return 1;
+    default: return 0;
+    }
+}
+
+int fbx_change_make(fbx_fabric *f, const struct fbx_change *c, int *made)
+{
+    const uint64_t *v = c->value;
+    int status;
+    *made = 0;
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    const int of_node = c->what != FBX_CHANGE_LINK && c->what != FBX_CHANGE_CONFIGURE;
+    if (c->index >= (of_node ? f->node_count : f->link_count))
+        return fbxi_fail(FBX_E_NOT_FOUND, "no %s %u", of_node ? "node" : "link", c->index);
+    switch (c->what) {
+    case FBX_CHANGE_LINK: status = fbxi_link_set_here(f, c->index, v[0] != 0); break;
+    case FBX_CHANGE_CONFIGURE: status = fbxi_link_configure_here(f, c->index, c->keys, v); break;
+    case FBX_CHANGE_NTB: status = fbxi_ntb_set_here(f, c->index, v[0] != 0); break;
+    case FBX_CHANGE_WINDOW:
+    case FBX_CHANGE_WINDOW_CLEAR:
+        if (fbxi_is_away(f, c->index))
+            return fbxi_fail(FBX_E_INVALID, "the windows of %s are not at home here", f->node_facts[c->index].name);
+        if (v[0] > UINT32_MAX || (c->what == FBX_CHANGE_WINDOW && (v[1] > UINT32_MAX || v[4] > 0xff || v[5] > 0xff)))
+            return fbxi_fail(FBX_E_INVALID, "these are no values of a window");
+        status = c->what == FBX_CHANGE_WINDOW ? fbxi_mw_set_here(f, c->index, (uint32_t)v[0], (uint32_t)v[1], v[2], v[3], (int)v[4], (int)v[5])
+                                              : fbxi_mw_clear_here(f, c->index, (uint32_t)v[0]);
+        break;
+    default: return fbxi_fail(FBX_E_UNSUPPORTED, "change %u is none", c->what);
+    }
+    *made = !status || (status == FBX_E_BUSY && is_made(f, c));
     return status;
 }

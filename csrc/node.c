@@ -2,6 +2,7 @@
  *
  * Being a node: taking its owner slot or a client slot, lanes for threads, and giving all of it back.
  */
+#include "change.h"
 #include "dma_queue.h"
 #include "event.h"
 #include "internal.h"
@@ -169,6 +170,9 @@ static int attach(fbx_fabric *f, const char *name, int kind, uint32_t proxy, fbx
         }
     if (f->node_facts[index].kind == FBXL_SWITCH)
         return fbxi_fail(FBX_E_INVALID, "%s is a switch: no process can be it", name);
+    /* Its device comes up new, on all machines; without a coordinator it stays as all of them have it. */
+    if (!proxy && f->machines && fbx_observe(&shared->ntb_down) && fbx_observe(&shared->state) == FBXL_LOST)
+        (void)fbxi_change_ask(f, &(struct fbx_change){.what = FBX_CHANGE_NTB, .index = (uint32_t)index});
     fbx_node *n = calloc(1, sizeof *n);
     if (!n)
         return fbxi_fail(FBX_E_NO_MEMORY, "no memory");

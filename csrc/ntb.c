@@ -178,7 +178,8 @@ int fbxi_ntb_get(fbx_fabric *f, uint32_t node, struct fbxl_ntb **out)
 void fbxi_ntb_reset(fbx_fabric *f, uint32_t node)
 {
     struct fbxl_ntb *d = fbxi_ntb_device(f, node);
-    fbx_publish(&f->nodes[node].ntb_down, 0);
+    if (!f->machines) /* all machines know whether it is open: see attach() */
+        fbx_publish(&f->nodes[node].ntb_down, 0);
     if (d && fbxi_lock(f, &d->lock, FBX_STALL_NS) >= 0) {
         reset(d);
         fbxi_unlock(f, &d->lock);

@@ -4,10 +4,10 @@
  * went there before, reads are round trips that push it. And its own NTB's link, which opens and closes that way.
  */
 #include "away.h"
+#include "change.h"
 #include "event.h"
 #include "internal.h"
 #include "journey.h"
-#include "machine.h"
 #include "ntb.h"
 #include "timing.h"
 #include "trace.h"
@@ -344,8 +344,8 @@ static int set_link(fbx_node *n, uint32_t down)
     int status = fbxi_ntb_usable(n);
     if (status)
         return status;
-    return n->fabric->machines ? fbxi_change_everywhere(n->fabric, FBXW_NTB_LINK, n->index, down)
-                               : fbxi_ntb_set_here(n->fabric, n->index, down);
+    const struct fbx_change c = {.what = FBX_CHANGE_NTB, .index = n->index, .value = {down}};
+    return n->fabric->machines ? fbxi_change_ask(n->fabric, &c) : fbxi_ntb_set_here(n->fabric, n->index, down);
 }
 
 int fbx_ntb_link_enable(fbx_node *n, int max_speed, int max_width)

@@ -476,8 +476,10 @@ static void count_end(fbx_node *n, struct fbx_op *op, int status, uint64_t now)
         return;
     fbx_count(&k->late, 1);
     fbx_count(&k->late_ps_total, late);
-    if (op->private_[0])
+    if (op->private_[0] & ~FBXI_BY_NETWORK)
         fbx_count(&k->preempted, 1);
+    if (UNLIKELY(op->private_[0] & FBXI_BY_NETWORK))
+        fbx_count(&k->network, 1);
     uint64_t most = fbx_peek(&k->late_ps_max);
     while (late > most && !fbx_claim(&k->late_ps_max, most, late))
         most = fbx_peek(&k->late_ps_max);
@@ -1328,14 +1330,15 @@ int fbxi_refuse(fbx_node *n, int kind, uint64_t gva, int code, uint32_t target)
     op.gva = gva;
     return refuse(n, &op, code, target);
 }
-void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint32_t jumped, uint64_t completes_ps, uint64_t now)
+
+void fbxi_count_operation(fbx_node *n, int kind, uint64_t bytes, int status, uint64_t why, uint64_t completes_ps, uint64_t now)
 {
     struct fbx_op op;
     op.kind = (uint16_t)kind;
     op.bytes = bytes;
     op.target = n->index;
     op.completes_ps = completes_ps;
-    op.private_[0] = jumped;
+    op.private_[0] = why;
     op.private_[4] = op.private_[5] = 0;
     count(n, &op);
     count_end(n, &op, status, now);

@@ -13,6 +13,7 @@
  */
 #include "transport.h"
 
+#include "door.h"
 #include "ntb.h"
 #include "stream.h"
 
@@ -22,12 +23,10 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,7 +39,8 @@
 #define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
 #define SPIN_LEAST_NS 500u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
-#define SPIN_TRY 64u /* every so many waits it looks on for a while in any case, to learn whether it would be */
+#define SPIN_TRY 64u /* after so many waits it looks on for a while in any case, to learn whether that would be of use; */
+#define SPIN_TRY_MOST 4096u /* after twice as many each time that it was not */
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
@@ -73,7 +73,7 @@ struct fbxi_peer {
     pthread_mutex_t mutex; /* all that follows */
     pthread_cond_t answered;
     struct fbxi_stream stream;
-    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits;
+    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits, try_after;
     uint32_t busy_nap; /* the thread looks again within 2 ms: enough for requests, whose caller comes back for the answer */
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
@@ -103,12 +103,6 @@ static void wake(struct fbxi_net *net)
         return;
     fbx_publish(&net->wake, 1);
     fbxi_futex_wake(&net->wake);
-}
-
-int fbx_agent_path(fbx_fabric *f, char *out, uint64_t room)
-{
-    int length = snprintf(out, room, "%s/fabrex@%u@net@%016llx@r-agent", f->directory, f->uid, (unsigned long long)f->instance);
-    return length > 0 && (uint64_t)length < room ? 0 : fbxi_fail(FBX_E_INVALID, "%d bytes are needed for the path", length + 1);
 }
 
 /* ---- answers ---------------------------------------------------------------------------------------------------------- */
@@ -381,31 +375,17 @@ static void push_locked(struct fbxi_peer *p)
 
 static void dial(struct fbxi_peer *p, uint64_t now)
 {
-    char path[400];
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
     uint8_t request[8] = "FXAG";
     p->tried_ns = now;
-    if (fbx_agent_path(p->fabric, path, sizeof path))
-        return;
-    int directory = -1;
-    if (strlen(path) >= sizeof at.sun_path) {
-        directory = open(p->fabric->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-        snprintf(at.sun_path, sizeof at.sun_path, "/proc/self/fd/%d/fabrex@%u@net@%016llx@r-agent", directory, p->fabric->uid,
-                 (unsigned long long)p->fabric->instance);
-    } else {
-        memcpy(at.sun_path, path, strlen(path) + 1);
-    }
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = fbxi_door(p->fabric);
     fbxw_put32(request + 4, p->machine);
-    if (fd >= 0 && !connect(fd, (struct sockaddr *)&at, sizeof at) && send(fd, request, sizeof request, MSG_NOSIGNAL) == sizeof request) {
+    if (fd >= 0 && send(fd, request, sizeof request, MSG_NOSIGNAL) == sizeof request) {
         p->dial_fd = fd;
         p->state = DIALS;
         fd = -1;
     }
     if (fd >= 0)
         close(fd);
-    if (directory >= 0)
-        close(directory);
 }
 
 static void greet(struct fbxi_peer *p, int fd)
@@ -666,6 +646,7 @@ static int peer_open(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxi_p
     p->machine = machine;
     p->dial_fd = -1;
     p->spin_ns = SPIN_NS / 2;
+    p->try_after = SPIN_TRY;
     p->free_slot = p->direct_ticket = UINT32_MAX;
     p->shared = n ? fbxi_heap_at(f, offset, sizeof *p->shared) : NULL;
     if (p->shared)
@@ -777,17 +758,21 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     const uint64_t spins = now - begin;
     if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < p->spin_ns) {
         int got = receive(p, 0);
-        if (got > 0 && spins && now - p->look_ns < AWAY_NS)
+        if (got > 0 && spins && now - p->look_ns < AWAY_NS) {
             p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
-        else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
+            p->try_after = SPIN_TRY;
+        } else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
             p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
         p->look_ns = now;
         return;
     }
     if (spins)
         p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
-    if (++p->waits % SPIN_TRY == 0)
+    if (++p->waits >= p->try_after) {
+        p->waits = 0;
+        p->try_after = p->try_after * 2 < SPIN_TRY_MOST ? p->try_after * 2 : SPIN_TRY_MOST;
         p->spin_ns = SPIN_NS / 2;
+    }
     if (!fbxi_stream_waiting(&p->stream) && left_ns >= SLEEP_MS * 1000000ull) {
         receive(p, 1);
         return;

@@ -10,6 +10,7 @@
  * A window is two snapshots and a switch, so that a reader sees one whole setting and a writer that dies leaves one.
  */
 #include "call.h"
+#include "change.h"
 #include "event.h"
 #include "internal.h"
 #include "registered.h"
@@ -322,7 +323,8 @@ int fbx_mw_info(fbx_fabric *f, uint32_t node, uint32_t widx, struct fbx_window_i
         if (status || w.status || room != 48)
             return status ? status : fbxi_fail(w.status ? w.status : FBX_E_CORRUPT, "%.*s", (int)room, said);
         s.peer = (uint32_t)fbxw_get64(said);
-        s.perm = (uint32_t)fbxw_get64(said + 8);
+        s.perm = fbxw_get32(said + 8);
+        s.attr = fbxw_get32(said + 12);
         s.mapping = (uint32_t)fbxw_get64(said + 16);
         s.translation = fbxw_get64(said + 32);
         s.bytes = fbxw_get64(said + 40);
@@ -391,26 +393,10 @@ static int set(fbx_fabric *f, uint32_t node, uint32_t widx, const struct setting
     return status;
 }
 
-/* The machine where the node is at home programs its windows. */
-static int set_away(fbx_fabric *f, uint32_t node, uint32_t what, const uint64_t *words, uint32_t count)
-{
-    struct fbxw_frame w = {.what = (uint16_t)what, .aux = node};
-    uint8_t bytes[64], said[256];
-    uint32_t room = sizeof said;
-    for (uint32_t i = 0; i < count; i++)
-        fbxw_put64(bytes + 8 * i, words[i]);
-    int status = fbxi_call(f, NULL, f->node_facts[node].machine, &w, bytes, 8 * count, said, &room, FBXI_CALL_NS);
-    if (!status && w.status)
-        status = fbxi_fail(fbx_error_name(w.status) ? w.status : FBX_E_CORRUPT, "%.*s", (int)room, said);
-    return status;
-}
-
-int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation, uint64_t bytes,
-                     int perm, int mapping)
+int fbxi_mw_set_here(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation, uint64_t bytes, int perm,
+                     int mapping)
 {
     struct fbx_window_info w;
-    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
-        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
         return status;
@@ -438,10 +424,6 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     if (region < 0 || bytes > f->region_facts[region].bytes - (translation & FBX_SLOT_MASK))
         return fbxi_fail(FBX_E_ADDRESS, "0x%llx and %llu bytes from there are not memory on the bus of %s",
                          (unsigned long long)translation, (unsigned long long)bytes, f->node_facts[peer].name);
-    if (fbxi_is_away(f, node)) {
-        const uint64_t words[6] = {widx, peer, translation, bytes, (uint64_t)perm, (uint64_t)mapping};
-        return set_away(f, node, FBXW_WINDOW_SET, words, 6);
-    }
     struct setting s = {translation, bytes, peer, (uint32_t)perm & FBX_PERM_RW, attr, (uint32_t)mapping, FBXL_MW_SET};
     status = set(f, node, widx, &s);
     if (!status || status == FBX_E_BUSY)
@@ -449,24 +431,47 @@ int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer,
     return status;
 }
 
-int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
+int fbxi_mw_clear_here(fbx_fabric *f, uint32_t node, uint32_t widx)
 {
     struct fbx_window_info w;
-    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
-        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
     int status = fbx_mw_info(f, node, widx, &w);
     if (status)
         return status;
-    if (fbxi_is_away(f, node)) {
-        const uint64_t words[1] = {widx};
-        return set_away(f, node, FBXW_WINDOW_CLEAR, words, 1);
-    }
     struct setting s = {.state = FBXL_MW_CLEARED};
     status = set(f, node, widx, &s);
     if (!status || status == FBX_E_BUSY)
         fbxi_event(f, &(struct fbxi_event){FBX_EVENT_WINDOW_CLEARED, node, widx, UINT32_MAX, 0, 0});
     /* What was translated before is on its way already: let it land before we say that nothing more will. */
     return status ? status : fbxi_land(f, node);
+}
+
+/* Windows are at home where their node is. A process there programs them at once, as a driver does, and its machine's agent has that
+ * numbered afterwards; one elsewhere has it numbered first. */
+static int counted(fbx_fabric *f, int status)
+{
+    if (f->machines && (!status || status == FBX_E_BUSY))
+        fbx_add(&f->machines->windows, 1);
+    return status;
+}
+
+int fbx_mw_set_trans(fbx_fabric *f, uint32_t node, uint32_t widx, uint32_t peer, uint64_t translation, uint64_t bytes,
+                     int perm, int mapping)
+{
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (f->machines && node < f->node_count && fbxi_is_away(f, node))
+        return fbxi_change_ask(f, &(struct fbx_change){.what = FBX_CHANGE_WINDOW, .index = node,
+                                                       .value = {widx, peer, translation, bytes, (uint32_t)perm, (uint32_t)mapping}});
+    return counted(f, fbxi_mw_set_here(f, node, widx, peer, translation, bytes, perm, mapping));
+}
+
+int fbx_mw_clear_trans(fbx_fabric *f, uint32_t node, uint32_t widx)
+{
+    if (fbx_peek(&f->closed) || fbx_peek(&f->forked))
+        return fbxi_fail(FBX_E_CLOSED, "the fabric is closed");
+    if (f->machines && node < f->node_count && fbxi_is_away(f, node))
+        return fbxi_change_ask(f, &(struct fbx_change){.what = FBX_CHANGE_WINDOW_CLEAR, .index = node, .value = {widx}});
+    return counted(f, fbxi_mw_clear_here(f, node, widx));
 }
 
 int fbx_mw_inject_stuck(fbx_fabric *f, uint32_t node, uint32_t widx, uint64_t bits)

@@ -46,8 +46,7 @@ enum { FBXW_NOTE_MESSAGES = 1, /* value: messages of ours that found their regis
 
 /* What is asked of a machine beside its memory. */
 enum fbxw_errand { FBXW_PING = 1, FBXW_PUT, FBXW_GET, FBXW_FIND, FBXW_NAME, FBXW_UNNAME, FBXW_ALLOC, FBXW_FREE, FBXW_CHECK,
-                   FBXW_BARRIER, FBXW_LEAVE, FBXW_LINK, FBXW_LINK_APPLY, FBXW_WINDOW_SET, FBXW_WINDOW_CLEAR, FBXW_WINDOW_INFO,
-                   FBXW_NTB_LINK, FBXW_ERRANDS };
+                   FBXW_BARRIER, FBXW_LEAVE, FBXW_WINDOW_INFO, FBXW_ERRANDS };
 
 #define FBXW_PATH_SHIFT 4u /* attr: FBX_RO, FBX_IDO; the path above */
 

@@ -403,8 +403,9 @@ class Fabric:
         """Return, per kind of operation, how well modelled time was kept.
 
         Returns:
-            kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), failed,
-            late_ps_max, late_ps_mean, histogram (lower bound in ps -> count).
+            kind -> count, late, late_fraction, preempted (late ones during which the processor was taken away), network (late
+            ones for which the network took longer than what it stands for), failed, late_ps_max, late_ps_mean, bytes, histogram
+            (lower bound in ps -> count).
         """
         report: dict[str, dict[str, Any]] = {}
         out = ffi.new("struct fbx_fidelity *")
@@ -417,6 +418,7 @@ class Fabric:
                 "late": int(out.late),
                 "late_fraction": out.late / out.count,
                 "preempted": int(out.preempted),
+                "network": int(out.network),
                 "failed": int(out.failed),
                 "late_ps_max": int(out.late_ps_max),
                 "late_ps_mean": out.late_ps_total / out.late if out.late else 0.0,
@@ -434,7 +436,8 @@ class Fabric:
         """Return facts about the machines of a fabric on several; none for a fabric on one.
 
         Returns:
-            name, here, state ("up" or "lost"), nodes; connects, answers, late, gave_up: this process's machine with it;
+            name, here, state ("up" or "lost"), nodes; connects, answers, late, gave_up: this process's machine with it; epoch:
+            number of the last change of the fabric that it has made, or is known here to have made at least;
             clock_offset_ps, clock_bound_ns, clock_drift_ppb: its clock against ours, as its agent measured it, for reports.
         """
         out = ffi.new("struct fbx_machine_info *")
@@ -450,6 +453,7 @@ class Fabric:
                 "answers": int(out.frames),
                 "late": int(out.late),
                 "gave_up": int(out.gave_up),
+                "epoch": int(out.epoch),
                 "clock_offset_ps": int(out.clock_offset_ps) if out.clock_bound_ns else None,
                 "clock_bound_ns": int(out.clock_bound_ns) or None,
                 "clock_drift_ppb": int(out.clock_drift_ppb) if out.clock_bound_ns else None,

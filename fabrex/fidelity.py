@@ -119,12 +119,14 @@ def shortfalls(
         found = _late(facts, by_ps)
         if found <= late * facts["count"]:
             continue
-        away = facts["preempted"] / facts["late"] if facts["late"] else 0.0
+        share = {why: facts.get(why, 0) / facts["late"] if facts["late"] else 0.0 for why in ("preempted", "network")}
         reason = (
-            f"in {away:.0%} of the late ones the processor was taken away"
-            if facts["preempted"]
+            f"in {share['preempted']:.0%} of the late ones the processor was taken away"
+            if share["preempted"]
             else "the processor was not taken away"
         )
+        if share["network"]:
+            reason += f"; in {share['network']:.0%} the network between machines took longer than the modelled time"
         if disturbance is not None:
             reason += (
                 f"; {disturbance.stolen_fraction:.1%} of the time was stolen by the hypervisor, load {disturbance.load_average:g}"

@@ -349,7 +349,7 @@ class Topology:
         timing: whether modelled time is injected.
         seed: 64-bit seed of all random choices.
         dilation_num, dilation_den: the factor by which modelled time is stretched, in lowest terms; 0/1 is `auto`.
-        machines: placement: name -> {"nodes": tuple of node names, "address": str}.
+        machines: placement: name -> {"nodes": tuple of node names, "address": str}; the first one's is the coordinator.
         status: how far to trust the constants: `claimed`, `measured` or `modelled`.
         notes: free text.
         source: where the topology came from, for messages.
@@ -613,6 +613,12 @@ class Topology:
                     document[head] = value
             except ValueError as error:
                 problems.append(Problem(str(error), path=key))
+        for name, node in nodes.items():
+            # A node that was given another machine leaves the list of the one that it was on.
+            if isinstance(node, dict) and node.get("machine"):
+                for other, machine in machines.items():
+                    if other != node["machine"] and isinstance(machine, dict) and name in (machine.get("nodes") or ()):
+                        machine["nodes"].remove(name)
         source = self.source + (" with " + ", ".join(key for key, _ in pairs) if pairs else "")
         if problems:
             _raise(source, problems)
@@ -626,6 +632,15 @@ class Topology:
         from fractions import Fraction
 
         return Fraction(self.dilation_num, self.dilation_den)
+
+    def machine_of(self, node: str) -> str | None:
+        """The machine that a node is placed on; None if it has no place.
+
+        Raises:
+            KeyError: there is no such node.
+        """
+        self.nodes[node]
+        return next((name for name, machine in self.machines.items() if node in machine["nodes"]), None)
 
     def links_of(self, node: str) -> list[Link]:
         """The links that end on `node`, in order.
@@ -694,7 +709,7 @@ class TopologyBuilder:
         self._repeated: list[Problem] = []
 
     def node(self, name: str, kind: str, **keys: Any) -> TopologyBuilder:
-        """Add a node; `keys` are those of the file (`memory`, `count`, `delay`, `ntb`, `pio`, `dma`)."""
+        """Add a node; `keys` are those of the file (`memory`, `count`, `delay`, `ntb`, `pio`, `dma`, `machine`)."""
         if name in self._document["nodes"]:
             self._repeated.append(Problem("this node name is given twice", path=f"nodes.{name}"))
         self._document["nodes"][name] = {"kind": kind, **keys}
@@ -944,7 +959,7 @@ _JITTER_SPEC: Final[Mapping[str, _Reader]] = {
     "deviation": _time,
     "points": lambda checker, tree, path: checker.points(tree, path),
 }
-_NODE_KEYS: Final = ("kind", "count", "memory", "ntb", "delay", "pio", "dma")
+_NODE_KEYS: Final = ("kind", "count", "memory", "ntb", "delay", "pio", "dma", "machine")
 _LINK_KEYS: Final = ("endpoints", "name", "pcie", "ethernet", "delay", "jitter")
 _DEFAULT_KEYS: Final = ("pcie", "ethernet", "delay", "memory", "ntb", "pio", "dma", "nodes")
 _TOP_KEYS: Final = (
@@ -992,6 +1007,7 @@ class _Checker:
         self._defaults: dict[str, _yaml.Tree] = {}
         self._kind_defaults: dict[str, dict[str, _yaml.Tree]] = {}
         self._node_trees: dict[str, _yaml.Tree] = {}
+        self._machine_trees: dict[str, tuple[str, _yaml.Tree, str]] = {}  # node -> its `machine`, and where that stands
         self._overflow = False
 
     def add(self, tree: _yaml.Tree | None, path: str, message: str) -> None:
@@ -1123,8 +1139,8 @@ class _Checker:
         links, complete = self._read_links(top["links"], nodes) if "links" in top else ({}, True)
         if complete and nodes and not self._overflow:
             self._check_connected(nodes, [(link.a[0], link.b[0]) for link in links.values()], values["windows"])
-        if "machines" in top:
-            values["machines"] = self._read_machines(top["machines"], nodes)
+        if "machines" in top or self._machine_trees:
+            values["machines"] = self._read_machines(top.get("machines"), nodes)
         values["nodes"] = FrozenDict(nodes)
         values["links"] = FrozenDict(links)
         return values
@@ -1188,6 +1204,7 @@ class _Checker:
                 return nodes
             if count is not None and _NAME.match(key.text) and not _NAME.match(names[-1]):
                 self.add(key, path, f"{names[-1]!r} is longer than 63 characters")
+            machine = _text(self, own["machine"], f"{path}.machine") if "machine" in own else None
             template = self._read_node(key, own, path) if isinstance(value, _yaml.Mapping) else Node(key.text)
             for name in names:
                 if name in nodes:
@@ -1196,6 +1213,10 @@ class _Checker:
                     self.add(key, path, f"the name {name!r} is taken by the node{where}")
                     continue
                 self._node_trees[name] = key
+                if machine is not None:
+                    number = name.removeprefix(key.text) if count is not None else ""
+                    there = machine[:-1] + number if machine.endswith("*") and number else machine
+                    self._machine_trees[name] = (there, own["machine"], f"{path}.machine")
                 nodes[name] = Node(
                     name,
                     template.kind,
@@ -1548,29 +1569,52 @@ class _Checker:
         tree = self._node_trees[name]
         return tree.text if isinstance(tree, _yaml.Scalar) else ""
 
-    def _read_machines(self, tree: _yaml.Tree, nodes: Mapping[str, Node]) -> FrozenDict[str, FrozenDict[str, Any]]:
-        machines: dict[str, FrozenDict[str, Any]] = {}
-        placed: dict[str, str] = {}
-        for key, value in self.members(tree, "machines"):
+    def _read_machines(self, tree: _yaml.Tree | None, nodes: Mapping[str, Node]) -> FrozenDict[str, FrozenDict[str, Any]]:
+        """Placement, from `machines:` with lists of nodes and from nodes with a `machine`; where both speak they agree."""
+        addresses: dict[str, str] = {}
+        trees: dict[str, _yaml.Tree] = {}
+        placed: dict[str, tuple[str, _yaml.Tree, str]] = {}
+        for key, value in self.members(tree, "machines") if tree is not None else ():
             path = _join("machines", key.text)
             if not _NAME.match(key.text):
                 self.add(key, path, _bad_name(key.text))
             found = self.entries(value, path, ("nodes", "address"))
-            address = _text(self, found["address"], f"{path}.address") if "address" in found else ""
-            here: list[str] = []
-            if "nodes" not in found and isinstance(value, _yaml.Mapping):
-                self.add(value, f"{path}.nodes", "the machine has no nodes")
+            addresses[key.text] = (_text(self, found["address"], f"{path}.address") if "address" in found else "") or ""
+            trees[key.text] = value
             for position, item in enumerate(self.items(found["nodes"], f"{path}.nodes") if "nodes" in found else ()):
                 place = f"{path}.nodes[{position}]"
                 pattern = _text(self, item, place)
                 for name in (self.select(pattern, nodes, item, place) or []) if pattern is not None else []:
                     if name in placed:
-                        self.add(item, place, f"{name} has a place already, on {placed[name]}")
+                        self.add(item, place, f"{name} has a place already, on {placed[name][0]}")
                         continue
-                    placed[name] = key.text
-                    here.append(name)
-            machines[key.text] = FrozenDict(nodes=tuple(here), address=address or "")
-        return FrozenDict(machines)
+                    placed[name] = (key.text, item, place)
+        told: set[str] = set()
+        for name, (machine, item, place) in self._machine_trees.items():
+            if name in placed and placed[name][0] != machine:
+                other, where, at = placed[name]
+                line = f" on line {where.line}" if where.line else ""
+                self.add(item, place, f"{name} is on {machine} here, and on {other} by {at}{line}")
+            elif tree is not None and machine not in addresses:
+                if machine not in told:
+                    message = f"no machine is named {machine[:80]!r}{_hint(machine, addresses)}; machines: {_some(addresses)}"
+                    self.add(item, place, message)
+                told.add(machine)
+            elif tree is None and not _NAME.match(machine):
+                if machine not in told:
+                    self.add(item, place, _bad_name(machine))
+                told.add(machine)
+            else:
+                addresses.setdefault(machine, "")
+                placed.setdefault(name, (machine, item, place))
+        here: dict[str, list[str]] = {machine: [] for machine in addresses}
+        for name, (machine, _, _) in placed.items():
+            here[machine].append(name)
+        for machine, value in trees.items():
+            if not here[machine] and isinstance(value, _yaml.Mapping) and all(key.text != "nodes" for key, _ in value.entries):
+                message = "the machine has no nodes: none are listed, and no node says `machine`"
+                self.add(value, f"machines.{machine}.nodes", message)
+        return FrozenDict({name: FrozenDict(nodes=tuple(here[name]), address=addresses[name]) for name in addresses})
 
 
 def _join(path: str, key: str) -> str:

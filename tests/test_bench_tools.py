@@ -124,6 +124,13 @@ def test_core_reports_and_never_judges_by_its_status() -> None:
         assert row["samples"], row
 
 
+def test_control_measures_changes() -> None:
+    run = tool("tools/bench/control.py", "--json", "--count", "5")
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(run.stdout)["rows"]
+    assert len(rows) == 4 and all(row["count"] == 5 and 0 < row["p50_ns"] <= row["p99_ns"] for row in rows)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", ["delay", "fair", "scale"])
 def test_each_group_of_core_runs(group: str) -> None:

@@ -146,6 +146,39 @@ def test_defaults_fill_gaps_only() -> None:
     assert topology.machines["left"]["nodes"] == ("host0", "host1", "host2", "sw0", "gpu0", "gpu1", "gpu2", "gpu3")
 
 
+def test_a_node_may_say_which_machine_it_is_on() -> None:
+    said = """fabrex: 1
+name: placed
+nodes:
+  host: {kind: host, count: 2, memory: {dram: 1GiB}, machine: m*}
+  gpu: {kind: accelerator, count: 2, memory: {hbm: 1GiB}, machine: m1}
+  sw0: {kind: switch, machine: m0}
+links:
+  - {endpoints: ["host*:n", "sw0:h*"], pcie: {gen: 4, lanes: 16}}
+  - {endpoints: ["gpu*:n", "sw0:g*"], pcie: {gen: 4, lanes: 16}}
+"""
+    topology = Topology.loads(said)
+    assert {name: machine["nodes"] for name, machine in topology.machines.items()} == {
+        "m0": ("host0", "sw0"),
+        "m1": ("host1", "gpu0", "gpu1"),
+    }
+    assert [topology.machine_of(name) for name in ("host0", "gpu1")] == ["m0", "m1"]
+    tree, _ = _yaml.parse(said)
+    jsonschema.validate(_plain(tree), SCHEMA)
+    # Beside lists, where they agree; the map then says which machines there are, and which is first.
+    both = said + 'machines: {m1: {address: x, nodes: ["gpu*"]}, m0: {nodes: [host0]}}\n'
+    assert list(Topology.loads(both).machines) == ["m1", "m0"]
+    assert set(Topology.loads(both).machines["m1"]["nodes"]) == {"host1", "gpu0", "gpu1"}
+    assert Topology.loads(both).machines["m1"]["address"] == "x"
+    for made in (topology, Topology.loads(both)):
+        assert Topology.from_dict(made.to_dict()) == made == Topology.loads(made.to_yaml())
+    moved = topology.override({"nodes.gpu1.machine": "m0"})
+    assert moved.machine_of("gpu1") == "m0" and moved.machine_of("gpu0") == "m1"
+    assert Topology.loads(said.replace(", machine: m*", "").replace(", machine: m1", "")).machine_of("host0") is None
+    with pytest.raises(TopologyError, match="no machine is named 'm7'"):
+        topology.override(["nodes.gpu0.machine=m7"])
+
+
 def test_full_example_uses_every_key() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     keys: set[str] = set()
@@ -332,6 +365,25 @@ BAD: list[tuple[str, str, str, int, str, bool]] = [
     ("sw0:   {kind: switch, delay: 105ns}", "sw0: {kind: switch, count: 0}", "nodes.sw0.count", 6, "allowed: 1 to 4096", True),
     ("links:", "links:\n  - 5", "links[0]", 8, "expected a mapping, not the number 5", True),
     ("links:", "machines: {m: {nodes: [host7]}}\nlinks:", "machines.m.nodes[0]", 7, "no node is named 'host7'", False),
+    ("links:", "machines: {m: {}}\nlinks:", "machines.m.nodes", 7, "the machine has no nodes", False),
+    ("sw0:   {kind: switch, delay: 105ns}", "sw0: {kind: switch, machine: M0}", "nodes.sw0.machine", 6, "'m0'", True),
+    ("sw0:   {kind: switch, delay: 105ns}", "sw0: {kind: switch, machine: [m0]}", "nodes.sw0.machine", 6, "expected text", True),
+    (
+        "sw0:   {kind: switch, delay: 105ns}",
+        "sw0: {kind: switch, machine: mo}\nmachines: {m0: {nodes: [host0]}, m1: {nodes: [host1]}}",
+        "nodes.sw0.machine",
+        6,
+        "no machine is named 'mo'; machines: m0, m1",
+        False,
+    ),
+    (
+        "sw0:   {kind: switch, delay: 105ns}",
+        "sw0: {kind: switch, machine: m0}\nmachines: {m0: {nodes: [host0]}, m1: {nodes: [host1, sw0]}}",
+        "nodes.sw0.machine",
+        6,
+        "sw0 is on m0 here, and on m1 by machines.m1.nodes[1] on line 7",
+        False,
+    ),
     ("links:", "ordering: adversary\nlinks:", "ordering", 7, "did you mean 'adversarial'?", True),
     ("links:", "dilation: 0\nlinks:", "dilation", 7, "out of range", True),
     ("links:", "seed: -1\nlinks:", "seed", 7, "allowed: 0 to", True),

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import PeerLost
 from . import output
 from .common import Place, find_link, find_node, open_fabric
 from .life import link_table, setting
-from .output import address, document, emit, table, usage
+from .output import address, document, emit, note, table, usage
 
 
 def link_show(arguments: Any) -> int:
@@ -133,7 +134,14 @@ def window_list(arguments: Any) -> int:
     """`window list NAME [NODE]`."""
     with open_fabric(arguments.name) as fabric:
         nodes = [find_node(fabric, arguments.node)] if arguments.node else list(fabric.topology.nodes)
-        windows = [window for node in nodes for window in _windows(fabric, node, arguments.all)]
+        windows = []
+        for node in nodes:
+            try:
+                windows += _windows(fabric, node, arguments.all)
+            except PeerLost as error:
+                if arguments.node:
+                    raise
+                note(f"{node}: {error.message}, and its windows with it")
     if arguments.json:
         document("window", fabric=arguments.name, windows=windows)
     elif windows:

@@ -197,12 +197,13 @@ def inspect(arguments: Any) -> int:
     emit(link_table(links))
     if machines:
         emit("")
-        emit(table(("MACHINE", "STATE", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT"), [
-            (m["name"] + (" (here)" if m["here"] else ""), m["state"], len(m["nodes"]), m["answers"], m["late"], m["gave_up"],
+        emit(table(("MACHINE", "STATE", "EPOCH", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT"), [
+            (m["name"] + (" (here)" if m["here"] else ""), m["state"], m["epoch"], len(m["nodes"]), m["answers"],
+             m["late"], m["gave_up"],
              *((output.nanoseconds(m["clock_offset_ps"] / 1e3), output.nanoseconds(m["clock_bound_ns"]),
                 f"{m['clock_drift_ppb'] / 1e3:.1f} ppm") if m["clock_bound_ns"] else ("-", "-", "-")))
             for m in machines
-        ], right=("NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT")))  # fmt: skip
+        ], right=("EPOCH", "NODES", "ANSWERS", "LATE", "GIVEN UP", "CLOCK AHEAD BY", "WITHIN", "DRIFT")))  # fmt: skip
     if buffers:
         emit("")
         emit(table(("BUFFER", "NODE", "TIER", "GVA", "SIZE"),
@@ -210,12 +211,13 @@ def inspect(arguments: Any) -> int:
                    right=("GVA", "SIZE")))  # fmt: skip
     if fidelity:
         emit("")
-        emit(table(("OPERATION", "COUNT", "LATE", "LATE BY (MEAN)", "LATE BY (MAX)", "FAILED"), [
+        emit(table(("OPERATION", "COUNT", "LATE", "BY PROCESSOR", "BY NETWORK", "LATE BY (MEAN)", "LATE BY (MAX)", "FAILED"), [
             (op, facts["count"], output.percent(facts["late_fraction"]),
+             *(output.percent(facts[why] / facts["late"]) if facts["late"] else "-" for why in ("preempted", "network")),
              output.nanoseconds(facts["late_ps_mean"] / 1e3) if facts["late"] else "-",
              output.nanoseconds(facts["late_ps_max"] / 1e3) if facts["late"] else "-", facts["failed"])
             for op, facts in fidelity.items()
-        ], right=("COUNT", "LATE", "LATE BY (MEAN)", "LATE BY (MAX)", "FAILED")))  # fmt: skip
+        ], right=("COUNT", "LATE", "BY PROCESSOR", "BY NETWORK", "LATE BY (MEAN)", "LATE BY (MAX)", "FAILED")))  # fmt: skip
     usual = ("control_epoch", "sessions_reaped")
     trouble = {name: value for name, value in info["counters"].items() if value and name not in usual}
     if trouble:

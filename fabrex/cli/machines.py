@@ -57,8 +57,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _serve(arguments: Any, fabric: Any, command: str) -> int:
-    host_, port = fabric.agent.address
-    address = f"[{host_}]:{port}" if ":" in host_ else f"{host_}:{port}"
+    address = fabric.agent.where
     handlers = {number: signal.signal(number, _on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     code = output.OK
     try:

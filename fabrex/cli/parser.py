@@ -181,8 +181,8 @@ def build() -> Parser:
 
     def on_machine(parser: Parser, summary: str, *, required: bool = False) -> None:
         parser.add_argument("--machine", metavar="M", required=required, help=summary)
-        parser.add_argument("--listen", metavar="HOST:PORT", help="where other machines reach this one (a free port of "
-                            "loopback, or of the address that reaches the coordinator)")  # fmt: skip
+        parser.add_argument("--listen", metavar="ADDRESS", help="where other machines reach this one: HOST:PORT, or unix:/path "
+                            "(a free port of loopback, or beside what reaches the coordinator)")  # fmt: skip
         parser.add_argument("--token-file", metavar="F", help="a file with a secret that all machines have; needed beyond loopback")
         parser.add_argument("--wait", type=seconds, default=30.0, metavar="S", help="how long to wait for the others (30 s)")
         parser.add_argument("--kind", action="append", metavar="KIND", help="with -- COMMAND: nodes that get a process (host)")
@@ -215,11 +215,11 @@ def build() -> Parser:
     at = placed(facts(command(
         "join",
         "be one of the machines of a fabric that `up --machine` made elsewhere, until it ends",
-        usage="fabricctl join HOST:PORT --machine M [OPTIONS] [-- COMMAND...]",
+        usage="fabricctl join ADDRESS --machine M [OPTIONS] [-- COMMAND...]",
     )))  # fmt: skip
-    at.add_argument("coordinator", metavar="HOST:PORT", help="where the coordinator listens")
+    at.add_argument("coordinator", metavar="ADDRESS", help="where the coordinator listens: HOST:PORT, or unix:/path")
     on_machine(at, "which of the topology's machines this is", required=True)
-    at.add_argument("--advertise", metavar="HOST:PORT", help="tell the others that this machine is reached there, where a port "
+    at.add_argument("--advertise", metavar="ADDRESS", help="tell the others that this machine is reached there, where a port "
                     "is forwarded or a tunnel stands between")  # fmt: skip
     at = placed(facts(command("down", "end fabrics")))
     at.add_argument("names", nargs="*", metavar="NAME")

@@ -14,7 +14,6 @@ reflected. What follows is not encrypted and not authenticated frame by frame: o
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
 import socket
@@ -26,6 +25,7 @@ from typing import Any
 import msgpack
 
 from ..errors import FabricDenied, InvalidArgument
+from .address import Address, is_local
 
 NONCE_BYTES = 32
 SMALLEST_TOKEN = 16
@@ -64,27 +64,11 @@ def make_token(path: str | os.PathLike[str]) -> bytes:
     return token
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` or `[HOST]:PORT`."""
-    head, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535 or not head:
-        raise InvalidArgument(f"{text!r} is no address", hint="write HOST:PORT, as in 127.0.0.1:4711 or [::1]:4711")
-    return head.strip("[]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether packets to that address stay on this machine."""
-    try:
-        return ipaddress.ip_address(host.split("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def need_token(host: str, token: bytes, what: str) -> None:
-    """Refuse any address beyond this machine without a token."""
-    if not token and not is_loopback(host):
+def need_token(address: Address, token: bytes, what: str) -> None:
+    """Refuse any address beyond this machine without a token. A Unix socket is its owner's by its file mode."""
+    if not token and not is_local(address):
         raise InvalidArgument(
-            f"{what} {host} needs a token: others could reach it",
+            f"{what} {address[0]} needs a token: others could reach it",
             hint="make one with `(umask 077; openssl rand -hex 32 > F)`, copy it to each machine, and give --token-file F",
         )
 

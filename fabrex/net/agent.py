@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent of a machine: admits, connects, watches; and, on the coordinator's machine, keeps the list of members.
+"""The agent of a machine: admits, connects, watches, and makes the changes that all machines make.
 
-Threads: one accepts TCP connections (each is admitted on a thread of its own, so that a slow one delays nobody), one answers
-processes of this machine that want a connection, one for each other machine that is watched. Watching is a ping that the other
-side's gateway answers from C: a process that is busy in Python is not taken for dead.
+The coordinator's agent gives each change its number (order.py) and sends it to all members over their control connections, in
+that order. A member makes them as they come, and says of each that it is made. Where its control connection breaks, or brings
+another number than the next, it makes another, and goes on behind the last change that it made. One that the coordinator has given
+up, or that cannot make a change, is cut off: for it all others are lost, and it is for them, so that nobody goes on with a state
+that is not the fabric's. What a change is, and what follows from all of them, is in control.py.
+
+Threads: one accepts connections (each is admitted on a thread of its own, so that a slow one delays nobody), one answers
+processes of this machine that want a connection or a change, one for each other machine that is watched, two for each control
+connection. Watching is a ping that the other side's gateway answers from C: a process that is busy in Python is not taken for dead.
 """
 
 from __future__ import annotations
@@ -24,32 +30,30 @@ import msgpack
 from .._handle import check, ffi, lib, text
 from ..errors import FabricError, FabricExists, InvalidArgument, PeerLost
 from ..topology import Topology
-from .admission import (
-    HELLO_S,
-    admit,
-    is_loopback,
-    need_token,
-    parse_address,
-    prove,
-    read_token,
-    receive_message,
-    send_message,
-)
+from . import address as places
+from .address import Address
+from .admission import HELLO_S, admit, need_token, prove, read_token, receive_message, send_message
+from .control import LOST, Member, Outcome, State, change_of, is_window, make, read_change
+from .order import Line, Order
 
 LOST_S = 1.5
 """A machine that has not answered for so long is lost."""
 PING_S = 0.2
 NODES_S = 0.1
+CHANGE_S = 10.0
+"""How long who asked for a change waits for all machines to make it."""
 REJOIN_S = 0.6
 """A machine that was lost is so for this long at least: until every process that had connections to it has noticed."""
 BEAT_S = 0.4
 SILENT_S = 2.0
 """A control connection on which nothing has come for so long is broken, whatever TCP thinks of it: it is made anew."""
+COMING_S = 1.0
+"""How long a connection waits for the news that the machine it comes from has joined."""
 GUESTS = 64
 """Connections that are being admitted at the same time; more wait in the listener's queue."""
 LINGER_S = 0.5
 
-_UP, _LOST = 0, 1
+_NOT_YET = 1 << 62
 
 
 class Agent:
@@ -57,7 +61,7 @@ class Agent:
 
     Attributes:
         machine: this machine's name.
-        address: where this agent listens, (host, port).
+        address: where this agent listens: (host, port), or the path of a Unix socket.
     """
 
     def __init__(self, fabric: Any, machine: str, token: bytes, listener: socket.socket) -> None:
@@ -66,24 +70,29 @@ class Agent:
         self.machines: list[str] = list(fabric.topology.machines)
         self.index = self.machines.index(machine)
         self.coordinates = self.index == 0
-        self.address: tuple[str, int] = listener.getsockname()[:2]
+        name = listener.getsockname()
+        self.address: Address = name if isinstance(name, str) else name[:2]
         self._token = token
         self._listener = listener
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
         self._guests = threading.BoundedSemaphore(GUESTS)
-        self._epoch = 0
-        self._members: dict[str, tuple[str, int]] = {machine: self.address}  # who is up, and where
-        self._lost_nodes: dict[str, list[str]] = {}
-        self._controls: dict[str, socket.socket] = {}  # the coordinator's to members
-        self._control: socket.socket | None = None  # a member's to the coordinator
-        self._reached: tuple[str, int] | None = None  # where a member reaches the coordinator: where it joined
+        self._state = State(members={machine: Member(self.address, 0 if self.coordinates else _NOT_YET)})
+        self._everywhere = 0  # all members have made all changes up to this one
+        self._nodes = {m: [fabric._node_index(n) for n in there["nodes"]] for m, there in fabric.topology.machines.items()}
+        self._joining: set[str] = set()
+        self._order = Order(machine, self._state, self._make, self._told) if self.coordinates else None
+        self._line: Line | None = None  # a member's to the coordinator
+        self._asks: dict[int, tuple[threading.Event, list[tuple[Outcome, int]], dict[str, Any]]] = {}
+        self._asked = 0
+        self._outcomes: dict[int, Outcome] = {}  # of changes that not all are known to have made
         self._lost_since: dict[str, float] = {}
+        self._cut = ""  # why this member was cut off
+        self._where: Address | None = None  # the coordinator is, as this member was told
+        self._reports: dict[str, Any] = {}  # what the others were told last of what happens here by itself
         self._watched: set[str] = set()
-        self._told: list[str] | None = []  # nodes of ours of which the others know that they are lost; None: it is told again
         self._changed = threading.Condition(self._lock)
-        self._sending = threading.Lock()  # messages of several threads on one control connection do not mix
         self._mine = [name for name in fabric.topology.machines[machine]["nodes"] if fabric.topology.nodes[name].kind != "switch"]
         path = ffi.new("char[]", 512)
         check(lib.fbx_agent_path(fabric._live(), path, 512))
@@ -107,18 +116,20 @@ class Agent:
             return
         self._closing.set()
         with self._lock:
-            open_ones = [*self._controls.values(), *([self._control] if self._control else [])]
             self._changed.notify_all()
-        for sock in open_ones:
-            with contextlib.suppress(OSError):
-                sock.settimeout(LINGER_S)
-                send_message(sock, {"leaves": True})
-        for sock in (self._listener, self._doors, *open_ones):
+        lines = list(self._order.lines().values()) if self._order else [self._line] if self._line else []
+        for line in lines:
+            line.close(last={"leaves": True})
+        for line in lines:
+            line.close(LINGER_S)
+        for sock in (self._doors, *(line.sock for line in lines)):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
+        places.close(self._listener)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        self._fail_asks("this machine's agent was closed")
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(2 * HELLO_S)
@@ -128,39 +139,67 @@ class Agent:
         """Whether it has left."""
         return self._closing.is_set()
 
+    @property
+    def where(self) -> str:
+        """The address as `fabricctl join` takes it."""
+        return places.shown(self.address)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the last change of the fabric that this machine has made."""
+        with self._lock:
+            return self._state.epoch
+
+    def state(self) -> dict[str, Any]:
+        """Return what this machine holds of the fabric as a whole: the same on all machines with the same epoch."""
+        with self._lock:
+            return self._state.to_message()
+
     def wait_for(self, machines: list[str] | None = None, timeout: float | None = None) -> None:
-        """Wait until these machines (all, if left out) are members.
+        """Wait until these machines (all, if left out) are members, and every member knows it.
 
         Raises:
-            PeerLost: not all came in time.
+            PeerLost: not all came in time. InvalidArgument: the topology has no such machine.
         """
-        wanted = set(self.machines if machines is None else machines)
+        for name in machines or ():
+            if name not in self.machines:
+                raise InvalidArgument(f"the topology has no machine {name!r}; it has {', '.join(self.machines)}")
+        wanted = {self.machine, *(self.machines if machines is None else machines)}
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while not wanted <= set(self._members):
+            while True:
+                members = self._state.members
+                missing = sorted(wanted - set(members))
+                if not missing and all(members[name].since <= self._everywhere for name in wanted):
+                    return
                 left = None if deadline is None else deadline - time.monotonic()
-                if self.closed or (left is not None and left <= 0):
-                    missing = ", ".join(sorted(wanted - set(self._members)))
-                    raise PeerLost(f"not all machines came: {missing} did not", hint="start `fabricctl join` there")
+                gone = self.machines[0] not in members
+                if self.closed or gone or (left is not None and left <= 0):
+                    break
                 self._changed.wait(0.5 if left is None else min(left, 0.5))
+        if missing:
+            why = " (the coordinator is lost, so nobody can join any more)" if gone else ""
+            raise PeerLost(f"not all machines came: {', '.join(missing)} did not{why}", hint="start `fabricctl join` there")
+        behind = ", ".join(self._order.behind()) if self._order else ""
+        raise PeerLost(f"not all machines have heard yet that {', '.join(sorted(wanted))} are there{behind and ': '}{behind}")
 
     def is_member(self, machine: str) -> bool:
         """Whether that machine belongs to the fabric now."""
         with self._lock:
-            return machine in self._members
+            return machine in self._state.members
 
     def wait_alone(self, timeout: float) -> None:
         """Wait until all other machines have left, but no longer than that."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            while len(self._members) > 1 and time.monotonic() < deadline:
+            while len(self._state.members) > 1 and time.monotonic() < deadline:
                 self._changed.wait(0.1)
 
     def wait_gone(self) -> bool:
         """Wait a moment; returns whether the coordinator is lost, or this agent closed."""
         self._closing.wait(0.2)
         with self._lock:
-            return self.closed or self.machines[0] not in self._members
+            return self.closed or self.machines[0] not in self._state.members
 
     def _thread(self, run: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=self._guarded, args=(run, *arguments), name=f"fabrex {run.__name__}", daemon=True)
@@ -183,6 +222,7 @@ class Agent:
             self._guests.acquire()
             try:
                 sock, _ = self._listener.accept()
+                places.prompt(sock)
             except OSError:
                 self._guests.release()
                 time.sleep(0.05)
@@ -191,7 +231,7 @@ class Agent:
 
     def _guest(self, sock: socket.socket) -> None:
         """Admit one connection, or drop it; nothing that it sends does more."""
-        control = None
+        control: tuple[str, Line] | None = None
         try:
             sock.settimeout(HELLO_S)
             purpose = admit(sock, self._token, ("join", "data", "follow"))
@@ -209,13 +249,15 @@ class Agent:
             if control is None:
                 sock.close()
         if control is not None:
-            self._thread(self._hear_member, control, sock)
+            self._thread(self._hear_member, *control)
 
     def _hand_over(self, sock: socket.socket, request: Any) -> None:
         """A connection of a process of another machine: it is the gateway's from here on."""
         name = request["machine"]
-        with self._lock:
-            known = name in self._members and name != self.machine
+        # Who has heard of us earlier than we of them is a little early.
+        with self._changed:
+            self._changed.wait_for(lambda: name in self._state.members or self.closed, COMING_S)
+            known = name in self._state.members and name != self.machine
         if not known or request["fabric"] != self._fabric_id():
             send_message(sock, {"error": "not a member"})
             return
@@ -232,35 +274,43 @@ class Agent:
             threading.Thread(target=self._open_door, args=(door,), name="fabrex door", daemon=True).start()
 
     def _open_door(self, door: socket.socket) -> None:
-        """A process of this machine wants a connection to another machine."""
+        """A process of this machine wants a connection to another machine, or a change."""
         with door:
             try:
                 door.settimeout(HELLO_S)
                 _, uid, _ = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                request = door.recv(8)
-                if uid not in (os.getuid(), 0) or len(request) != 8 or request[:4] != b"FXAG":
+                request = door.recv(4096)
+                if uid not in (os.getuid(), 0):
+                    return
+                change = change_of(request)
+                if change is not None:
+                    outcome, epoch = self.change(change)
+                    words = outcome.words.encode()[:255].decode(errors="ignore").encode()
+                    door.send(struct.pack("<iIQ", outcome.status, 0, epoch) + words)
+                    return
+                if len(request) != 8 or request[:4] != b"FXAG":
                     return
                 [index] = struct.unpack("<I", request[4:])
                 with self._lock:
-                    address = self._members.get(self.machines[index]) if index < len(self.machines) else None
-                if address is None:
+                    member = self._state.members.get(self.machines[index]) if index < len(self.machines) else None
+                if member is None:
                     door.send(struct.pack("<I", 1))
                     return
-                with self._connect(address, "data") as sock:
+                with self._connect(member.address, "data") as sock:
                     socket.send_fds(door, [struct.pack("<I", 0)], [sock.fileno()])
             except (OSError, ConnectionError, FabricError):
                 with contextlib.suppress(OSError):
                     door.send(struct.pack("<I", 2))
 
-    def _connect(self, address: tuple[str, int], purpose: str) -> socket.socket:
-        need_token(address[0], self._token, "connecting to")
-        sock = socket.create_connection(address, timeout=1.0)
+    def _connect(self, address: Address, purpose: str, **more: Any) -> socket.socket:
+        need_token(address, self._token, "connecting to")
+        sock = places.connect(address, 1.0)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             prove(sock, self._token, purpose)
-            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id()})
-            if not receive_message(sock, 4096).get("ok"):
-                raise _Refused("not admitted")
+            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id(), **more})
+            answer = receive_message(sock, 4096)
+            if not answer.get("ok"):
+                raise _Refused(str(answer.get("error", "not admitted")))
             sock.settimeout(None)
             return sock
         except BaseException:
@@ -270,218 +320,310 @@ class Agent:
     def _fabric_id(self) -> int:
         return int(self.fabric.fabric_id)
 
-    # -- membership: the coordinator's side ---------------------------------------------------------------------------
+    # -- changes ------------------------------------------------------------------------------------------------------
 
-    def _take_in(self, sock: socket.socket, request: Mapping[str, Any]) -> str | None:
-        name, host, port = str(request["machine"]), str(request["host"]), int(request["port"])
+    def change(self, change: Mapping[str, Any], timeout: float = CHANGE_S) -> tuple[Outcome, int]:
+        """Have a change made by all machines; returns what came of it, and its number (0: it got none)."""
+        done = threading.Event()
+        came: list[tuple[Outcome, int]] = []
+
+        def answer(outcome: Outcome, epoch: int) -> None:
+            came.append((outcome, epoch))
+            done.set()
+
+        if self._order is not None:
+            self._order.change(change, answer)
+        else:
+            with self._lock:
+                self._asked += 1
+                number = self._asked
+                self._asks[number] = (done, came, dict(change))
+                line = self._line if self.machines[0] in self._state.members else None
+            if line is None:
+                self._fail_asks(self._no_coordinator())
+            else:
+                line.put({"ask": number, "change": dict(change)})
+        done.wait(timeout)
+        if self._order is None:
+            with self._lock:
+                self._asks.pop(number, None)
+        if came:
+            return came[0]
+        behind = ", ".join(self._order.behind()) if self._order else ""
+        words = f"not all machines have said within {timeout:g} s that they made the change{behind and ': not '}{behind}"
+        return Outcome(lib.FBX_E_COMPLETION_TIMEOUT, f"{words}; they make it as soon as they can, or are lost"), 0
+
+    def _no_coordinator(self) -> str:
+        if self._cut:
+            return f"machine {self.machine} is cut off from the fabric ({self._cut}); end its part, and join again"
+        at = f" at {places.shown(self._where)}" if self._where is not None else ""
+        return (
+            f"the coordinator, machine {self.machines[0]}{at}, is lost: links, windows of other machines and names cannot be "
+            "changed any more, traffic goes on; to change something, make the fabric anew"
+        )
+
+    def _fail_asks(self, words: str) -> None:
+        with self._lock:
+            asks, self._asks = self._asks, {}
+        for done, came, _ in asks.values():
+            came.append((Outcome(lib.FBX_E_PEER_LOST, words, False), 0))
+            done.set()
+
+    def _make(self, change: Mapping[str, Any], epoch: int) -> Outcome:
+        """Make a change here. One that is made is part of the state, and whoever waits for it looks again."""
+        outcome = make(self.fabric, self.machine, change)
+        if outcome.made:
+            with self._changed:
+                self._state.advance(change, epoch, self._nodes)
+                self._changed.notify_all()
+            self._tell_epoch()
+        return outcome
+
+    def _told(self, everywhere: int) -> None:
+        """All members have made all changes up to that one."""
+        with self._changed:
+            if everywhere <= self._everywhere:
+                return
+            self._everywhere = everywhere
+            for epoch in [epoch for epoch in self._outcomes if epoch <= everywhere]:
+                del self._outcomes[epoch]
+            self._changed.notify_all()
+        self._tell_epoch()
+
+    def _tell_epoch(self) -> None:
+        """For `fabric.machines()`, in whichever process."""
+        with self._lock:
+            epoch, everywhere, members = self._state.epoch, self._everywhere, set(self._state.members)
+        behind = self._order.behind() if self._order else dict.fromkeys(members, everywhere)
+        with contextlib.suppress(FabricError):
+            for index, name in enumerate(self.machines):
+                if name == self.machine or name in members:
+                    lib.fbx_machine_epoch(self.fabric._live(), index, epoch if name == self.machine else behind.get(name, epoch))
+
+    # -- the coordinator's side ---------------------------------------------------------------------------------------
+
+    def _take_in(self, sock: socket.socket, request: Mapping[str, Any]) -> tuple[str, Line] | None:
+        """A machine joins: it makes its instance, and is a member once it says that it serves."""
+        assert self._order is not None
+        name, address = str(request["machine"]), places.taken(request["address"])
+        if isinstance(address, tuple) and places.is_unspecified(address[0]):
+            address = (sock.getpeername()[0], address[1])
         topology: Topology = self.fabric.topology
         if name not in self.machines or name == self.machine:
             known = ", ".join(self.machines[1:])
             send_message(sock, {"error": f"the topology has no machine {name!r} to join as; it has {known}"})
             return None
         with self._lock:
-            if name in self._members:
-                taken = True
-            else:
-                taken = False
-                self._members[name] = (host if not is_unspecified(host) else sock.getpeername()[0], port)
+            taken = name in self._state.members or name in self._joining
+            if not taken:
+                self._joining.add(name)
         if taken:
             send_message(sock, {"error": f"machine {name} is there already", "exists": True})
             return None
-        if (left := self._lost_since.get(name, 0.0) + REJOIN_S - time.monotonic()) > 0:
-            time.sleep(left)
-        check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _UP))
-        send_message(
-            sock,
-            {
-                "ok": True,
-                "name": self.fabric.name,
-                "topology": msgpack.packb(topology.to_dict()),
-                "fabric": self._fabric_id(),
-                "timing": self.fabric.timing,
-                "ordering": self.fabric.ordering,
-                "strict": bool(self.fabric.strict_errors),
-                "seed": self.fabric.info()["seed"],
-                "machine": name,
-            },
-        )
-        # The other side makes its instance now; it counts as a member once it says that it serves.
-        sock.settimeout(30.0)
         try:
+            if (left := self._lost_since.get(name, 0.0) + REJOIN_S - time.monotonic()) > 0:
+                time.sleep(left)
+            send_message(
+                sock,
+                {
+                    "ok": True,
+                    "name": self.fabric.name,
+                    "topology": msgpack.packb(topology.to_dict()),
+                    "fabric": self._fabric_id(),
+                    "timing": self.fabric.timing,
+                    "ordering": self.fabric.ordering,
+                    "strict": bool(self.fabric.strict_errors),
+                    "seed": self.fabric.info()["seed"],
+                    "machine": name,
+                },
+            )
+            sock.settimeout(30.0)
             if not receive_message(sock, 4096).get("ready"):
-                raise ConnectionError
-        except (OSError, ConnectionError):
+                raise ConnectionError("it does not serve")
+            sock.settimeout(2 * SILENT_S)
+            line = Line(sock, self._thread)
+            self._order.join(name, {"what": "join", "machine": name, "address": places.plain(address)}, line)
+        finally:
             with self._lock:
-                self._members.pop(name, None)
-            raise
-        sock.settimeout(HELLO_S)
-        with self._lock:
-            self._controls[name] = sock
-            self._lost_nodes.pop(name, None)
-        self._announce()
+                self._joining.discard(name)
         self._watch(name)
-        return name
+        return name, line
 
-    def _take_back(self, sock: socket.socket, request: Mapping[str, Any]) -> str | None:
+    def _take_back(self, sock: socket.socket, request: Mapping[str, Any]) -> tuple[str, Line] | None:
         """A member whose control connection broke: it goes on over this one."""
-        name = str(request["machine"])
-        with self._lock:
-            known = name in self._controls and request["fabric"] == self._fabric_id()
-            before = self._controls.get(name)
-            if known:
-                sock.settimeout(HELLO_S)
-                send_message(sock, {"ok": True})
-                self._controls[name] = sock
-        if not known:
-            send_message(sock, {"error": f"{name} has been given up"})
-            return None
-        if before is not None:
-            with contextlib.suppress(OSError):
-                before.shutdown(socket.SHUT_RDWR)
-        self._announce()
-        return name
-
-    def _send(self, sock: socket.socket, message: Any) -> None:
-        """Say something on a control connection; one that takes nothing is broken, and its other side makes another."""
-        with self._sending:
-            try:
-                send_message(sock, message)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-    def _announce(self) -> None:
-        """Tell all members who is up, and which nodes are lost; each change has a number."""
-        with self._lock:
-            self._epoch += 1
-            message = {
-                "epoch": self._epoch,
-                "members": {n: list(a) for n, a in self._members.items()},
-                "lost": dict(self._lost_nodes),
-            }
-            controls = dict(self._controls)
-            self._changed.notify_all()
-        for sock in controls.values():
-            self._send(sock, message)
-
-    def _hear_member(self, name: str, sock: socket.socket) -> None:
-        """What a member says after it has joined: which of its nodes are lost. Whether it is lost is watched elsewhere."""
+        assert self._order is not None
+        name, epoch = str(request["machine"]), int(request["epoch"])
         sock.settimeout(2 * SILENT_S)
+        line = Line(sock, self._thread)
+        if request["fabric"] == self._fabric_id() and self._order.back(name, epoch, line):
+            return name, line
+        line.close(LINGER_S, {"error": "the coordinator has given it up"})
+        return None
+
+    def _hear_member(self, name: str, line: Line) -> None:
+        """What a member says after it has joined. Whether it is lost is watched elsewhere: it may go on over another connection."""
+        assert self._order is not None
         try:
             while not self.closed:
-                message = receive_message(sock, 1 << 20)
-                if not isinstance(message, dict):
-                    raise ConnectionError("a message that is none of ours")
-                if message.get("leaves"):
+                message = receive_message(line.sock, 1 << 20)
+                if not self._order.is_of(name, line):
                     break
-                if "lost" not in message:
-                    self._send(sock, {"beat": True})
-                    continue
-                lost = [str(node) for node in message["lost"]]
-                with self._lock:
-                    self._lost_nodes[name] = lost
-                self._apply_lost_nodes(name, lost)
-                self._announce()
-        except (OSError, ConnectionError, TypeError):
-            sock.close()  # it makes another, if it is there
-            return
-        self._lose(name)
+                if "made" in message:
+                    outcome = Outcome(int(message.get("status", 0)), str(message.get("words", "")))
+                    self._order.made(name, int(message["made"]), outcome)
+                elif "ask" in message:
+                    self._order.ask(name, int(message["ask"]), read_change(message["change"], name))
+                elif message.get("leaves"):
+                    self._lose(name)
+                    break
+                else:
+                    line.put({"beat": True})
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
+            pass
+        finally:
+            line.close(LINGER_S)
+            line.sock.close()
 
     def _lose(self, name: str) -> None:
-        """A machine is gone: its nodes are lost, here and on all others. It may join again."""
-        with self._lock:
-            if name not in self._members:
-                return
-            self._members.pop(name)
+        """A machine is gone: its nodes are lost, here and, if this is the coordinator, on all others. It may join again."""
+        if self._order is not None:
             self._lost_since[name] = time.monotonic()
-            sock = self._controls.pop(name, None)
+            self._order.leave(name)
+            return
+        with self._changed:
+            if self._state.members.pop(name, None) is None:
+                return
+            others = [other for other in self._state.members if other != self.machine]
+            line = self._line
             self._changed.notify_all()
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
         with contextlib.suppress(FabricError):
-            check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _LOST))
-        if self.coordinates and not self.closed:
-            self._announce()
-        elif name == self.machines[0] and not self.closed:
-            # Nobody says any more who is lost: see for ourselves.
-            with self._lock:
-                others = [other for other in self._members if other != self.machine]
+            check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), LOST))
+        if name == self.machines[0] and not self.closed:
+            # It may think that we are there; and nobody says any more who is lost.
+            if line is not None:
+                line.close(LINGER_S, {"leaves": True})
+            self._fail_asks(self._no_coordinator())
             for other in others:
                 self._watch(other)
 
-    # -- membership: a member's side ----------------------------------------------------------------------------------
+    # -- a member's side ----------------------------------------------------------------------------------------------
 
-    def _follow(self, sock: socket.socket) -> None:
+    def _follow(self, line: Line) -> None:
         """Do what the coordinator says, until it is gone. Then nothing changes any more; traffic goes on."""
         coordinator = self.machines[0]
-        self._watch(coordinator)
-        while True:
+        following: Line | None = line
+        while following is not None:
+            cut = ""
             try:
-                sock.settimeout(SILENT_S)
-                while not self.closed:
-                    message = receive_message(sock)
+                while not self.closed and not cut:
+                    message = receive_message(following.sock)
                     if message.get("leaves"):
                         self._lose(coordinator)
                         break
-                    if "epoch" in message:
-                        self._obey(message)
-            except (OSError, ConnectionError, KeyError, TypeError, ValueError, AttributeError):
+                    cut = str(message["cut"]) if "cut" in message else self._obey(message, following)
+            except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
                 pass
-            sock.close()
-            again = self._follow_again()
-            if again is None:
-                return
-            sock = again
+            following.close(LINGER_S)
+            following.sock.close()
+            following = None
+            if not self.closed and not cut and self.is_member(coordinator):
+                following, cut = self._follow_again()
+            if cut and not self.closed:
+                self._cut = cut
+                self._lose(coordinator)
+                self._cut_off()
 
-    def _follow_again(self) -> socket.socket | None:
+    def _follow_again(self) -> tuple[Line | None, str]:
         """The control connection broke, or is silent: make another, unless the coordinator is lost or has given us up."""
-        coordinator = self.machines[0]
+        if not self.epoch:
+            return None, "the connection broke before this machine was a member"
+        assert self._where is not None
         while not self._closing.wait(BEAT_S / 4):
-            with self._lock:
-                address = self._members.get(coordinator)
-            if address is None:
-                return None
+            if not self.is_member(self.machines[0]):
+                break
             try:
-                sock = self._connect(address, "follow")
-            except _Refused:
-                # Who does not want us back has counted us as lost: to us, all others are.
-                self._obey({"epoch": self._epoch + 1, "members": {}, "lost": {}})
-                return None
-            except (OSError, ConnectionError, FabricError):  # a reset amid the admission looks like a denial
+                sock = self._connect(self._where, "follow", epoch=self.epoch)
+            except _Refused as error:
+                return None, str(error)
+            except (OSError, FabricError):  # a reset amid the admission looks like a denial
                 continue
+            sock.settimeout(SILENT_S)
+            line = Line(sock, self._thread)
             with self._lock:
-                self._control = sock
-                self._told = None
-            return sock
-        return None
+                self._line = line
+                # What was said over the last one may not have arrived; saying it twice does nothing.
+                outcomes, asks = sorted(self._outcomes.items()), dict(self._asks)
+                self._reports = {}
+            for epoch, outcome in outcomes:
+                line.put({"made": epoch, "status": outcome.status, "words": outcome.words})
+            for number, (_, _, change) in asks.items():
+                line.put({"ask": number, "change": change})
+            return line, ""
+        return None, ""
 
-    def _obey(self, message: Mapping[str, Any]) -> None:
-        members = {str(name): (str(a[0]), int(a[1])) for name, a in message["members"].items() if name in self.machines}
-        epoch = int(message["epoch"])
-        with self._lock:
-            if epoch <= self._epoch:
-                return
-            self._epoch = epoch
-            before = set(self._members)
-            if self.machine not in members:
-                members = {self.machine: self.address}  # we have been given up: the others are lost to us as well
-            members[self.machine] = self.address
-            if self._reached and self.machines[0] in members:
-                # Where it joined, it is: what the coordinator takes for its address may be another network's, or any.
-                members[self.machines[0]] = self._reached
-            self._members = members
+    def _obey(self, message: Mapping[str, Any], line: Line) -> str:
+        """Take one message of the coordinator's; returns why this machine cannot go on, or ""."""
+        if "change" in message:
+            epoch = int(message["epoch"])
+            if epoch <= self._state.epoch:
+                return ""  # over two connections
+            if epoch != self._state.epoch + 1:
+                raise ConnectionError(f"change {epoch} came after change {self._state.epoch}")
+            change = read_change(message["change"])
+            outcome = self._make(change, epoch)
+            if not outcome.made:
+                if not is_window(change):
+                    return f"change {epoch} could not be made: {outcome.words}"
+                with self._lock:
+                    self._state.epoch = epoch  # it has failed for all, since nobody else has to make it
+                self._tell_epoch()
+            with self._lock:
+                self._outcomes[epoch] = outcome
+            line.put({"made": epoch, "status": outcome.status, "words": outcome.words})
+        elif "everywhere" in message:
+            self._told(int(message["everywhere"]))
+        elif "answer" in message:
+            with self._lock:
+                done, came, _ = self._asks.get(int(message["answer"]), (None, [], {}))
+            if done is not None and not came:
+                came.append((Outcome(int(message["status"]), str(message["words"]), bool(message["made"])), int(message["epoch"])))
+                done.set()
+        elif "state" in message:
+            return self._begin(State.from_message(message["state"]), line)
+        return ""
+
+    def _begin(self, state: State, line: Line) -> str:
+        """This machine is a member now: bring what is new here to where the others are."""
+        if self._state.epoch or self.machine not in state.members:
+            return "a state that this machine does not need"
+        if self._where is not None:
+            state.members[self.machines[0]].address = self._where  # as it is reached from here
+        for change in state.changes():
+            outcome = make(self.fabric, self.machine, change)
+            if not outcome.made:
+                return f"the state could not be made: {outcome.words}"
+        for name in state.members:
+            make(self.fabric, self.machine, {"what": "join", "machine": name})
+            make(self.fabric, self.machine, {"what": "nodes", "machine": name, "lost": state.lost.get(name, [])})
+        with self._changed:
+            self._state = state
+            self._outcomes[state.epoch] = Outcome()
             self._changed.notify_all()
-        for name in self.machines:
-            if name == self.machine:
-                continue
-            if name in members and name not in before:
-                check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _UP))
-            elif name in before and name not in members:
-                check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), _LOST))
-        for name in members:
-            self._apply_lost_nodes(name, [str(node) for node in message["lost"].get(name, ())])
+        self._tell_epoch()
+        line.sock.settimeout(SILENT_S)
+        self._watch(self.machines[0])
+        line.put({"made": state.epoch})
+        return ""
+
+    def _cut_off(self) -> None:
+        """The others go on without this machine, so it must not go on with them."""
+        with self._changed:
+            others = [name for name in self._state.members if name != self.machine]
+            self._state.members = {self.machine: self._state.members[self.machine]}
+            self._changed.notify_all()
+        with contextlib.suppress(FabricError):
+            for name in others:
+                check(lib.fbx_machine_set(self.fabric._live(), self.machines.index(name), LOST))
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -500,7 +642,7 @@ class Agent:
         try:
             while not self._closing.wait(PING_S):
                 with self._lock:
-                    if name not in self._members:
+                    if name not in self._state.members:
                         return
                 code = lib.fbx_machine_ping(self.fabric._live(), index, int(PING_S * 2e9), theirs, trip)
                 now = time.monotonic()
@@ -516,28 +658,36 @@ class Agent:
                 self._watched.discard(name)
 
     def _look_at_nodes(self) -> None:
-        """Tell when nodes of this machine die or come back."""
+        """Have numbered what happens here by itself: nodes die or come back, and processes program windows."""
+        info = ffi.new("struct fbx_machine_info *")
         beaten = time.monotonic()
         while not self._closing.wait(NODES_S):
             lost = [name for name in self._mine if self.fabric.node_info(name)["state"] == "lost"]
+            check(lib.fbx_machine_info(self.fabric._live(), self.index, info))
+            self._report("lost", lost, [], {"what": "nodes", "machine": self.machine, "lost": lost})
+            count = int(info.windows)
+            self._report("windows", count, 0, {"what": "windows", "machine": self.machine, "count": count})
             now = time.monotonic()
-            with self._lock:
-                control = self._control
-                changed, self._told = lost != self._told, lost
-                if changed:
-                    self._lost_nodes[self.machine] = lost
-            if changed and self.coordinates:
-                self._announce()
-            elif control is not None and (changed or now - beaten > BEAT_S):
-                self._send(control, {"lost": lost} if changed else {"beat": True})
+            if now - beaten > BEAT_S:
                 beaten = now
+                with self._lock:
+                    line = self._line
+                if line is not None:
+                    line.put({"beat": True})
 
-    def _apply_lost_nodes(self, name: str, lost: list[str]) -> None:
-        if name == self.machine:
-            return
-        for node in self.fabric.topology.machines[name]["nodes"]:
-            if self.fabric.topology.nodes[node].kind != "switch":
-                check(lib.fbx_node_set(self.fabric._live(), self.fabric._node_index(node), int(node in lost)))
+    def _report(self, key: str, value: Any, at_first: Any, change: Mapping[str, Any]) -> None:
+        """Ask for a change, unless that is known, and wait for nothing."""
+        with self._lock:
+            known = self._state.lost if key == "lost" else self._state.windows
+            if self._reports.get(key, known.get(self.machine, at_first)) == value:
+                return
+            line = self._line if self._state.epoch else None
+            if self._order is not None or line is not None:
+                self._reports[key] = value
+        if self._order is not None:
+            self._order.change(change)
+        elif line is not None:
+            line.put({"ask": 0, "change": dict(change)})
 
 
 class _Refused(ConnectionError):
@@ -563,11 +713,6 @@ class _Clock:
         return offset, half // 1000 + 1, max(-(1 << 31), min(drift, (1 << 31) - 1))
 
 
-def is_unspecified(host: str) -> bool:
-    """Return whether an address means "any of mine"."""
-    return host in ("", "0.0.0.0", "::")
-
-
 def _bind_path(sock: socket.socket, path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -585,18 +730,9 @@ def _bind_path(sock: socket.socket, path: str) -> None:
         os.umask(mask)
 
 
-def _listen(listen: str, token: bytes) -> socket.socket:
-    host, port = parse_address(listen)
-    need_token(host, token, "listening on")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise InvalidArgument(f"cannot listen on {listen}: {error.strerror}", hint="choose another address or port") from None
-    return sock
+def _listen(address: Address, token: bytes) -> socket.socket:
+    need_token(address, token, "listening on")
+    return places.listen(address)
 
 
 def host(
@@ -613,7 +749,8 @@ def host(
     Args:
         topology: one with `machines:`.
         machine: which of them this is; the coordinator's is the first.
-        listen: HOST:PORT for the others; a port of 0 takes a free one (`fabric.agent.address`).
+        listen: HOST:PORT for the others; a port of 0 takes a free one (`fabric.agent.address`). Or unix:/path, for others
+            that share that directory.
         token_file: a file with at least 16 secret bytes; needed for any address but loopback.
         settings: as for `Fabric.create`.
     Raises:
@@ -632,20 +769,20 @@ def host(
             hint=f"start it there, and run `fabricctl join HOST:PORT --machine {mine}` here",
         )
     token = read_token(token_file)
-    sock = _listen(listen, token)
+    sock = _listen(places.parse(listen), token)
     try:
         fabric = Fabric.create(described, name, machine=mine, fabric_id=secrets.randbits(63) | 1, **settings)
         _await_nobody(fabric)
         return _serve(fabric, Agent(fabric, mine, token, sock))
     except BaseException:
-        sock.close()
+        places.close(sock)
         raise
 
 
 def _await_nobody(fabric: Any) -> None:
     """At first nobody else is there: their nodes are lost until they join."""
     for index in range(1, len(fabric.topology.machines)):
-        check(lib.fbx_machine_set(fabric._live(), index, _LOST))
+        check(lib.fbx_machine_set(fabric._live(), index, LOST))
 
 
 def _serve(fabric: Any, agent: Agent) -> Any:
@@ -668,9 +805,10 @@ def join(
     """Join a fabric as one of its machines; returns this machine's Fabric, with `.agent`.
 
     Args:
-        coordinator: HOST:PORT of the machine that made it.
+        coordinator: HOST:PORT, or unix:/path, of the machine that made it.
         machine: a name under `machines:` in its topology.
-        listen: where the other machines reach this one; the address that reaches the coordinator, if left out.
+        listen: where the other machines reach this one; the address that reaches the coordinator, if left out, or beside its
+            Unix socket.
         advertise: where they reach it instead, if something stands between: a forwarded port, NAT, a tunnel.
         timeout: seconds to wait for the coordinator.
     Raises:
@@ -678,16 +816,16 @@ def join(
     """
     from ..fabric import Fabric
 
-    place, port = parse_address(coordinator)
-    told = parse_address(advertise) if advertise is not None else None
-    if told is not None and (is_unspecified(told[0]) or not told[1]):
+    place = places.parse(coordinator)
+    told = places.parse(advertise) if advertise is not None else None
+    if isinstance(told, tuple) and (places.is_unspecified(told[0]) or not told[1]):
         raise InvalidArgument(f"nobody reaches {advertise!r}", hint="advertise the address and port that the others connect to")
     token = read_token(token_file)
     need_token(place, token, "connecting to")
     deadline = time.monotonic() + timeout
     while True:
         try:
-            control = socket.create_connection((place, port), timeout=min(timeout, 2.0))
+            control = places.connect(place, min(timeout, 2.0))
             break
         except OSError as error:
             if time.monotonic() >= deadline:
@@ -700,13 +838,20 @@ def join(
         control.settimeout(max(timeout, HELLO_S))
         try:
             prove(control, token, "join")
-            own = control.getsockname()[0]
-            sock = _listen(listen or (f"[{own}]:0" if ":" in own else f"{own}:0"), token)
-            mine = told or sock.getsockname()
-            if is_loopback(mine[0]) and not is_loopback(place):
+            mine: Address = _own(listen, control, place, machine)
+            refused = None
+            try:
+                sock = _listen(mine, token)
+                mine = sock.getsockname()
+            except InvalidArgument as error:
+                if listen is not None or not isinstance(mine, str):
+                    raise
+                refused = error  # somebody listens there: if it is that machine, the coordinator knows it
+            mine = told or (mine if isinstance(mine, str) else mine[:2])
+            if not isinstance(mine, str) and places.is_local(mine) and not places.is_local(place):
                 hint = "give --listen (or --advertise) an address of this machine"
                 raise InvalidArgument(f"the others cannot reach {mine[0]}", hint=hint)
-            send_message(control, {"machine": machine, "host": mine[0], "port": mine[1]})
+            send_message(control, {"machine": machine, "address": places.plain(mine)})
             answer = receive_message(control)
         except (ConnectionError, TimeoutError) as error:
             if isinstance(error, FabricError):
@@ -715,6 +860,8 @@ def join(
         if not answer.get("ok"):
             kind = FabricExists if answer.get("exists") else InvalidArgument
             raise kind(str(answer.get("error", "refused")))
+        if refused is not None:
+            raise refused
         topology = Topology.from_dict(msgpack.unpackb(answer["topology"], strict_map_key=False))
         fabric = Fabric.create(
             topology,
@@ -729,21 +876,33 @@ def join(
             persistent=persistent,
         )
         for index, name in enumerate(topology.machines):
-            if index and name != machine:
-                check(lib.fbx_machine_set(fabric._live(), index, _LOST))
+            if name != machine:
+                check(lib.fbx_machine_set(fabric._live(), index, LOST))
+        assert sock is not None
         agent = Agent(fabric, machine, token, sock)
-        agent._members[agent.machines[0]] = agent._reached = (place, port)
-        agent._control = control
+        agent._where = place
+        agent._state.members[agent.machines[0]] = Member(place, 0)
+        control.settimeout(max(timeout, SILENT_S))
+        agent._line = Line(control, agent._thread)
         _serve(fabric, agent)
-        send_message(control, {"ready": True})
-        agent._thread(agent._follow, control)
-        # Others know of us only now: the answer to that is the first list of members.
-        agent.wait_for([machine, agent.machines[0]], timeout)
+        agent._line.put({"ready": True})
+        agent._thread(agent._follow, agent._line)
+        # Others know of us only now: the answer to that is the state of the fabric.
+        agent.wait_for([agent.machines[0]], timeout)
         return fabric
     except BaseException:
         control.close()
         if fabric is not None:
             fabric.close()
-        elif sock is not None:
-            sock.close()
+        if sock is not None and (fabric is None or fabric.agent is None):
+            places.close(sock)
         raise
+
+
+def _own(listen: str | None, control: socket.socket, coordinator: Address, machine: str) -> Address:
+    """Where a machine listens."""
+    if listen is not None:
+        return places.parse(listen)
+    if isinstance(coordinator, str):
+        return places.beside(coordinator, machine)
+    return str(control.getsockname()[0]), 0

@@ -42,11 +42,41 @@ static int bed_pair(struct bed *b, int pair[2])
     return pair[1] < 0 ? -1 : 0;
 }
 
+/* A change of the fabric: one thread makes them, so they have an order. A window's is its home's. */
+static void bed_change(struct bed *b, int fd, const uint8_t *request)
+{
+    static uint64_t epoch;
+    uint8_t answer[16 + 200] = {0};
+    struct fbx_change c = {0};
+    int status = 0, made;
+    memcpy(&c.what, request + 4, 4);
+    memcpy(&c.index, request + 8, 4);
+    memcpy(&c.keys, request + 12, 4);
+    memcpy(c.value, request + 16, sizeof c.value);
+    epoch++;
+    for (uint32_t i = 0; i < b->count; i++) {
+        const int window = c.what == FBX_CHANGE_WINDOW || c.what == FBX_CHANGE_WINDOW_CLEAR;
+        int failed = window && c.index != i ? 0 : fbx_change_make(b->fabric[i], &c, &made);
+        if (failed)
+            snprintf((char *)answer + 16, 200, "%.199s", fbx_last_error()->text);
+        status = status ? status : failed;
+        fbx_machine_epoch(b->fabric[i], i, epoch);
+    }
+    memcpy(answer, &status, 4);
+    memcpy(answer + 8, &epoch, 8);
+    send(fd, answer, 16 + strlen((const char *)answer + 16), MSG_NOSIGNAL);
+}
+
 static void bed_answer(struct bed *b, uint32_t from, int fd)
 {
-    uint8_t request[8];
+    uint8_t request[256];
     int pair[2];
-    if (recv(fd, request, 8, 0) != 8)
+    ssize_t got = recv(fd, request, sizeof request, 0);
+    if (got == 144 && !memcmp(request, "FXCH", 4)) {
+        bed_change(b, fd, request);
+        return;
+    }
+    if (got != 8)
         return;
     uint32_t to = request[4];
     if (__atomic_load_n(&b->refuse, __ATOMIC_SEQ_CST) || to >= b->count || bed_pair(b, pair))

@@ -115,8 +115,6 @@ static size_t compose(uint8_t *out, size_t room, uint64_t count, uint64_t (*next
         w.ahead_ps = r >> 46 & 3 ? (int64_t)(next(state) & 0xfffff) - 0x80000 : (int64_t)odd(next(state));
         w.ticket = (uint32_t)(r >> 48);
         w.payload = w.kind == FBXW_CAS ? 32 : w.kind == FBXW_WRITE || w.kind == FBXW_ERRAND ? (uint32_t)(next(state) & 1023) : w.length > 8 && w.kind == FBXW_STORE && w.length <= 64 ? w.length : 0;
-        if (w.kind == FBXW_ERRAND && (w.what == FBXW_LINK || w.what == FBXW_NTB_LINK))
-            w.what = FBXW_PING; /* would wait for a machine that is not there */
         w.sequence = w.kind == FBXW_ACK ? 0 : ++sequence;
         if (r >> 52 == 1)
             w.sequence = odd(next(state)); /* ends the session */
