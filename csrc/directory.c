@@ -421,7 +421,8 @@ static struct fbxl_name *live_name(fbx_fabric *f, const char *name)
     return NULL;
 }
 
-/* Names of buffers that live on other machines; kept by the directory's machine as values. Control lock held. */
+/* Names of buffers that live on other machines; kept by the directory's machine as values. One whose machine is lost goes, as its
+ * memory has. Control lock held. */
 static struct fbxl_name *away_name(fbx_fabric *f, const char *name, struct fbx_buffer *out)
 {
     struct fbxl_name *e = f->machines ? name_find(f, name, FBXL_NAME_AWAY) : NULL;
@@ -429,6 +430,13 @@ static struct fbxl_name *away_name(fbx_fabric *f, const char *name, struct fbx_b
     if (!at)
         return NULL;
     fbxi_unpack_buffer(at, out);
+    const uint32_t machine = out->node < f->node_count ? f->node_facts[out->node].machine : f->machine_count;
+    if (machine >= f->machine_count || fbx_observe(&f->machines->of[machine].state) == FBXL_MACHINE_LOST) {
+        const uint64_t offset = fbx_peek(&e->value[0].offset);
+        name_remove(f, e);
+        fbxi_heap_free(f, offset, FBXI_BUFFER_BYTES);
+        return NULL;
+    }
     return e;
 }
 
@@ -483,7 +491,7 @@ static int unname_it(fbx_fabric *f, const struct fbx_buffer *b)
     return fbxi_names_away(f) ? fbxi_call_unname(f, b) : fbxi_unname_buffer(f, b);
 }
 
-int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+static int alloc_somewhere(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
 {
     fbx_fabric *f = n->fabric;
     const int named = name && name[0];
@@ -507,6 +515,19 @@ int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, cons
         return fbxi_fail(status, "%s", kept.text);
     }
     return 0;
+}
+
+int fbx_alloc(fbx_node *n, uint32_t region, uint64_t bytes, uint64_t align, const char *name, struct fbx_buffer *out)
+{
+    int status = alloc_somewhere(n, region, bytes, align, name, out);
+    if (status != FBX_E_EXISTS || !n->fabric->machines)
+        return status;
+    /* The directory knows names of other machines' buffers, and not whether these died with their owners: who looks finds out. */
+    struct fbx_buffer other;
+    const struct fbx_error kept = *fbx_last_error();
+    if (fbx_buffer_find(n->fabric, name, &other) == FBX_E_NOT_FOUND)
+        return alloc_somewhere(n, region, bytes, align, name, out);
+    return fbxi_fail(status, "%s", kept.text);
 }
 
 int fbxi_alloc_here(fbx_fabric *f, int for_other, uint32_t region, uint64_t bytes, uint64_t align, const char *name,

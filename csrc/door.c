@@ -9,24 +9,27 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+int fbxi_door_path(char *out, uint64_t room, const char *directory, uint32_t uid, uint64_t instance)
+{
+    int length = snprintf(out, room, "%s/fabrex@%u@net@%016llx@r-agent", directory, uid, (unsigned long long)instance);
+    return length > 0 && (uint64_t)length < room ? 0 : -1;
+}
+
 int fbx_agent_path(fbx_fabric *f, char *out, uint64_t room)
 {
-    int length = snprintf(out, room, "%s/fabrex@%u@net@%016llx@r-agent", f->directory, f->uid, (unsigned long long)f->instance);
-    return length > 0 && (uint64_t)length < room ? 0 : fbxi_fail(FBX_E_INVALID, "%d bytes are needed for the path", length + 1);
+    return fbxi_door_path(out, room, f->directory, f->uid, f->instance)
+               ? fbxi_fail(FBX_E_INVALID, "%llu bytes are too few for the path", (unsigned long long)room) : 0;
 }
 
 int fbxi_door(const fbx_fabric *f)
 {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
     int directory = -1;
-    int length = snprintf(at.sun_path, sizeof at.sun_path, "%s/fabrex@%u@net@%016llx@r-agent", f->directory, f->uid,
-                          (unsigned long long)f->instance);
-    if (length < 0)
-        return -1;
-    if ((size_t)length >= sizeof at.sun_path) {
+    if (fbxi_door_path(at.sun_path, sizeof at.sun_path, f->directory, f->uid, f->instance)) {
+        char through[32];
         directory = open(f->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
-        snprintf(at.sun_path, sizeof at.sun_path, "/proc/self/fd/%d/fabrex@%u@net@%016llx@r-agent", directory, f->uid,
-                 (unsigned long long)f->instance);
+        snprintf(through, sizeof through, "/proc/self/fd/%d", directory);
+        fbxi_door_path(at.sun_path, sizeof at.sun_path, through, f->uid, f->instance);
     }
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd >= 0 && connect(fd, (struct sockaddr *)&at, sizeof at)) {

@@ -6,6 +6,8 @@
 #define FBX_DOOR_H
 #include "internal.h"
 
+/* Where it is; -1: there is no room for the path. */
+int fbxi_door_path(char *out, uint64_t room, const char *directory, uint32_t uid, uint64_t instance);
 /* A connection to the agent, which does not block; -1 if there is no agent. */
 int fbxi_door(const fbx_fabric *f);
 #endif

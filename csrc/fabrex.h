@@ -28,6 +28,9 @@ extern "C" {
 
 #include "pcie.h"
 
+/* Of what machines of one fabric say to each other, agents and frames: it must be the same on all of them. */
+#define FBX_WIRE_VERSION 1
+
 /* The one table of errors: code, name, what to do about it. Python maps each to one exception class. */
 #define FBX_ERRORS(X)                                                                                                  \
     X(-1, LINK_DOWN, "a link on the way is down; bring it up or wait for the link event")                              \

@@ -7,6 +7,7 @@
 #include "internal.h"
 #include "change.h"
 #include "choice.h"
+#include "door.h"
 #include "event.h"
 #include "jitter.h"
 #include "link.h"
@@ -119,6 +120,8 @@ static void remove_segments(const char *directory, uint32_t uid, const char *nam
             unlink(path);
         }
     closedir(dir);
+    if (!fbxi_door_path(path, sizeof path, directory, uid, instance))
+        unlink(path); /* its agent was killed */
 }
 
 static void read_id(const char *path, uint8_t out[16])

@@ -9,6 +9,8 @@
 
 #include <time.h>
 
+_Static_assert(FBXW_VERSION == FBX_WIRE_VERSION, "agents admit whose frames are understood");
+
 static int machine_ok(fbx_fabric *f, uint32_t machine)
 {
     if (fbx_peek(&f->closed) || fbx_peek(&f->forked))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +27,7 @@ import pytest
 from transports import MACHINES, Remote, topology
 
 import fabrex
-from fabrex.net import admission, demo
+from fabrex.net import address, admission, demo
 
 pytest_plugins = ["helpers"]
 
@@ -79,6 +81,9 @@ def test_joining_and_leaving(place: Path, folder: Callable[[], str]) -> None:
             first.agent.wait_for(["m7"])
         with pytest.raises(fabrex.InvalidArgument, match="m1"):
             fabrex.Fabric.join(where(first), "m7", directory=folder())
+        with pytest.raises(fabrex.FabricExists) as failed:
+            fabrex.Fabric.join(where(first), "m1", directory=first.directory)
+        assert "--directory" in failed.value.hint
         there = folder()
         with fabrex.Fabric.join(where(first), "m1", directory=there) as second:
             first.agent.wait_for(timeout=10)
@@ -233,6 +238,149 @@ def test_the_coordinators_loss_stops_changes_and_not_traffic(place: Path, folder
         # The rest watch each other now.
         third.close()
         until(lambda: second.machines()[2]["state"] == "lost")
+
+
+class Served:
+    """`fabricctl up` or `join` in a process."""
+
+    def __init__(self, directory: str, *words: str) -> None:
+        self.directory = directory
+        self.env = {**os.environ, "FABREX_DIRECTORY": directory}
+        command = [sys.executable, "-m", "fabrex.cli", *words]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=self.env, **pipes)
+        assert self.process.stdout is not None
+        self.first = self.process.stdout.readline()
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command on that machine."""
+        command = [sys.executable, "-m", "fabrex.cli", *words]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
+
+    def end(self) -> tuple[int, str]:
+        """Its status and what it said on standard error."""
+        said = self.process.communicate(timeout=30)[1]
+        return self.process.returncode, said
+
+    def close(self) -> None:
+        """Whatever the test came to."""
+        self.process.kill()
+        self.process.communicate()
+        fabrex.Fabric.prune(self.directory)
+
+
+@pytest.fixture
+def serve(folder: Callable[[], str]) -> Iterator[Callable[..., Served]]:
+    """Machines that are served from the command line, each in its own directory."""
+    served: list[Served] = []
+
+    def start(*words: str) -> Served:
+        served.append(Served(folder(), *words))
+        return served[-1]
+
+    yield start
+    for one in served:
+        one.close()
+
+
+@pytest.fixture
+def three_yaml(tmp_path: Path) -> str:
+    """A file with three machines."""
+    path = tmp_path / "three.yaml"
+    path.write_text(three().to_yaml(), encoding="utf-8")
+    return str(path)
+
+
+def test_who_serves_goes_on_without_the_coordinator(place: Path, three_yaml: str, serve: Callable[..., Served]) -> None:
+    first = serve("up", three_yaml, "--machine", "m0")
+    second, third = (serve("join", first.first.split()[-1], "--machine", f"m{i}") for i in (1, 2))
+    first.process.kill()
+    assert second.process.stderr is not None
+    assert "coordinator, machine m0" in second.process.stderr.readline()
+    # Memory of both, and the way between them, are there as before.
+    program = "import fabrex; n = fabrex.attach(); print(n.fetch_add(n.fabric.gva('host2', 64), 1))"
+    for i in range(2):
+        done = second.run("exec", "three", "--node", "host1", "--", sys.executable, "-c", program)
+        assert (done.returncode, done.stdout) == (0, f"{i}\n"), done.stderr
+    for one in (second, third):
+        # Whoever is impatient leaves nothing behind either.
+        for _ in range(3):
+            one.process.send_signal(signal.SIGINT)
+        assert one.end()[0] == 0
+        assert not os.listdir(one.directory)
+    # What was killed is all that is left, and goes with its agent's door.
+    assert len(os.listdir(first.directory)) == 3
+    assert first.run("prune").returncode == 0
+    assert not os.listdir(first.directory)
+
+
+def test_a_coordinators_end_ends_those_who_serve(place: Path, three_yaml: str, serve: Callable[..., Served]) -> None:
+    first = serve("up", three_yaml, "--machine", "m0")
+    second = serve("join", first.first.split()[-1], "--machine", "m1")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.end() == (0, "")
+    code, said = second.end()
+    assert code == 0 and "m0, has ended it" in said
+    assert not os.listdir(first.directory) and not os.listdir(second.directory)
+
+
+def test_programs_that_are_done_wait_for_no_lost_coordinator(place: Path, three_yaml: str, serve: Callable[..., Served]) -> None:
+    program = "import fabrex, time; n = fabrex.attach(); print('here', flush=True); n.name == 'host0' and time.sleep(60)"
+    command = ["--", sys.executable, "-c", program]
+    first = serve("up", three_yaml, "--machine", "m0", *command)
+    others = [serve("join", first.first.split()[-1], "--machine", f"m{i}", *command) for i in (1, 2)]
+    for other in others:
+        assert other.process.stdout is not None and "here" in other.process.stdout.readline()
+    time.sleep(0.5)
+    first.process.kill()
+    for other in others:
+        code, said = other.end()
+        assert code == 0 and "not waiting for the programs" in said
+
+
+def test_a_demonstration_that_is_interrupted_leaves_nothing(place: Path) -> None:
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        command = [sys.executable, "-m", "fabrex.cli", "demo", "--machines", "2", "--loopback", "--quick"]
+        env = {**os.environ, "FABREX_DIRECTORY": str(place)}
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(lambda: len(list(place.glob("fabrex-demo-*/machine-*/*"))) > 4)
+        for _ in range(3):
+            process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == code and "Traceback" not in said, said
+        assert not list(place.iterdir())
+
+
+def test_names_of_what_is_gone_are_free(place: Path, folder: Callable[[], str]) -> None:
+    there = folder()
+    with machines(folder) as (first, second, third), first.attach("host0") as h0:
+        with second.attach("host1") as h1, third.attach("host2") as h2:
+            gva = h1.alloc(64, name="inbox").gva
+            for other in (h0, h2):
+                with pytest.raises(fabrex.FabricExists, match="'inbox' is there"):
+                    other.alloc(64, name="inbox")
+            assert first.buffer("inbox", timeout=5).gva == gva
+        third.close()
+        until(lambda: not first.agent.is_member("m2"))
+        for end in range(2):
+            with fabrex.Fabric.join(where(first), "m2", directory=there) as again:
+                again.attach("host2", role="owner").alloc(64, name="outbox")
+            until(lambda: not first.agent.is_member("m2"))
+            if end:
+                with pytest.raises(fabrex.WaitTimeout):
+                    first.buffer("outbox", timeout=0.05)
+        assert h0.alloc(64, name="outbox").node == "host0"
+
+
+def test_a_window_of_a_lost_machine_is_not_set(place: Path, folder: Callable[[], str]) -> None:
+    with machines(folder) as (first, second, third), second.attach("host1") as h1, first.attach("host0") as h0:
+        third.close()
+        until(lambda: not second.agent.is_member("m2"))
+        before = first.agent.epoch
+        for node in (h0, h1):
+            with pytest.raises(fabrex.PeerLost, match="m2"):
+                node.ntb.mw_set_trans("host2", 0, 4096, 4096)
+        assert first.agent.epoch == before
 
 
 # -- one order of changes ---------------------------------------------------------------------------------------------
@@ -634,13 +782,16 @@ def test_changes_from_the_command_line_of_each_machine(place: Path, folder: Call
         agree(fabrics)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_member_that_talks_nonsense_harms_nobody(place: Path, folder: Callable[[], str]) -> None:
     with machines(folder) as (first, second, third):
         for nonsense in (
             {"made": 77}, {"ask": 1}, {"ask": 1, "change": {"what": "core"}},
             {"ask": 1, "change": {"what": "leave", "machine": "m1"}},
             {"ask": 1, "change": {"what": "core", "kind": 1, "index": -1, "keys": 0, "values": [0] * 16}}, 5, [], {"made": "x"},
-            {"ask": 1, "change": {"what": "nodes", "machine": "m1", "lost": []}},
+            {"ask": 1, "change": {"what": "nodes", "machine": "m1", "lost": []}}, {"made": math.inf}, {"made": 1, "status": 1 << 40},
+            {"ask": 0, "change": {"what": "windows", "machine": "m2", "count": "9" * 30}},
+            {"ask": "9" * 30, "change": {"what": "windows", "machine": "m2", "count": 1}},
         ):  # fmt: skip
             line = third.agent._line
             line.put(nonsense)
@@ -650,6 +801,58 @@ def test_a_member_that_talks_nonsense_harms_nobody(place: Path, folder: Callable
             third.links[LINKS[0]].up()
             assert first.agent.is_member("m2")
         agree([first, second, third])
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_joins_with_nonsense_is_no_machine(place: Path, folder: Callable[[], str]) -> None:
+    with fabrex.Fabric.host(two(), "lab") as first:
+        for request, ready in (
+            ({"machine": "m1", "address": ["127.0.0.1", 70_000]}, None),
+            ({"machine": "m1", "address": ["127.0.0.1", math.inf]}, None),
+            (7, None),
+            ({"machine": "m1", "address": ["127.0.0.1", 1]}, [1]),
+        ):
+            with socket.create_connection(first.agent.address, timeout=10) as sock:
+                admission.prove(sock, b"", "join")
+                admission.send_message(sock, request)
+                if ready is not None:
+                    assert admission.receive_message(sock)["ok"]
+                    admission.send_message(sock, ready)
+                assert nothing(sock)
+        with fabrex.Fabric.join(where(first), "m1", directory=folder()):
+            first.agent.wait_for(timeout=10)
+
+
+def test_one_that_was_replaced_does_not_pass_for_its_successor(place: Path, folder: Callable[[], str]) -> None:
+    with fabrex.Fabric.host(two(), "lab") as first, fabrex.Fabric.join(where(first), "m1", directory=folder()):
+        first.agent.wait_for(timeout=10)
+        since = first.agent.state()["members"]["m1"][1]
+        for claimed in (since - 1, since):
+            with socket.create_connection(first.agent.address, timeout=10) as sock:
+                admission.prove(sock, b"", "data")
+                admission.send_message(sock, {"machine": "m1", "fabric": first.fabric_id, "since": claimed})
+                assert admission.receive_message(sock) == ({"ok": True} if claimed == since else {"error": "not a member"})
+
+
+def test_another_version_says_so(place: Path) -> None:
+    with fabrex.Fabric.host(two(), "lab") as first, socket.create_connection(first.agent.address, timeout=10) as sock:
+        admission.send_message(sock, {"fabrex": admission.VERSION + 1, "purpose": "join", "nonce": b"n" * 32})
+        assert admission.receive_message(sock) == {"fabrex": admission.VERSION}
+        assert nothing(sock)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                admission.receive_message(sock)
+                admission.send_message(sock, {"fabrex": admission.VERSION + 1})
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(fabrex.LayoutMismatch, match="version") as failed:
+            fabrex.Fabric.join(f"127.0.0.1:{listener.getsockname()[1]}", "m1")
+        thread.join()
+        assert "on every machine" in failed.value.hint
 
 
 def nothing(sock: socket.socket) -> bool:
@@ -722,13 +925,23 @@ def test_other_addresses_need_a_token(tmp_path: Path, token: Path) -> None:
             fabrex.Fabric.host(two(), listen=listen)
     with pytest.raises(fabrex.InvalidArgument, match="token"):
         fabrex.Fabric.join("192.0.2.1:4711", "m1")
-    with pytest.raises(fabrex.InvalidArgument, match="no address"):
-        fabrex.Fabric.join("nonsense", "m1")
+    for wrong in ("nonsense", "127.0.0.1:\u00b2", "127.0.0.1:70000"):
+        with pytest.raises(fabrex.InvalidArgument, match="no address"):
+            fabrex.Fabric.join(wrong, "m1")
+    with pytest.raises(fabrex.PeerLost, match="no name of a host"):
+        fabrex.Fabric.join("a..b:4711", "m1", timeout=0.1, token_file=token)
+    with pytest.raises(fabrex.InvalidArgument, match="cannot listen"):
+        fabrex.Fabric.host(two(), listen="a..b:4711", token_file=token)
     short = tmp_path / "short"
     short.write_text("abc")
     short.chmod(0o600)
     with pytest.raises(fabrex.InvalidArgument, match="at least 16"):
         fabrex.Fabric.host(two(), token_file=short)
+    for unreadable in (tmp_path / "none", tmp_path):
+        with pytest.raises(fabrex.InvalidArgument, match="cannot read the token"):
+            fabrex.Fabric.host(two(), token_file=unreadable)
+    with pytest.raises(fabrex.InvalidArgument, match="no machine 'm7'"):
+        fabrex.Fabric.host(two(), machine="m7")
     token.chmod(0o644)
     with pytest.raises(fabrex.InvalidArgument, match="others may read"):
         fabrex.Fabric.host(two(), token_file=token)
@@ -787,6 +1000,15 @@ def test_machines_that_share_a_directory_need_no_network(
         fabrex.Fabric.host(three(), "lab", listen=f"unix:{at}")
     assert at.read_text() == "a file"
     at.unlink()
+    with fabrex.Fabric.host(three(), "lab", listen=f"unix:{at}") as first:
+        with pytest.raises(fabrex.InvalidArgument, match="cannot listen on unix:") as failed:
+            address.listen(str(place / ("x" * 120)))
+        assert "--listen" in failed.value.hint
+    early = address.listen(str(at))  # nobody is taken for dead because he has not accepted anybody yet
+    with pytest.raises(fabrex.InvalidArgument, match="in use") as failed:
+        address.listen(str(at))
+    assert "end who listens there" in failed.value.hint
+    address.close(early)
     for wrong in ("unix:lab.sock", f"unix:{place}/", f"unix:/{'x' * 100}"):
         with pytest.raises(fabrex.InvalidArgument, match=r"is no address|too long"):
             fabrex.Fabric.join(wrong, "m1")

@@ -107,12 +107,16 @@ def _dispatch(words: list[str]) -> int:
     module, function = _HANDLERS[arguments.handler]
     if arguments.handler in ("bench", "demo", "doctor"):
         signal.signal(signal.SIGTERM, _leave)  # so that fabrics are closed on the way out
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _leave)
     code: int = getattr(importlib.import_module(f".{module}", __package__), function)(arguments)
     return code
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)  # asked twice: what is made is being removed already
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def explain(error: BaseException) -> tuple[str, str, int]:

@@ -266,7 +266,7 @@ def _value(key: str, value: int) -> str:
 
 # -- what the dead leave ----------------------------------------------------------------------------------------------
 
-_SEGMENT = re.compile(r"fabrex@(?P<uid>\d+)@(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<instance>[0-9a-f]{16})@(?P<part>r\d+|new))?")
+_SEGMENT = re.compile(r"fabrex@(?P<uid>\d+)@(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<instance>[0-9a-f]{16})@(?P<part>r\d+|r-agent|new))?")
 _SETTLED_S = 10.0
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from . import output
+from ..errors import PeerLost
 from .common import check_name, topology_of
 from .output import CommandError, count, document, emit, note, usage
 
@@ -23,45 +25,57 @@ def up(arguments: Any) -> int:
     if not topology.machines:
         usage(f"{topology.name} has no `machines:`", "say in the topology which nodes are on which machine, or leave --machine out")
     name = check_name(arguments.name if arguments.name is not None else topology.name)
-    try:
-        fabric = host(
-            topology, name, machine=arguments.machine, listen=arguments.listen or "127.0.0.1:0", token_file=arguments.token_file
-        )
-    except FabricExists as error:
-        hint = f"end it with `fabricctl down {name} --force`, or choose another --name"
-        raise CommandError(error.message, hint, output.EXISTS) from None
-    return _serve(arguments, fabric, "up")
+
+    def make() -> Any:
+        try:
+            return host(
+                topology, name, machine=arguments.machine, listen=arguments.listen or "127.0.0.1:0", token_file=arguments.token_file
+            )
+        except FabricExists as error:
+            hint = f"end it with `fabricctl down {name} --force`, or choose another --name"
+            raise CommandError(error.message, hint, output.EXISTS) from None
+
+    return _serve(arguments, make, "up")
 
 
 def join(arguments: Any) -> int:
     """`join HOST:PORT --machine M`: be one of a fabric's machines."""
     from ..net import join as join_fabric
 
-    fabric = join_fabric(
-        arguments.coordinator,
-        arguments.machine,
-        listen=arguments.listen,
-        advertise=arguments.advertise,
-        token_file=arguments.token_file,
-        timeout=arguments.wait,
-    )
-    return _serve(arguments, fabric, "join")
+    def make() -> Any:
+        return join_fabric(
+            arguments.coordinator,
+            arguments.machine,
+            listen=arguments.listen,
+            advertise=arguments.advertise,
+            token_file=arguments.token_file,
+            timeout=arguments.wait,
+        )
+
+    return _serve(arguments, make, "join")
 
 
 class _Ended(Exception):
     """A signal asked us to end."""
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # asked twice: leaving is under way, and half of it leaves files behind
     raise _Ended(number)
 
 
-def _serve(arguments: Any, fabric: Any, command: str) -> int:
-    address = fabric.agent.where
-    handlers = {number: signal.signal(number, _on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+def _serve(arguments: Any, make: Callable[[], Any], command: str) -> int:
+    handlers = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
     code = output.OK
+    serving = False
     try:
-        with fabric:
+        with make() as fabric:
+            serving = True
+            address = fabric.agent.where
             if arguments.json:
                 document(command, fabric=fabric.name, machine=fabric.machine, address=address, machines=fabric.machines())
             else:
@@ -73,16 +87,27 @@ def _serve(arguments: Any, fabric: Any, command: str) -> int:
             if arguments.commands:
                 code = _run(arguments, fabric)
             else:
-                while not fabric.agent.wait_gone() and fabric.info()["alive"]:
-                    pass
-                if not fabric.agent.coordinates:
-                    note(f"fabricctl: the coordinator of {fabric.name} is gone")
+                code = _wait(fabric)
     except _Ended as ended:
-        code = output.OK if not arguments.commands else 128 + int(ended.args[0])
+        code = output.OK if serving and not arguments.commands else 128 + int(ended.args[0])
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return code
+
+
+def _wait(fabric: Any) -> int:
+    """Serve until there is nothing to serve any more, or somebody ends it."""
+    agent, told = fabric.agent, False
+    while not (why := agent.wait_over()):
+        if not fabric.info()["alive"]:
+            why = "it was taken down"
+            break
+        if not told and (alone := agent.alone):
+            note(f"fabricctl: {fabric.name}: {alone}")
+            told = True
+    note(f"fabricctl: {fabric.name}: {why}")
+    return output.FAILURE if agent.cut_off else output.OK
 
 
 def _run(arguments: Any, fabric: Any) -> int:
@@ -112,18 +137,26 @@ def _run(arguments: Any, fabric: Any) -> int:
         reclaim=False,
     )
     code = launcher.run()
-    # Whoever is still at work on another machine needs this one's memory.
-    fabric.put(f"done.{fabric.machine}", b"")
+    if launcher.interrupted is not None:
+        return code
+    # Whoever is still at work on another machine needs this one's memory; without the coordinator nobody can say so.
+    agent = fabric.agent
     try:
-        for machine in fabric.agent.machines:
-            while fabric.agent.is_member(machine):
+        if not agent.alone:
+            fabric.put(f"done.{fabric.machine}", b"")
+        for machine in agent.machines:
+            while agent.is_member(machine) and not agent.alone:
                 try:
                     fabric.get(f"done.{machine}", timeout=0.5)
                     break
                 except (TimeoutError, LookupError, OSError):
                     continue
+    except PeerLost:
+        pass
     finally:
-        if fabric.agent.coordinates:
+        if agent.coordinates:
             # The others read the last of it here.
-            fabric.agent.wait_alone(5.0)
+            agent.wait_alone(5.0)
+    if agent.alone:
+        note(f"fabricctl: {fabric.name}: {agent.alone}; not waiting for the programs of other machines")
     return code

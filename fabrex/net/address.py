@@ -7,6 +7,7 @@ Owns: addresses as text, as values, on the wire; making sockets of them. Must no
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -35,6 +36,7 @@ Address = tuple[str, int] | str
 
 _SCHEME = "unix:"
 _LONGEST = 107  # bytes of a path in struct sockaddr_un
+_WAITING = 64  # connections that nobody has accepted yet
 
 
 def parse(text: str) -> Address:
@@ -47,7 +49,7 @@ def parse(text: str) -> Address:
             raise InvalidArgument(f"{text!r} is too long for a Unix socket", hint=f"choose a path of at most {_LONGEST - 16} bytes")
         return path
     head, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535 or not head:
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or not head:
         raise InvalidArgument(f"{text!r} is no address", hint="write HOST:PORT, as in 127.0.0.1:4711 or [::1]:4711, or unix:/path")
     return head.strip("[]"), int(port)
 
@@ -69,6 +71,8 @@ def taken(value: Any) -> Address:
     if isinstance(value, str):
         return parse(value)
     host, port = value
+    if not 0 <= int(port) <= 65535:
+        raise ValueError(f"{port} is no port")
     return str(host), int(port)
 
 
@@ -93,7 +97,7 @@ def beside(path: str, machine: str) -> str:
 
 
 def connect(address: Address, timeout: float) -> socket.socket:
-    """Return a connection; OSError if there is none."""
+    """Return a connection; OSError if there is none, or no such host could be."""
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -103,7 +107,10 @@ def connect(address: Address, timeout: float) -> socket.socket:
             sock.close()
             raise
         return sock
-    sock = socket.create_connection(address, timeout=timeout)
+    try:
+        sock = socket.create_connection(address, timeout=timeout)
+    except UnicodeError:
+        raise OSError(f"{address[0]!r} is no name of a host") from None
     prompt(sock)
     return sock
 
@@ -115,7 +122,8 @@ def prompt(sock: socket.socket) -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a bound socket. That of a path can be used by this user alone (mode 0600); a dead one that lies there is replaced.
+    """Return a socket that listens. That of a path can be used by this user alone (mode 0600); a dead one that lies there is
+    replaced, which is why none lies there without listening for longer than it takes.
 
     Raises:
         InvalidArgument: it cannot be.
@@ -134,10 +142,17 @@ def listen(address: Address) -> socket.socket:
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-    except OSError as error:
+        sock.listen(_WAITING)
+    except (OSError, UnicodeError) as error:
         sock.close()
-        hint = "is its directory there, and yours?" if unix else "choose another address or port"
-        raise InvalidArgument(f"cannot listen on {shown(address)}: {error.strerror or error}", hint=hint) from None
+        why = getattr(error, "strerror", None) or error
+        hint = "choose another address or port"
+        if unix:
+            taken_by = getattr(error, "errno", None) == errno.EADDRINUSE
+            hint = "end who listens there, or choose another path" if taken_by else "is its directory there, and yours?"
+            if len(os.fsencode(address)) > _LONGEST:
+                hint = f"choose a path of at most {_LONGEST} bytes with --listen"
+        raise InvalidArgument(f"cannot listen on {shown(address)}: {why}", hint=hint) from None
     return sock
 
 

@@ -3,7 +3,7 @@
 
 client                                server
   {purpose, nonce}            ->
-                              <-      {nonce}
+                              <-      {nonce}                 or {fabrex: version}, if that is another
   {proof of the token}        ->                   closes at once if it is wrong: who lacks the token gets nothing
                               <-      {proof of the token}
 
@@ -24,9 +24,11 @@ from typing import Any
 
 import msgpack
 
-from ..errors import FabricDenied, InvalidArgument
+from .._handle import lib
+from ..errors import FabricDenied, InvalidArgument, LayoutMismatch
 from .address import Address, is_local
 
+VERSION = int(lib.FBX_WIRE_VERSION)
 NONCE_BYTES = 32
 SMALLEST_TOKEN = 16
 GREETING_BYTES = 1024  # most that is read from who has proved nothing
@@ -38,13 +40,17 @@ def read_token(path: str | os.PathLike[str] | None) -> bytes:
     """Return the token in a file; b"" without one.
 
     Raises:
-        InvalidArgument: it is shorter than 16 bytes, or others than its owner may read it.
+        InvalidArgument: it cannot be read, is shorter than 16 bytes, or others than its owner may read it.
     """
     if path is None:
         return b""
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        token = file.read(4096).strip()
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.read(4096).strip()
+    except OSError as error:
+        why = f"cannot read the token in {os.fspath(path)}: {error.strerror or error}"
+        raise InvalidArgument(why, hint=f"make one: (umask 077; openssl rand -hex 32 > {os.fspath(path)})") from None
     if mode & (stat.S_IRGRP | stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         raise InvalidArgument(f"others may read the token in {os.fspath(path)}", hint=f"chmod 600 {os.fspath(path)}")
     if len(token) < SMALLEST_TOKEN:
@@ -119,11 +125,18 @@ def prove(sock: socket.socket, token: bytes, purpose: str) -> None:
     """Be the client: prove the token, and see that the other side has it too.
 
     Raises:
-        FabricDenied: it does not take our token, or has not got it. ConnectionError, TimeoutError.
+        FabricDenied: it does not take our token, or has not got it. LayoutMismatch: it is another version of fabrex.
+        ConnectionError, TimeoutError.
     """
     mine = secrets.token_bytes(NONCE_BYTES)
-    send_message(sock, {"fabrex": 1, "purpose": purpose, "nonce": mine})
-    theirs = _nonce(receive_message(sock, GREETING_BYTES))
+    send_message(sock, {"fabrex": VERSION, "purpose": purpose, "nonce": mine})
+    greeting = receive_message(sock, GREETING_BYTES)
+    if isinstance(greeting, dict) and greeting.get("fabrex", VERSION) != VERSION:
+        raise LayoutMismatch(
+            f"the other side speaks version {str(greeting['fabrex'])[:20]} of the protocol between machines, this one {VERSION}",
+            hint="install the same version of fabrex on every machine",
+        )
+    theirs = _nonce(greeting)
     send_message(sock, {"proof": _proof(token, b"client", purpose, mine, theirs)})
     try:
         answer = receive_message(sock, GREETING_BYTES)
@@ -148,7 +161,10 @@ def admit(sock: socket.socket, token: bytes, purposes: tuple[str, ...]) -> str:
     greeting = receive_message(sock, GREETING_BYTES)
     theirs = _nonce(greeting)
     purpose = greeting.get("purpose")
-    if greeting.get("fabrex") != 1 or purpose not in purposes:
+    if greeting.get("fabrex") != VERSION:
+        send_message(sock, {"fabrex": VERSION})  # which it may say to whoever asks
+        raise ConnectionError("a greeting of another version")
+    if purpose not in purposes:
         raise ConnectionError("a greeting that is none of ours")
     mine = secrets.token_bytes(NONCE_BYTES)
     send_message(sock, {"nonce": mine})

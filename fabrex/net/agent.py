@@ -33,7 +33,7 @@ from ..topology import Topology
 from . import address as places
 from .address import Address
 from .admission import HELLO_S, admit, need_token, prove, read_token, receive_message, send_message
-from .control import LOST, Member, Outcome, State, change_of, is_window, make, read_change
+from .control import LOST, Member, Outcome, State, change_of, home_of, is_window, make, read_change
 from .order import Line, Order
 
 LOST_S = 1.5
@@ -54,6 +54,8 @@ GUESTS = 64
 LINGER_S = 0.5
 
 _NOT_YET = 1 << 62
+_NONSENSE = (OSError, KeyError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error, FabricError)
+"""What comes of a connection that breaks, and of whatever an admitted peer may say."""
 
 
 class Agent:
@@ -89,6 +91,7 @@ class Agent:
         self._outcomes: dict[int, Outcome] = {}  # of changes that not all are known to have made
         self._lost_since: dict[str, float] = {}
         self._cut = ""  # why this member was cut off
+        self._ended = False  # the coordinator has said that it leaves
         self._where: Address | None = None  # the coordinator is, as this member was told
         self._reports: dict[str, Any] = {}  # what the others were told last of what happens here by itself
         self._watched: set[str] = set()
@@ -101,7 +104,6 @@ class Agent:
         _bind_path(self._doors, self._path)
         self._doors.listen(64)
         check(lib.fbx_gateway_start(fabric._live()))
-        listener.listen(64)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class Agent:
                     break
                 self._changed.wait(0.5 if left is None else min(left, 0.5))
         if missing:
-            why = " (the coordinator is lost, so nobody can join any more)" if gone else ""
+            why = f" ({self._cut or 'the coordinator is lost, so nobody can join any more'})" if gone else ""
             raise PeerLost(f"not all machines came: {', '.join(missing)} did not{why}", hint="start `fabricctl join` there")
         behind = ", ".join(self._order.behind()) if self._order else ""
         raise PeerLost(f"not all machines have heard yet that {', '.join(sorted(wanted))} are there{behind and ': '}{behind}")
@@ -195,11 +197,22 @@ class Agent:
             while len(self._state.members) > 1 and time.monotonic() < deadline:
                 self._changed.wait(0.1)
 
-    def wait_gone(self) -> bool:
-        """Wait a moment; returns whether the coordinator is lost, or this agent closed."""
+    def wait_over(self) -> str:
+        """Wait a moment; returns why this machine's part is over, or "". That the coordinator was lost is no reason: traffic goes on."""
         self._closing.wait(0.2)
-        with self._lock:
-            return self.closed or self.machines[0] not in self._state.members
+        if self._cut:
+            return self._no_coordinator()
+        return "it was closed" if self.closed else f"the coordinator, machine {self.machines[0]}, has ended it" if self._ended else ""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the others go on without this machine, which can only join anew."""
+        return bool(self._cut)
+
+    @property
+    def alone(self) -> str:
+        """Why nothing of the fabric as a whole can be changed any more; "" while it can."""
+        return "" if self.is_member(self.machines[0]) else self._no_coordinator()
 
     def _thread(self, run: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=self._guarded, args=(run, *arguments), name=f"fabrex {run.__name__}", daemon=True)
@@ -242,7 +255,7 @@ class Agent:
                 control = (self._take_in if purpose == "join" else self._take_back)(sock, request)
             else:
                 send_message(sock, {"error": f"{self.machine} is no coordinator; {self.machines[0]} is"})
-        except (OSError, ConnectionError, KeyError, TypeError, ValueError, FabricError):
+        except _NONSENSE:
             pass
         finally:
             self._guests.release()
@@ -253,11 +266,17 @@ class Agent:
 
     def _hand_over(self, sock: socket.socket, request: Any) -> None:
         """A connection of a process of another machine: it is the gateway's from here on."""
-        name = request["machine"]
+        name, since = str(request["machine"]), int(request["since"])
+
+        def is_known() -> bool:
+            """Not one that was lost, and does not know it, while another came in its place."""
+            member = self._state.members.get(name)
+            return member is not None and member.since == since and name != self.machine
+
         # Who has heard of us earlier than we of them is a little early.
         with self._changed:
-            self._changed.wait_for(lambda: name in self._state.members or self.closed, COMING_S)
-            known = name in self._state.members and name != self.machine
+            self._changed.wait_for(lambda: is_known() or self.closed, COMING_S)
+            known = is_known()
         if not known or request["fabric"] != self._fabric_id():
             send_message(sock, {"error": "not a member"})
             return
@@ -298,7 +317,7 @@ class Agent:
                     return
                 with self._connect(member.address, "data") as sock:
                     socket.send_fds(door, [struct.pack("<I", 0)], [sock.fileno()])
-            except (OSError, ConnectionError, FabricError):
+            except _NONSENSE:
                 with contextlib.suppress(OSError):
                     door.send(struct.pack("<I", 2))
 
@@ -307,7 +326,9 @@ class Agent:
         sock = places.connect(address, 1.0)
         try:
             prove(sock, self._token, purpose)
-            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id(), **more})
+            with self._lock:
+                since = self._state.members[self.machine].since
+            send_message(sock, {"machine": self.machine, "fabric": self._fabric_id(), "since": since, **more})
             answer = receive_message(sock, 4096)
             if not answer.get("ok"):
                 raise _Refused(str(answer.get("error", "not admitted")))
@@ -371,6 +392,8 @@ class Agent:
 
     def _make(self, change: Mapping[str, Any], epoch: int) -> Outcome:
         """Make a change here. One that is made is part of the state, and whoever waits for it looks again."""
+        if self._order is not None and (home := home_of(self.fabric.topology, change)) and not self.is_member(home):
+            return Outcome.lost(home)
         outcome = make(self.fabric, self.machine, change)
         if outcome.made:
             with self._changed:
@@ -418,7 +441,8 @@ class Agent:
             if not taken:
                 self._joining.add(name)
         if taken:
-            send_message(sock, {"error": f"machine {name} is there already", "exists": True})
+            message = f"machine {name} is there already, or has been lost for less than {LOST_S:g} s"
+            send_message(sock, {"error": message, "exists": True})
             return None
         try:
             if (left := self._lost_since.get(name, 0.0) + REJOIN_S - time.monotonic()) > 0:
@@ -469,16 +493,18 @@ class Agent:
                 if not self._order.is_of(name, line):
                     break
                 if "made" in message:
-                    outcome = Outcome(int(message.get("status", 0)), str(message.get("words", "")))
-                    self._order.made(name, int(message["made"]), outcome)
+                    self._order.made(name, int(message["made"]), Outcome.from_message(message))
                 elif "ask" in message:
-                    self._order.ask(name, int(message["ask"]), read_change(message["change"], name))
+                    number = int(message["ask"])
+                    if number < 0 or number >> 63:
+                        raise ValueError(f"{number} is no number of a request")
+                    self._order.ask(name, number, read_change(message["change"], name))
                 elif message.get("leaves"):
                     self._lose(name)
                     break
                 else:
                     line.put({"beat": True})
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
+        except _NONSENSE:
             pass
         finally:
             line.close(LINGER_S)
@@ -518,10 +544,11 @@ class Agent:
                 while not self.closed and not cut:
                     message = receive_message(following.sock)
                     if message.get("leaves"):
+                        self._ended = True
                         self._lose(coordinator)
                         break
                     cut = str(message["cut"]) if "cut" in message else self._obey(message, following)
-            except (OSError, KeyError, TypeError, ValueError, AttributeError, FabricError):
+            except _NONSENSE:
                 pass
             following.close(LINGER_S)
             following.sock.close()
@@ -586,7 +613,7 @@ class Agent:
             with self._lock:
                 done, came, _ = self._asks.get(int(message["answer"]), (None, [], {}))
             if done is not None and not came:
-                came.append((Outcome(int(message["status"]), str(message["words"]), bool(message["made"])), int(message["epoch"])))
+                came.append((Outcome.from_message(message), int(message["epoch"])))
                 done.set()
         elif "state" in message:
             return self._begin(State.from_message(message["state"]), line)
@@ -763,6 +790,8 @@ def host(
     if not names:
         raise InvalidArgument(f"topology {described.name} has no `machines:`", hint="say which nodes are on which machine")
     mine = machine or names[0]
+    if mine not in names:
+        raise InvalidArgument(f"topology {described.name} has no machine {mine!r}", hint=f"it has {', '.join(names)}")
     if mine != names[0]:
         raise InvalidArgument(
             f"{mine} cannot make the fabric: the coordinator is the first machine, {names[0]}",
@@ -770,11 +799,14 @@ def host(
         )
     token = read_token(token_file)
     sock = _listen(places.parse(listen), token)
+    fabric = None
     try:
         fabric = Fabric.create(described, name, machine=mine, fabric_id=secrets.randbits(63) | 1, **settings)
         _await_nobody(fabric)
         return _serve(fabric, Agent(fabric, mine, token, sock))
     except BaseException:
+        if fabric is not None:
+            fabric.close()
         places.close(sock)
         raise
 
@@ -859,22 +891,27 @@ def join(
             raise PeerLost(f"{coordinator} does not answer like a coordinator: {error}") from None
         if not answer.get("ok"):
             kind = FabricExists if answer.get("exists") else InvalidArgument
-            raise kind(str(answer.get("error", "refused")))
+            hint = "choose another of the topology's machines, or end that one first"
+            raise kind(str(answer.get("error", "refused")), hint=hint)
         if refused is not None:
             raise refused
         topology = Topology.from_dict(msgpack.unpackb(answer["topology"], strict_map_key=False))
-        fabric = Fabric.create(
-            topology,
-            str(answer["name"]),
-            machine=machine,
-            fabric_id=int(answer["fabric"]),
-            timing=bool(answer["timing"]),
-            ordering=str(answer["ordering"]),
-            strict_errors=bool(answer["strict"]),
-            seed=int(answer["seed"]),
-            directory=directory,
-            persistent=persistent,
-        )
+        try:
+            fabric = Fabric.create(
+                topology,
+                str(answer["name"]),
+                machine=machine,
+                fabric_id=int(answer["fabric"]),
+                timing=bool(answer["timing"]),
+                ordering=str(answer["ordering"]),
+                strict_errors=bool(answer["strict"]),
+                seed=int(answer["seed"]),
+                directory=directory,
+                persistent=persistent,
+            )
+        except FabricExists as error:
+            hint = "machines that share a computer need a directory each: give another with --directory"
+            raise FabricExists(error.message, hint=hint) from None
         for index, name in enumerate(topology.machines):
             if name != machine:
                 check(lib.fbx_machine_set(fabric._live(), index, LOST))

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._handle import ffi, lib, text
+from ..topology import Topology
 from .address import Address, plain, taken
 
-__all__ = ["Member", "Outcome", "State", "change_of", "is_window", "make", "read_change"]
+__all__ = ["Member", "Outcome", "State", "change_of", "home_of", "is_window", "make", "read_change"]
 
 UP, LOST = 0, 1
 WORDS = 16
@@ -42,11 +43,31 @@ class Member:
 
 @dataclass
 class Outcome:
-    """What came of a change on one machine."""
+    """What came of a change on one machine.
+
+    Attributes:
+        status, words: of the core.
+        made: whether it is part of the state now.
+        home: the machine that alone makes it; "" if all do.
+    """
 
     status: int = 0
     words: str = ""
     made: bool = True
+    home: str = ""
+
+    @classmethod
+    def lost(cls, home: str) -> Outcome:
+        """Of a change that nobody made, or may have made, because who alone makes it is lost."""
+        return cls(lib.FBX_E_PEER_LOST, f"machine {home} is lost, and what was to be changed with it", False)
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> Outcome:
+        """Read it; what is no such thing raises ValueError, TypeError or OverflowError."""
+        status = int(message.get("status", 0))
+        if not -(1 << 31) <= status < 1 << 31:
+            raise ValueError(f"{status} is no status")
+        return cls(status, str(message.get("words", "")), bool(message.get("made", True)))
 
 
 @dataclass
@@ -155,7 +176,10 @@ def read_change(change: Any, machine: str | None = None) -> dict[str, Any]:
     if what == "nodes":
         return {"what": what, "machine": name, "lost": [str(node) for node in change["lost"]]}
     if what == "windows":
-        return {"what": what, "machine": name, "count": int(change["count"])}
+        count = int(change["count"])
+        if count < 0 or count >> 64:
+            raise ValueError("this is no count")
+        return {"what": what, "machine": name, "count": count}
     if what != "leave":
         raise ValueError(f"{what!r} is no change")
     return {"what": what, "machine": name}
@@ -175,9 +199,9 @@ def make(fabric: Any, mine: str, change: Mapping[str, Any]) -> Outcome:
     pointer, topology = fabric._live(), fabric.topology
     if what == "core":
         if change["kind"] in _WINDOWS:
-            names = list(topology.nodes)
-            if change["index"] < len(names) and names[change["index"]] not in topology.machines[mine]["nodes"]:
-                return Outcome()  # used, and set, where the node is at home
+            home = home_of(topology, change)
+            if home and home != mine:
+                return Outcome(home=home)  # used, and set, where the node is at home
         made = ffi.new("int *")
         request = ffi.new("struct fbx_change *")
         request.what, request.index, request.keys = change["kind"], change["index"], change["keys"]
@@ -209,3 +233,10 @@ def _outcome(status: int, made: bool) -> Outcome:
 def is_window(change: Mapping[str, Any]) -> bool:
     """Whether it concerns one machine only, and may fail there without anybody else being wrong."""
     return change["what"] == "core" and change["kind"] in _WINDOWS
+
+
+def home_of(topology: Topology, change: Mapping[str, Any]) -> str:
+    """The machine that alone makes a change, that of the window's node; "" if all do."""
+    if not is_window(change) or change["index"] >= len(topology.nodes):
+        return ""
+    return topology.machine_of(list(topology.nodes)[change["index"]]) or ""

@@ -19,6 +19,7 @@ import json
 import math
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -231,16 +232,22 @@ def _listen(machines: list[subprocess.Popen[str]], timeout: float) -> list[dict[
         out[i] = machines[i].communicate()
 
     readers = [threading.Thread(target=read, args=(i,)) for i in range(len(machines))]
-    for reader in readers:
-        reader.start()
     deadline = time.monotonic() + timeout
-    for reader in readers:
-        reader.join(max(deadline - time.monotonic(), 0.0))
-    late = any(reader.is_alive() for reader in readers)
-    for machine, reader in zip(machines, readers, strict=True):
-        if reader.is_alive():
-            machine.kill()
-        reader.join()
+    late = True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # a start that is interrupted is none
+    try:
+        for reader in readers:
+            reader.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for reader in readers:
+            reader.join(max(deadline - time.monotonic(), 0.0))
+        late = any(reader.is_alive() for reader in readers)
+    finally:
+        # Also when somebody interrupts: nobody else reads what they say.
+        for machine, reader in zip(machines, readers, strict=True):
+            if reader.is_alive():
+                machine.kill()
+            reader.join()
     if late or any(machine.returncode for machine in machines):
         raise Failed(f"{'not done in time; ' if late else ''}{''.join(stderr for _, stderr in out)[-2000:]}")
     return [json.loads(line) for stdout, _ in out for line in _SAID.findall(stdout)]

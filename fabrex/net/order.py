@@ -107,6 +107,7 @@ class Order:
         self._pending: dict[int, Pending] = {}
         self._log: dict[int, dict[str, Any]] = {}  # messages with changes that somebody may lack
         self._asked: dict[str, dict[int, Any]] = {}  # member -> request -> answer; None: it is under way
+        self._numbered = 0
         self._everywhere = 0
 
     def change(self, change: Mapping[str, Any], answer: Callable[[Outcome, int], None] | None = None) -> None:
@@ -142,9 +143,12 @@ class Order:
     def ask(self, name: str, number: int, change: Mapping[str, Any]) -> None:
         """A member asks for a change, by a number of its own; 0: it wants no answer. Once, however often it says so."""
         with self._lock:
-            line, asked = self._lines.get(name), self._asked.setdefault(name, {})
+            line = self._lines.get(name)
+            if line is None:
+                return  # it was given up meanwhile
+            asked = self._asked.setdefault(name, {})
             if number in asked:
-                if line is not None and asked[number] is not None:
+                if asked[number] is not None:
                     line.put(asked[number])
                 return
             if number:
@@ -172,6 +176,8 @@ class Order:
                 if line is None:
                     return
                 for pending in self._pending.values():
+                    if name in pending.waiting and pending.outcome.home == name:
+                        pending.outcome = Outcome.lost(name)
                     pending.waiting.discard(name)
             line.close(LINGER_S, {"cut": "the coordinator has given it up"})
             self._number({"what": "leave", "machine": name}, None)
@@ -221,6 +227,7 @@ class Order:
                 self._lines[name] = line
                 self._made[name] = epoch - 1
             lines = dict(self._lines)
+            self._numbered = epoch
             self._pending[epoch] = Pending(set(lines), outcome, answer)
             self._log[epoch] = message = {"epoch": epoch, "change": dict(change)}
         for other in lines.values():
@@ -232,7 +239,7 @@ class Order:
             done = [(epoch, self._pending[epoch]) for epoch in sorted(self._pending) if not self._pending[epoch].waiting]
             for epoch, _ in done:
                 del self._pending[epoch]
-            everywhere = min(self._made.values(), default=self._state.epoch)
+            everywhere = min(self._made.values(), default=self._numbered)
             lines = list(self._lines.values()) if everywhere > self._everywhere else []
             self._everywhere = max(self._everywhere, everywhere)
             for epoch in [epoch for epoch in self._log if epoch <= self._everywhere]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of a fabric from all of its machines at once, while machines leave, are killed and come back; then all hold the same.
+"""Changes of a fabric from all of its machines at once, while machines leave, are killed, stop and come back; then all hold the same.
 
 `make campaign-changes COUNT=100` runs that many rounds. In each, every machine (a process of its own) takes links down and up, sets
-and resets their values, disables and enables its NTB and programs windows, and one of them may be killed or closed in the middle.
-When all have answered, machines with the same epoch must hold the same, by what their agents and by what their segments say. The
-status is that they did, and that no change failed. `--seed` begins another sequence.
+and resets their values, disables and enables its NTB and programs windows, and one of them may be killed, closed, or stopped for up
+to three seconds in the middle; one that was given up meanwhile must know it, and joins anew. When all have answered, machines with the
+same epoch must hold the same, by what their agents and by what their segments say. The status is that they did, and that no change
+of the others failed; how long the longest of these took is told. `--seed` begins another sequence.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 import json
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,10 +46,11 @@ def topology() -> fabrex.Topology:
     return fabrex.Topology("changes", nodes, links, timing=False)
 
 
-def burst(fabric: fabrex.Fabric, node: fabrex.Node, numbers: random.Random, count: int) -> tuple[int, list[str]]:
-    """Make changes; returns how many, and what failed."""
-    names, failed, made = list(fabric.links), [], 0
+def burst(fabric: fabrex.Fabric, node: fabrex.Node, numbers: random.Random, count: int) -> tuple[int, list[str], float]:
+    """Make changes; returns how many, what failed, and how many seconds the longest took."""
+    names, failed, made, longest = list(fabric.links), [], 0, 0.0
     for _ in range(count):
+        began = time.monotonic()
         link = fabric.links[numbers.choice(names)]
         try:
             what = numbers.randrange(7)
@@ -66,7 +70,8 @@ def burst(fabric: fabrex.Fabric, node: fabrex.Node, numbers: random.Random, coun
             made += 1
         except fabrex.FabricError as error:
             failed.append(f"{type(error).__name__}: {error}")
-    return made, failed
+        longest = max(longest, time.monotonic() - began)
+    return made, failed, longest
 
 
 def holds(fabric: fabrex.Fabric) -> Any:
@@ -85,9 +90,11 @@ def serve(where: str, name: str, directory: str) -> None:
         print(json.dumps("here"), flush=True)
         for line in sys.stdin:
             what, *given = json.loads(line)
-            print(
-                json.dumps(holds(fabric) if what == "holds" else burst(fabric, node, random.Random(given[0]), given[1])), flush=True
-            )
+            if what == "burst":
+                said: Any = burst(fabric, node, random.Random(given[0]), given[1])
+            else:
+                said = holds(fabric) if what == "holds" else fabric.agent.cut_off
+            print(json.dumps(said), flush=True)
 
 
 class Machine:
@@ -134,6 +141,18 @@ def agreed(fabric: fabrex.Fabric, others: list[Machine]) -> Any:
     return found
 
 
+def knows(fabric: fabrex.Fabric, machine: Machine) -> bool:
+    """Whether a machine that was stopped is given up; it and the coordinator must come to say the same."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        machine.ask("cut")
+        cut = bool(machine.hear())
+        if cut != fabric.agent.is_member(machine.name):
+            return cut
+    raise AssertionError(f"{machine.name} and the coordinator do not come to know whether it was given up")
+
+
 def main() -> int:
     """Run the campaign."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,7 +160,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     numbers, started = random.Random(given.seed), time.time()
-    made, killed, closed = 0, 0, 0
+    made, killed, closed, stopped, given_up, longest = 0, 0, 0, 0, 0, 0.0
     wrong: list[Any] = []
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fabrex-campaign-", dir="/dev/shm") as scratch:
@@ -165,15 +184,35 @@ def main() -> int:
                     victim = numbers.choice([0, 0, *range(1, MACHINES)])
                     for machine in others.values():
                         machine.ask("burst", numbers.getrandbits(32), 10)
+                    still: Machine | None = None
                     if victim:
                         time.sleep(numbers.random() * 0.1)
-                        kill = numbers.random() < 0.5
-                        killed, closed = killed + kill, closed + (not kill)
-                        others.pop(victim).end(kill)
-                    count, faults = burst(fabric, node, numbers, 10)
+                        fate = numbers.choice(["kill", "close", "stop"])
+                        killed, closed, stopped = killed + (fate == "kill"), closed + (fate == "close"), stopped + (fate == "stop")
+                        machine = others.pop(victim)
+                        if fate == "stop":
+                            still = machine
+                            still.process.send_signal(signal.SIGSTOP)
+                            seconds = numbers.choice([0.1, 0.5, 1.0, 1.5, 2.0, 3.0])
+                            waker = threading.Timer(seconds, still.process.send_signal, [signal.SIGCONT])
+                            waker.start()
+                        else:
+                            machine.end(fate == "kill")
+                    count, faults, took = burst(fabric, node, numbers, 10)
                     for machine in others.values():
-                        more, told = machine.hear()
-                        count, faults = count + more, faults + told
+                        more, told, slowest = machine.hear()
+                        count, faults, took = count + more, faults + told, max(took, slowest)
+                    if still is not None:
+                        waker.join()
+                        more, told, _ = still.hear()
+                        if knows(fabric, still):
+                            given_up += 1
+                            still.end(False)
+                        else:
+                            others[victim] = still
+                            faults = faults + told
+                        count += more
+                    longest = max(longest, took)
                     made += count
                     failed += faults
                     found = agreed(fabric, list(others.values()))
@@ -193,6 +232,9 @@ def main() -> int:
         "changes": made,
         "killed": killed,
         "closed": closed,
+        "stopped": stopped,
+        "given_up": given_up,
+        "longest_seconds": round(longest, 2),
         "failed": failed[:20],
         "disagreed": wrong,
         "seconds": round(time.time() - started, 1),
@@ -203,7 +245,10 @@ def main() -> int:
     target.mkdir(exist_ok=True)
     (target / "changes.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     outcome = "DISAGREED" if wrong else "all agreed"
-    print(f"{given.count} rounds, {made} changes, {killed} machines killed and {closed} closed: {outcome}, {len(failed)} failed")
+    print(
+        f"{given.count} rounds, {made} changes, {killed} machines killed, {closed} closed, {stopped} stopped ({given_up} of them given "
+        f"up): {outcome}, {len(failed)} failed, the longest took {longest:.2f} s"
+    )
     return 1 if wrong or failed else 0
 
 
