@@ -217,6 +217,7 @@ int fbxi_call_barrier(fbx_node *n, const char *name, uint32_t expected, uint64_t
             return status;
         struct timespec nap = {0, (long)nap_ns};
         clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+        fbxi_slept(&n->fabric->clock, nap_ns);
     }
 }
 

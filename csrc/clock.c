@@ -207,7 +207,6 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
     *reached_ticks = now;
     if ((int64_t)(target - now) <= 0)
         return 0;
-    static _Thread_local int processors;
     if (target - now > 2 * clock->ticks_per_us || max_wait_ns < 2000u) {
         /* Long: sleep, then spin. Real time is the kernel's, whatever the dilation. */
         uint64_t begin_ns = fbxi_monotonic_ns(), begin = now;
@@ -235,6 +234,7 @@ int fbxi_wait(const struct fbxi_clock *clock, uint64_t deadline_ps, uint64_t max
             clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
         }
     }
+    int processors = 0;
     uint64_t gap = GAP_NS * clock->ticks_per_us / 1000u, last = now;
     const uint64_t yield_at = 5 * clock->ticks_per_us;
     while ((int64_t)(target - (now = fbxi_ticks_now(clock))) > 0) {

@@ -118,10 +118,12 @@ int fbx_names_wait(fbx_fabric *f, uint32_t seen, uint64_t max_wait_ns)
     /* Names of another machine change without telling us: look again soon. */
     if (fbxi_names_away(f) && max_wait_ns > 1000000u)
         max_wait_ns = 1000000u;
+    const uint64_t begin = fbxi_monotonic_ns();
     fbx_add(&f->header->names_waiters, 1);
     if (fbx_observe(&f->header->names_changed) == seen)
         fbxi_futex_wait(&f->header->names_changed, seen, max_wait_ns);
     fbx_add(&f->header->names_waiters, 0xffffffffu);
+    fbxi_slept(&f->clock, fbxi_monotonic_ns() - begin);
     return 0;
 }
 

@@ -163,6 +163,8 @@ FBX_API int fbx_fabric_info(fbx_fabric *fabric, struct fbx_fabric_info *out);
 FBX_API int fbx_fabric_probe(const char *directory, const char *name, struct fbx_fabric_info *out);
 FBX_API const void *fbx_fabric_topology(fbx_fabric *fabric, uint64_t *bytes);
 FBX_API uint64_t fbx_fabric_now(fbx_fabric *fabric);
+/* The caller has slept for so long by the kernel's clock: where time is counted, it has passed; elsewhere it has anyhow. */
+FBX_API void fbx_fabric_slept(fbx_fabric *fabric, uint64_t ns);
 /* Look for dead sessions now; returns how many were cleaned up. */
 FBX_API int fbx_fabric_reap(fbx_fabric *fabric);
 FBX_API int fbx_session_alive(fbx_fabric *fabric, uint32_t session);

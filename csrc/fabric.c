@@ -1204,6 +1204,8 @@ const void *fbx_fabric_topology(fbx_fabric *f, uint64_t *bytes)
 
 uint64_t fbx_fabric_now(fbx_fabric *f) { return fbxi_now(&f->clock); }
 
+void fbx_fabric_slept(fbx_fabric *f, uint64_t ns) { fbxi_slept(&f->clock, ns); }
+
 int fbx_virtual_set(fbx_fabric *f, uint64_t now_ps)
 {
     if (f->clock.kind != FBX_VIRTUAL)

@@ -53,6 +53,7 @@
 #define KEEPERS 16u
 #define SWEEP_NS 1000000u /* how often all sessions are looked at, whether something came or not */
 #define LOOKS 16u /* at the socket that was of use last, before the kernel is asked about all */
+#define LOOKS_NS 50000u /* or for so long, if it keeps us busy */
 #define MARKS_RETRY_PS 100000000u
 #define AHEAD_PS 1000000000000ull /* nobody sends more than a second early */
 
@@ -77,7 +78,7 @@ struct session {
     uint8_t id[16];
     uint32_t machine, node, requester, incarnation;
     fbx_node *proxy;
-    uint32_t greeted, readable, dirty, blocked, over, dead, messages;
+    uint32_t greeted, readable, ended, dirty, blocked, over, dead, messages; /* ended: the other side sends no more */
     uint32_t active; /* in its keeper's list of those that have something to do */
     uint32_t asks, errands; /* that point here */
     uint64_t owed; /* bytes that their answers may take */
@@ -282,6 +283,24 @@ static int dma_read(fbx_node *proxy, struct ask *a)
     return 0;
 }
 
+/* The bytes of a READ may lie where the next frame will be put: to the ask's own, if something is put before its answer. */
+static int own_bytes(struct ask *a)
+{
+    if (a->frame.kind != FBXW_READ || a->op.buffer == a->buffer)
+        return 0;
+    if (a->buffer_bytes < a->frame.length) {
+        const uint32_t room = a->frame.length <= 4096 ? 4096 : FBXW_PAYLOAD;
+        free(a->buffer);
+        a->buffer = malloc(room);
+        a->buffer_bytes = a->buffer ? room : 0;
+        if (!a->buffer)
+            return FBX_E_NO_MEMORY;
+    }
+    memcpy(a->buffer, a->op.buffer, a->frame.length);
+    a->op.buffer = a->buffer;
+    return 0;
+}
+
 static void answer_ask(struct keeper *g, struct ask *a, int status)
 {
     fbx_fabric *f = g->fabric;
@@ -320,6 +339,11 @@ static void answer_ask(struct keeper *g, struct ask *a, int status)
         uint8_t *some = inside ? bytes + w.payload : bytes;
         uint32_t at = 0, count, most = (fbxi_high(f, FBXL_REQUESTERS) + FBXW_MARKS - 1) / FBXW_MARKS;
         while ((count = marks(f, op->target, s->machine, &at, some)) && (count == FBXW_MARKS || !inside) && most--) {
+            if (own_bytes(a)) { /* somebody here has written elsewhere for the first time since any_away() */
+                w = (struct fbxw_frame){.status = FBX_E_NO_MEMORY, .value = UINT64_MAX, .address = UINT64_MAX};
+                break;
+            }
+            payload = inside ? payload : op->buffer;
             struct fbxw_frame note = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MARKS, .payload = count * FBXW_MARK_BYTES};
             answer(s, &a->frame, &note, some);
         }
@@ -348,7 +372,7 @@ static int step(struct keeper *g, struct ask *a, int status)
     if (!marks_fit(g->fabric, a->session)) {
         /* Very many processes write to that machine, and it has not read what we have answered: it will. */
         a->answers = 1;
-        a->status = status == FBX_E_AGAIN ? 0 : status;
+        a->status = status != FBX_E_AGAIN && status ? status : own_bytes(a);
         op->next_ps = fbxi_now(&g->fabric->clock) + MARKS_RETRY_PS;
         return 0;
     }
@@ -585,22 +609,32 @@ static void *clerk(void *argument)
 
 /* ---- sessions --------------------------------------------------------------------------------------------------------- */
 
-static void cut(struct keeper *g, struct session *s)
-{
-    if (s->stream.fd >= 0)
-        fbx_count(&g->connected, UINT64_MAX);
-    fbxi_stream_drop(&s->stream);
-    s->readable = s->dirty = 0;
-    s->since_ns = fbxi_monotonic_ns();
-    if (!s->greeted)
-        s->dead = 1;
-    g->sweep = 1;
-}
-
 static int watch(struct keeper *g, struct session *s)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = s};
     return epoll_ctl(g->epoll, EPOLL_CTL_ADD, s->stream.fd, &event);
+}
+
+static void unwatch(struct keeper *g, struct session *s)
+{
+    struct epoll_event event = {.events = 0};
+    epoll_ctl(g->epoll, EPOLL_CTL_DEL, s->stream.fd, &event);
+}
+
+static void cut(struct keeper *g, struct session *s)
+{
+    if (s->stream.fd >= 0) {
+        /* A child that was forked just now may hold it still: closing it alone would neither end it nor its events. */
+        unwatch(g, s);
+        shutdown(s->stream.fd, SHUT_RDWR);
+        fbx_count(&g->connected, UINT64_MAX);
+    }
+    fbxi_stream_drop(&s->stream);
+    s->readable = s->ended = s->dirty = 0;
+    s->since_ns = fbxi_monotonic_ns();
+    if (!s->greeted)
+        s->dead = 1;
+    g->sweep = 1;
 }
 
 static void welcome(struct session *s, int fd, int status, uint64_t received)
@@ -651,8 +685,7 @@ static void hello(struct keeper *g, struct session *s, const struct fbxw_frame *
         cut(g, known);
         known->since_ns = 0;
         int fd = s->stream.fd;
-        struct epoll_event event = {.events = 0};
-        epoll_ctl(g->epoll, EPOLL_CTL_DEL, fd, &event);
+        unwatch(g, s);
         s->stream.fd = -1;
         s->dead = 1;
         welcome(known, fd, 0, known->stream.received);
@@ -725,8 +758,7 @@ enum { HANDED_OVER = 2 };
 /* A connection has said whose it is: its keeper hears it again from there. */
 static void hand_over(struct keeper *g, struct session *s, struct keeper *to)
 {
-    struct epoll_event event = {.events = 0};
-    epoll_ctl(g->epoll, EPOLL_CTL_DEL, s->stream.fd, &event);
+    unwatch(g, s);
     unlink_session(g, s);
     fbx_count(&g->connected, UINT64_MAX);
     pthread_mutex_lock(&to->mutex);
@@ -758,11 +790,14 @@ static void close_session(struct keeper *g, struct session *s)
     free(s);
 }
 
+/* Whether a frame that nobody asked for fits beside all the answers that are owed. */
+static int room_beside(const struct session *s) { return fbxi_stream_room(&s->stream, (uint32_t)s->owed + FBXW_HEADER); }
+
 /* Messages of this requester that found their register full: its own device, which is at home there, must say so. */
 static void note_messages(struct keeper *g, struct session *s)
 {
-    uint64_t bits = s->proxy ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
-    if (!bits || !fbxi_stream_room(&s->stream, FBXW_HEADER))
+    uint64_t bits = s->proxy && room_beside(s) ? fbxi_ntb_take_rejected(g->fabric, s->node) : 0;
+    if (!bits)
         return;
     struct fbxw_frame w = {.kind = FBXW_NOTE, .what = FBXW_NOTE_MESSAGES, .value = bits};
     fbxi_stream_put(&s->stream, &w, NULL);
@@ -776,7 +811,7 @@ static void send_answers(struct keeper *g, struct session *s, int idle)
         return;
     const uint64_t behind = s->stream.received - s->stream.acknowledged;
     if (behind && (s->stream.unacknowledged_bytes > ACK_BYTES || (idle && !fbxi_stream_waiting(&s->stream)) || s->over) &&
-        fbxi_stream_room(&s->stream, 0)) {
+        room_beside(s)) {
         struct fbxw_frame ack = {.kind = FBXW_ACK};
         fbxi_stream_put(&s->stream, &ack, NULL);
         s->dirty = 1;
@@ -811,8 +846,9 @@ static int serve(struct keeper *g, struct session *s)
             if (s->dirty && s->stream.tail - s->stream.sent > PUSH_BYTES)
                 send_answers(g, s, 0);
             int got = fbxi_stream_fill(&s->stream, 0);
-            /* A read that took less than it could emptied the socket: what comes now tells so itself. */
-            if (got == 0 || (got > 0 && s->stream.drained))
+            /* A read that took less than it could emptied the socket: what comes now tells so itself. But an end that came
+             * with the bytes has told already. */
+            if (got == 0 || (got > 0 && s->stream.drained && !s->ended))
                 s->readable = 0;
             if (got < 0) {
                 /* What came whole before it broke has been taken already. */
@@ -910,7 +946,12 @@ static void take_left(struct keeper *g)
     while (moved) {
         struct session *s = moved;
         moved = s->next_moved;
-        take_over(g, s);
+        if (g->session_count < SESSIONS) {
+            take_over(g, s);
+        } else {
+            fbxi_stream_free(&s->stream);
+            free(s);
+        }
     }
     while (done) {
         struct fbxi_errand *e = done;
@@ -934,10 +975,9 @@ static int round_of(struct keeper *g)
     struct session *list = g->active;
     int did = 0;
     g->active = NULL;
-    for (struct session *s = list; s; s = s->next_active)
-        s->active = 0;
     for (struct session *s = list, *next; s; s = next) {
         next = s->next_active;
+        s->active = 0; /* not before its turn: who is activated meanwhile stays where he is in this list */
         int served = 0;
         if (s->readable || s->blocked || s->stream.rx_at != s->stream.rx_end)
             served = serve(g, s);
@@ -991,8 +1031,11 @@ static int sweep(struct keeper *g, uint64_t now_ns)
         } else if (!s->greeted && now_ns > s->since_ns + GREET_NS) {
             cut(g, s);
         }
-        if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST)
+        if (fbx_observe(&f->machines->of[s->machine].state) == FBXL_MACHINE_LOST) {
+            if (s->stream.fd >= 0)
+                cut(g, s); /* nothing more of it is heard, whatever is under way */
             s->dead = 1;
+        }
         if (s->dead && !s->asks && !s->errands && !s->blocked) {
             close_session(g, s);
             continue;
@@ -1030,13 +1073,15 @@ static void *keeper(void *argument)
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
     uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
+    uint64_t asked_ns = 0, before_ns = 0;
     uint32_t sleeps = 0, looks = 0, try_after = SPIN_TRY;
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
     int timeout = 0, soon = 0;
     while (!fbx_observe(&g->gateway->stop)) {
         int count = 0, did = 0, waiting = 0;
-        if (g->hot && g->hot->stream.fd >= 0 && !timeout && ++looks % LOOKS) {
+        const int asks = !g->hot || g->hot->stream.fd < 0 || timeout || !(++looks % LOOKS) || before_ns - asked_ns > LOOKS_NS;
+        if (!asks) {
             g->hot->readable = 1;
             activate(g, g->hot);
         } else {
@@ -1053,9 +1098,13 @@ static void *keeper(void *argument)
             }
             if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
                 s->readable = 1;
+            if (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+                s->ended = 1;
             activate(g, s);
         }
         const uint64_t now_ns = fbxi_monotonic_ns();
+        asked_ns = asks ? now_ns : asked_ns;
+        before_ns = now_ns;
         int more = 1;
         for (int round = 0; round < 4 && more; round++) {
             more = round_of(g);
@@ -1074,12 +1123,11 @@ static void *keeper(void *argument)
         }
         uint64_t due = g->heap_count ? g->heap[0]->op.next_ps : UINT64_MAX;
         for (struct session *s = g->active; s; s = s->next_active) {
-            waiting |= s->readable && !s->blocked && !s->dead;
+            /* Its answers are not read, or it has not been told what came: it is looked at again soon. */
+            waiting |= s->stream.fd >= 0 && !s->blocked && (s->readable || s->stream.received != s->stream.acknowledged);
             if (s->blocked && s->retry_ps < due)
                 due = s->retry_ps;
         }
-        if (soon && due > now + 1000000000u)
-            due = now + 1000000000u;
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
         if (did && look_ns && now_ns - look_ns < AWAY_NS) {
             spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
@@ -1120,8 +1168,8 @@ static void *keeper(void *argument)
             }
             busy_ns = 0;
         }
-        if (waiting && timeout)
-            timeout = 1; /* its answers are not read; it is asked again now and then */
+        if ((waiting || soon) && timeout)
+            timeout = 1;
         if (!timeout && !did && count == 0)
             fbx_relax();
     }

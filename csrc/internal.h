@@ -342,9 +342,9 @@ int fbxi_proxy_attach(fbx_fabric *f, uint32_t node, fbx_node **out); /* node.c *
 fbx_au32 *fbxi_lane(fbx_node *n);
 void fbxi_node_forked(fbx_node *n);
 void fbxi_publish_counts(fbx_node *n); /* op.c: add what its routes carried to the links' counters */
-/* op.c: a write of a register of `target`'s NTB, posted behind what this node wrote there before (kind: FBXL_ENTRY_*). */
+/* ntb_peer.c: a write of a register of `target`'s NTB, posted behind what this node wrote there before (kind: FBXL_ENTRY_*). */
 int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes);
-uint64_t fbxi_calibrate(fbx_node *n); /* op.c: what a timed call from C costs beside its wait, ps */
+uint64_t fbxi_calibrate(fbx_node *n); /* blocking.c: what a timed call from C costs beside its wait, ps */
 
 /* ---- dma.c ----------------------------------------------------------------------------------------------------------- */
 void fbxi_dma_detach(fbx_node *n); /* what is under way ends with CLOSED */

@@ -3,12 +3,17 @@
  * What a node does to the registers of its peers' NTB devices, over the fabric: writes are posted behind the data that
  * went there before, reads are round trips that push it. And its own NTB's link, which opens and closes that way.
  */
-#include "event.h"
-#include "internal.h"
-#include "ntb.h"
 #include "away.h"
 #include "change.h"
+#include "event.h"
+#include "internal.h"
+#include "journey.h"
+#include "ntb.h"
+#include "timing.h"
+#include "trace.h"
 #include "wire.h"
+
+#include <sched.h>
 
 /* The peer's registers are made by whoever writes to them first: a delivery may not wait for the control lock. */
 int fbxi_ntb_reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
@@ -20,6 +25,93 @@ int fbxi_ntb_reach(fbx_node *n, uint32_t pidx, uint32_t *peer)
     if (!status)
         status = fbxi_ntb_get(n->fabric, n->index, &d);
     return status ? status : fbxi_ntb_get(n->fabric, *peer, &d);
+}
+
+int fbxi_post_register(fbx_node *n, uint32_t target, uint32_t kind, uint64_t reg, uint64_t value, uint32_t bytes)
+{
+    fbx_fabric *f = n->fabric;
+    const int travels = f->flags & FBXL_TIMING && f->ordering != FBX_IMMEDIATE;
+    struct fbxi_route *route;
+    struct fbxl_queue *q = NULL;
+    fbx_au32 *lane;
+    uint64_t begin = 0, ticks;
+    if (fbxi_is_away(f, target))
+        return fbxi_away_register(n, target, kind, reg, value, bytes);
+    for (;;) {
+        int status = fbxi_usable(n, FBX_OTHER, 0);
+        if (status || (status = fbxi_route_to(n, target, 0, &route)))
+            return status;
+        if (!(lane = fbxi_lane(n)))
+            return fbxi_fail(FBX_E_CLOSED, "the handle of %s is closed", n->facts->name);
+        uint64_t generation = fbx_observe(n->generation);
+        if ((status = fbxi_way_status(n, target, route))) {
+            fbxi_vanish(n, target, route);
+            return f->flags & FBXL_STRICT ? fbxi_fail_at(status, FBX_OTHER, (int)n->index, 0, "the way from %s to %s is closed",
+                                                         n->facts->name, f->node_facts[target].name) : 0;
+        }
+        if (travels && (status = fbxi_posted_queue(n, route, 0, &q)))
+            return status;
+        fbxi_mark(n, lane);
+        if (UNLIKELY(fbx_observe(n->generation) != generation)) {
+            fbxi_unmark(lane);
+            continue;
+        }
+        struct fbxi_flight flight = {0, 0, 0};
+        uint64_t now = !(f->flags & FBXL_TIMING) ? 0 : n->proxy ? n->proxy_now : fbxi_now(&f->clock);
+        uint64_t fence = fbx_peek(&n->fence_floor);
+        if (f->flags & FBXL_TIMING && fbxi_send_small(route, 0, now + n->facts->pio_write_ps, FBXI_MWR,
+                                                      (uint32_t)__builtin_ctz(bytes), &flight))
+            fbx_count(&f->header->reservations_clamped, 1);
+        struct fbxi_post post = {.region = UINT32_MAX, .bytes = bytes, .kind = kind, .flags = FBXL_ENTRY_SCALAR,
+                                 .requester = n->requester, .offset = reg, .trace_id = fbxi_tracing(f) ? fbxi_trace_id(f) : 0,
+                                 .arrives_ps = flight.arrives_ps > fence ? flight.arrives_ps : fence, .payload = &value};
+        if (travels) {
+            status = fbxi_post(f, q, &post);
+        } else {
+            const struct fbxi_ntb_write w = {kind, n->index, reg, value, NULL, 0};
+            fbxi_deliver_due(n, target, now);
+            status = fbxi_ntb_apply(f, target, &w);
+            if (status == FBX_E_INVALID) { /* an interrupt message for nobody */
+                fbxi_vanish(n, target, route);
+                status = 0;
+            }
+            if (f->flags & FBXL_TIMING)
+                fbxi_count_way(route, 0, bytes, 1, FBX_MWR_HEADER);
+        }
+        fbxi_unmark(lane);
+        if (n->proxy && (status == FBX_E_AGAIN || status == FBX_E_BUSY))
+            return FBX_E_AGAIN; /* a gateway does not wait here */
+        if (status == FBX_E_AGAIN || status == FBX_E_BUSY) {
+            /* Full, or a stopped process is in the way: wait for room, but not for ever. */
+            uint64_t ns = fbxi_monotonic_ns();
+            if (!begin)
+                begin = ns;
+            if (f->sim)
+                return FBX_E_AGAIN; /* the program waits until there is room */
+            if (f->clock.kind != FBX_REAL || ns - begin > FBX_STALL_NS)
+                return fbxi_fail(FBX_E_QUEUE_FULL, "%s does not take what %s posts to its registers",
+                                 f->node_facts[target].name, n->facts->name);
+            if (fbxi_wait(&f->clock, post.arrives_ps, 1000000u, FBX_SPIN_NS, NULL, &ticks) == 0)
+                sched_yield();
+            continue;
+        }
+        if (status)
+            return status;
+        fbxi_use_target(n, target);
+        if (fbxi_tracing(f)) {
+            struct fbx_op told = {.kind = FBX_OTHER, .gva = reg, .bytes = bytes, .operand = {value}, .target = target,
+                                  .trace_id = post.trace_id, .sequence = post.sequence, .issued_ps = now,
+                                  .departs_ps = flight.departs_ps, .arrives_ps = post.arrives_ps, .completes_ps = now};
+            fbxi_trace_op(n, &told, now);
+        }
+        if (travels)
+            fbxi_ntb_posted(f, target);
+        uint64_t credit = fbxi_out(route)->credit_ps;
+        if (f->clock.kind == FBX_REAL && flight.departs_ps > now + credit && !n->proxy)
+            while (fbxi_wait(&f->clock, flight.departs_ps - credit, UINT64_MAX, FBX_SPIN_LAST_NS, NULL, &ticks) == FBX_E_AGAIN)
+                ;
+        return 0;
+    }
 }
 
 /* ---- doorbells --------------------------------------------------------------------------------------------------- */

@@ -93,9 +93,10 @@ static void *service(void *argument)
             continue;
         }
         if (nap > 0 && !fbx_observe(&f->service_stop)) {
+            const uint64_t begin = fbxi_monotonic_ns();
             fbxi_futex_wait(wake, 0, nap);
             if (nap < LOOK_NS)
-                fbxi_slept(&f->clock, nap);
+                fbxi_slept(&f->clock, fbxi_monotonic_ns() - begin); /* who wakes us often does not hurry time on */
         }
     }
     return NULL;

@@ -550,6 +550,9 @@ static void *net_thread(void *argument)
     struct fbxi_net *net = f->net;
     while (!fbx_observe(&net->stop)) {
         uint64_t nap = 200000000u;
+        /* Before we look. Pairs with: the mutex of the stream, which wake() comes after. Breaks: a frame that is put between our
+         * look and our sleep waits for all of it. */
+        fbx_publish(&net->napping, 1);
         pthread_mutex_lock(&net->mutex);
         for (struct fbxi_peer *p = net->list; p; p = p->next) {
             pthread_mutex_lock(&p->mutex);
@@ -558,8 +561,8 @@ static void *net_thread(void *argument)
             nap = again < nap ? again : nap;
         }
         pthread_mutex_unlock(&net->mutex);
-        if (nap > 1000000u)
-            fbx_publish(&net->napping, 1);
+        if (nap <= 1000000u)
+            fbx_publish(&net->napping, 0);
         fbxi_futex_wait(&net->wake, 0, nap);
         fbx_publish(&net->napping, 0);
         fbx_publish(&net->wake, 0);

@@ -143,6 +143,7 @@ class Operation:
         while not self.done():
             left = self._record.next_ps - lib.fbx_fabric_now(self._node.fabric._live())
             yield from asyncio.sleep(max(left, 0) / 1e12).__await__()
+            lib.fbx_fabric_slept(self._node.fabric._live(), max(left, 0) // 1000)
         return self.result()
 
     def __del__(self) -> None:
@@ -550,7 +551,9 @@ class Node(Requester):
         stretch = self.fabric.topology.dilation_num / self.fabric.topology.dilation_den
         while (left := deadline - self.fabric.now_ps) > 0:
             self._pointer()
-            time.sleep(min(left / 1e12 * stretch, 0.5))
+            nap = min(left / 1e12 * stretch, 0.5)
+            time.sleep(nap)
+            lib.fbx_fabric_slept(self.fabric._live(), int(nap * 1e9))
 
     @property
     def random(self) -> random.Random:

@@ -9,6 +9,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Child, control_path, head, patch, persistent, table, topology
@@ -50,9 +51,11 @@ VICTIM = """
 """
 
 
-def _damage(place: Path, children: Callable[..., Child], changes: list[list[tuple[int, bytes]]], patience: float = 20) -> None:
+def _damage(
+    place: Path, children: Callable[..., Child], changes: list[list[tuple[int, bytes]]], patience: float = 20, **how: Any
+) -> None:
     """Visit the fabric with each set of changes in place; report those that kill the visitor or escape our errors."""
-    fabrex.Fabric.create(topology(size="1MiB"), "lab", persistent=True, timing=True).close()
+    fabrex.Fabric.create(topology(size="1MiB"), "lab", persistent=True, **{"timing": True, **how}).close()
     path, bad = control_path(), []
     whole, size = head(path), path.stat().st_size
     victim = children(VICTIM)
@@ -108,6 +111,34 @@ def test_damaged_words_of_what_is_written_once(place: Path, children: Callable[.
         value = noise.choice((*VALUES, noise.getrandbits(64))) & ((1 << 32) - 1 if kind == "I" else (1 << 64) - 1)
         changes.append([(at, struct.pack("<" + kind, value))])
     _damage(place, children, changes, patience=2 if part in ("header", "directions") else 20)
+
+
+COUNTED_TICKS = 192 - 16
+"""Where the clock of a fabric without time is in the header."""
+
+
+def test_a_damaged_counted_clock(place: Path, children: Callable[..., Child]) -> None:
+    """Time that jumps, or stands at what no fabric has come to."""
+    noise = random.Random("counted")
+    changes = [[(COUNTED_TICKS, struct.pack("<Q", value))] for value in (*VALUES, 1 << 53, 1 << 54, 922337203685477)]
+    for _ in range(30):
+        changes.append([(noise.randrange(8, COUNTED_TICKS, 4), struct.pack("<I", noise.choice(VALUES) & 0xFFFFFFFF))])
+    _damage(place, children, changes, patience=2, timing=False, ordering="adversarial")
+
+
+def test_the_counted_clock_jumps_under_a_waiter(place: Path) -> None:
+    """What waits is due then, and nothing is lost."""
+    with (
+        fabrex.Fabric.create(topology(size="1MiB"), "lab", timing=False, ordering="adversarial") as fabric,
+        fabric.attach("host0") as near,
+    ):
+        gva = fabric.gva("host1", 64)
+        for ticks in (1 << 30, 1 << 40, 1 << 45):
+            near.store(gva, ticks)
+            patch(control_path("lab"), COUNTED_TICKS, struct.pack("<Q", ticks))
+            assert fabric.now_ps >= ticks * 20_000, "it is the clock that was damaged"
+            near.flush()
+            assert near.load(gva) == ticks
 
 
 def test_an_access_width_of_zero(place: Path, children: Callable[..., Child]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -370,4 +371,23 @@ def test_without_time_the_adversary_counts_operations(place: Path) -> None:
         begin = time.monotonic()
         with pytest.raises(fabrex.WaitTimeout):
             far.wait_until(gva, "==", 0, timeout=0.05)
+        assert time.monotonic() - begin < 20
+
+
+def test_counted_time_passes_for_who_sleeps(place: Path) -> None:
+    """Else what is waited for with a timeout, and does not come, would be waited for without an end."""
+    with fabrex.Fabric.create("fabrex-pair", ordering="adversarial", timing=False) as fabric, fabric.attach("host0") as near:
+        begin = time.monotonic()
+        before = near.now_ps
+        near.sleep(0.05)
+        assert near.now_ps - before >= 50 * 10**9
+        with pytest.raises(fabrex.WaitTimeout):
+            near.barrier("alone", timeout=0.05, size=2)
+        with pytest.raises(fabrex.WaitTimeout):
+            fabric.get("never", timeout=0.05)
+
+        async def awaits() -> int:
+            return int(await near.begin("fetch_add", fabric.gva("host1", 64), 1))
+
+        assert asyncio.run(awaits()) == 0
         assert time.monotonic() - begin < 20

@@ -32,8 +32,8 @@ C_LAYERS: list[set[str]] = [
     {"segment", "lock", "registered", "ring", "timing", "link", "event", "tier", "fault", "stream"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "call", "door", "change", "loop", "shm", "socket", "engine"},
-    {"node", "op", "journey", "away", "dma", "ntb_peer", "ntb_msi", "ntb_requester", "service", "fabric", "machine", "gateway",
-     "errands", "export"},
+    {"node", "op", "journey", "packets", "blocking", "view", "estimate", "away", "dma", "ntb_peer", "ntb_msi", "ntb_requester",
+     "service", "fabric", "machine", "gateway", "errands", "export"},
     {"sim"},  # runs programs on all of it
     {"bench"},  # over everything
 ]

@@ -384,18 +384,22 @@ int main(int argc, char **argv)
 #define PART(number, call) \
     if (!only || only == (number)) \
     call
-    PART(1, operations(0, FBX_POSTED));
-    PART(2, operations(FBX_TIMING, FBX_POSTED));
-    PART(3, operations(FBX_TIMING, FBX_IMMEDIATE));
-    PART(4, order(0));
-    PART(5, order(FBX_TIMING));
-    PART(6, outstanding());
-    PART(7, breaks(0));
-    PART(8, breaks(FBX_TIMING));
-    PART(9, lost());
-    PART(10, names());
-    PART(11, registers(0));
-    PART(12, registers(FBX_TIMING));
+    /* With one thread to a gateway, and with several, whatever the processors would bear. */
+    for (int keepers = 1; keepers <= 3; keepers += 2) {
+        setenv("FABREX_GATEWAY_THREADS", keepers == 1 ? "1" : "3", 1);
+        PART(1, operations(0, FBX_POSTED));
+        PART(2, operations(FBX_TIMING, FBX_POSTED));
+        PART(3, operations(FBX_TIMING, FBX_IMMEDIATE));
+        PART(4, order(0));
+        PART(5, order(FBX_TIMING));
+        PART(6, outstanding());
+        PART(7, breaks(0));
+        PART(8, breaks(FBX_TIMING));
+        PART(9, lost());
+        PART(10, names());
+        PART(11, registers(0));
+        PART(12, registers(FBX_TIMING));
+    }
     CHECK_EQ(test_leftovers(), 0);
     return check_report();
 }

@@ -138,14 +138,19 @@ def test_output_that_is_no_text_and_very_long_lines(cli: Cli) -> None:
 
 def test_output_dir(cli: Cli, tmp_path: Path) -> None:
     place = tmp_path / "out" / "deep"
-    result = cli("run", "fabrex-pair", "--output-dir", str(place), "--", "sh", "-c", "echo hi; echo no >&2; exit $FABREX_RANK")
+    # Whoever fails ends the others: the second of them only once the first has said what it has to say.
+    said = tmp_path / "said"
+    code = f"echo hi; echo no >&2; [ $FABREX_RANK = 1 ] || : > {said}; until [ -e {said} ]; do sleep 0.02; done; exit $FABREX_RANK"
+    result = cli("run", "fabrex-pair", "--output-dir", str(place), "--", "sh", "-c", code)
     assert result.code == 1
     assert (place / "host0.out").read_text() == "hi\n" and (place / "host1.err").read_text() == "no\n"
     assert json.loads((place / "run.json").read_text())["exit_code"] == 1
 
 
-def test_json_has_facts_on_standard_output_and_the_rest_elsewhere(cli: Cli) -> None:
-    result = cli("run", "fabrex-pair", "--json", "--name", "lab", "--", "sh", "-c", "echo hi; exit $((FABREX_RANK * 3))")
+def test_json_has_facts_on_standard_output_and_the_rest_elsewhere(cli: Cli, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    code = f"echo hi; [ $FABREX_RANK = 1 ] || : > {said}; until [ -e {said} ]; do sleep 0.02; done; exit $((FABREX_RANK * 3))"
+    result = cli("run", "fabrex-pair", "--json", "--name", "lab", "--", "sh", "-c", code)
     found = result.document
     assert result.code == 3 and found["exit_code"] == 3 and found["fabric"] == "lab"
     assert [(p["node"], p["exit_code"]) for p in found["processes"]][1] == ("host1", 3)

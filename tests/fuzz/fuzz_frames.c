@@ -14,7 +14,7 @@
 
 static fbx_fabric *fabric;
 static char directory[128];
-static uint64_t frames_sent, connections;
+static uint64_t frames_sent, connections, taken; /* taken: the last sequence that the session behind the greeting has had */
 
 static void make(void)
 {
@@ -63,14 +63,18 @@ static void pump(int fd, const uint8_t *data, size_t size)
     }
 }
 
+/* Every fourth goes on with the session of the connection before it, which may have ended meanwhile. */
 static int greeted(void)
 {
+    static uint64_t session;
     int pair[2], bytes = 1 << 20;
-    uint8_t hello[FBXW_HEADER + FBXW_HELLO_BYTES];
-    struct fbxw_hello h = {.fabric = 77, .machine = 1, .node = connections % 5 ? 1 : UINT32_MAX, .layout = FBXW_VERSION};
+    uint8_t hello[FBXW_HEADER + FBXW_HELLO_BYTES], said[FBXW_HEADER];
+    struct fbxw_hello h = {.fabric = 77, .machine = 1, .node = connections % 5 ? 1 : UINT32_MAX, .layout = FBXW_VERSION,
+                           .resumed = connections % 4 == 3};
     struct fbxw_frame w = {.kind = FBXW_HELLO, .payload = FBXW_HELLO_BYTES};
     connections++;
-    memcpy(h.session, &connections, sizeof connections);
+    session += !h.resumed;
+    memcpy(h.session, &session, sizeof session);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
         abort();
     setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
@@ -78,6 +82,8 @@ static int greeted(void)
     fbxw_encode(hello, &w);
     fbxw_encode_hello(hello + FBXW_HEADER, &h);
     pump(pair[0], hello, sizeof hello);
+    struct pollfd wait = {pair[0], POLLIN, 0};
+    taken = poll(&wait, 1, 2000) > 0 && recv(pair[0], said, sizeof said, 0) == sizeof said && !fbxw_decode(said, &w) ? w.value : 0;
     return pair[0];
 }
 
@@ -95,11 +101,11 @@ static size_t compose(uint8_t *out, size_t room, uint64_t count, uint64_t (*next
     static const uint8_t kinds[] = {FBXW_STORE, FBXW_WRITE, FBXW_REGISTER, FBXW_LOAD, FBXW_READ, FBXW_FETCH_ADD, FBXW_SWAP, FBXW_CAS, FBXW_FLUSH,
                                     FBXW_SAMPLE, FBXW_ERRAND, FBXW_ACK, FBXW_LOAD, FBXW_STORE};
     size_t used = 0;
-    uint64_t sequence = 0;
+    uint64_t sequence = taken;
     for (uint64_t i = 0; i <= count; i++) {
         uint64_t r = next(state);
-        if (i == count && r % 64 == 0)
-            break;
+        if (i == count && (r % 64 == 0 || connections % 4 == 3))
+            break; /* the next connection goes on with the session */
         struct fbxw_frame w = {.kind = i == count ? FBXW_BYE : 0};
         if (i < count)
             w.kind = r % 64 ? kinds[(r >> 8) % sizeof kinds] : (uint8_t)(r >> 16);
@@ -193,8 +199,9 @@ static void campaign(uint64_t wanted, uint64_t seed)
     }
     struct fbx_gateway_info info;
     fbx_gateway_info(fabric, &info);
-    printf("frames %llu connections %llu taken %llu garbage %llu grown %lld\n", (unsigned long long)frames_sent, (unsigned long long)connections,
-           (unsigned long long)info.frames, (unsigned long long)info.garbage, (long long)(resident() - early));
+    printf("frames %llu connections %llu resumed %llu taken %llu garbage %llu grown %lld\n", (unsigned long long)frames_sent,
+           (unsigned long long)connections, (unsigned long long)info.resumed, (unsigned long long)info.frames,
+           (unsigned long long)info.garbage, (long long)(resident() - early));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -37,9 +37,9 @@ def main() -> int:
         text=True,
         check=False,
     )
-    said = re.search(r"frames (\d+) connections (\d+) taken (\d+) garbage (\d+) grown (-?\d+)", done.stdout)
+    said = re.search(r"frames (\d+) connections (\d+) resumed (\d+) taken (\d+) garbage (\d+) grown (-?\d+)", done.stdout)
     facts = (
-        dict(zip(("frames", "connections", "taken", "garbage", "grown_bytes"), map(int, said.groups()), strict=True))
+        dict(zip(("frames", "connections", "resumed", "taken", "garbage", "grown_bytes"), map(int, said.groups()), strict=True))
         if said
         else {}
     )
