@@ -797,7 +797,8 @@ def test_a_member_that_talks_nonsense_harms_nobody(place: Path, folder: Callable
             {"made": 77}, {"ask": 1}, {"ask": 1, "change": {"what": "core"}},
             {"ask": 1, "change": {"what": "leave", "machine": "m1"}},
             {"ask": 1, "change": {"what": "core", "kind": 1, "index": -1, "keys": 0, "values": [0] * 16}}, 5, [], {"made": "x"},
-            {"ask": 1, "change": {"what": "nodes", "machine": "m1", "lost": []}}, {"made": math.inf}, {"made": 1, "status": 1 << 40},
+            {"ask": 1, "change": {"what": "nodes", "machine": "m1", "lost": []}}, {"made": math.inf},
+            {"made": 1, "status": 1 << 40},
             {"ask": 0, "change": {"what": "windows", "machine": "m2", "count": "9" * 30}},
             {"ask": "9" * 30, "change": {"what": "windows", "machine": "m2", "count": 1}},
         ):  # fmt: skip

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from . import output
 from ..errors import FabricError, PeerLost
+from . import output
 from .common import check_name, topology_of
 from .output import CommandError, count, document, emit, note, usage
 

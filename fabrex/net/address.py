@@ -147,7 +147,7 @@ def listen(address: Address) -> socket.socket:
         sock.close()
         why = getattr(error, "strerror", None) or error
         hint = "choose another address or port"
-        if unix:
+        if isinstance(address, str):
             taken_by = getattr(error, "errno", None) == errno.EADDRINUSE
             hint = "end who listens there, or choose another path" if taken_by else "is its directory there, and yours?"
             if len(os.fsencode(address)) > _LONGEST:

@@ -198,11 +198,13 @@ class Agent:
                 self._changed.wait(0.1)
 
     def wait_over(self) -> str:
-        """Wait a moment; returns why this machine's part is over, or "". That the coordinator was lost is no reason: traffic goes on."""
+        """Wait a moment; returns why this machine's part is over, or "". The coordinator's loss is no reason: traffic goes on."""
         self._closing.wait(0.2)
         if self._cut:
             return self._no_coordinator()
-        return "it was closed" if self.closed else f"the coordinator, machine {self.machines[0]}, has ended it" if self._ended else ""
+        if self.closed:
+            return "it was closed"
+        return f"the coordinator, machine {self.machines[0]}, has ended it" if self._ended else ""
 
     @property
     def cut_off(self) -> bool:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes of a fabric from all of its machines at once, while machines leave, are killed, stop and come back; then all hold the same.
+"""Changes of a fabric from all of its machines at once, while machines leave, are killed, stop and come back; then all hold the
+same.
 
 `make campaign-changes COUNT=100` runs that many rounds. In each, every machine (a process of its own) takes links down and up, sets
-and resets their values, disables and enables its NTB and programs windows, and one of them may be killed, closed, or stopped for up
-to three seconds in the middle; one that was given up meanwhile must know it, and joins anew. When all have answered, machines with the
-same epoch must hold the same, by what their agents and by what their segments say. The status is that they did, and that no change
-of the others failed; how long the longest of these took is told. `--seed` begins another sequence.
+and resets their values, disables and enables its NTB and programs windows, and one of them may be killed, closed, or stopped for
+up to three seconds in the middle; one that was given up meanwhile must know it, and joins anew. When all have answered, machines
+with the same epoch must hold the same, by what their agents and by what their segments say. The status is that they did, and that
+no change of the others failed; how long the longest of these took is told. `--seed` begins another sequence.
 """
 
 from __future__ import annotations
@@ -246,8 +247,8 @@ def main() -> int:
     (target / "changes.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     outcome = "DISAGREED" if wrong else "all agreed"
     print(
-        f"{given.count} rounds, {made} changes, {killed} machines killed, {closed} closed, {stopped} stopped ({given_up} of them given "
-        f"up): {outcome}, {len(failed)} failed, the longest took {longest:.2f} s"
+        f"{given.count} rounds, {made} changes, {killed} machines killed, {closed} closed, {stopped} stopped "
+        f"({given_up} of them given up): {outcome}, {len(failed)} failed, the longest took {longest:.2f} s"
     )
     return 1 if wrong or failed else 0
 
