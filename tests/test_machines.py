@@ -1158,7 +1158,7 @@ def placed(dilation: int, apart: bool, there: Callable[[], str]) -> Iterator[fab
 
 def test_the_processors_operations_take_the_modelled_time_elsewhere(place: Path, folder: Callable[[], str]) -> None:
     """Never less than `estimate` says, and in the best of some tries not a fifth more: the network's own time lies inside it."""
-    dilation = 300
+    dilation = 1500  # a network beside other work is nothing then
     with placed(dilation, True, folder) as near:
         gva, data = near.fabric.gva("host1", 0) + (1 << 20), bytes(65536)
         for kind, size, call in (
@@ -1169,7 +1169,7 @@ def test_the_processors_operations_take_the_modelled_time_elsewhere(place: Path,
         ):
             modelled = near.estimate(kind, gva, size)["completes_ps"] * dilation / 1000
             took = []
-            for _ in range(20):
+            for _ in range(60):
                 near.flush()
                 begin = time.perf_counter_ns()
                 call()
