@@ -129,6 +129,10 @@ def execute(arguments: Any) -> int:
     [(_, command)] = arguments.commands
     with open_fabric(arguments.name) as fabric:
         node = find_node(fabric, arguments.node, attachable=True)
+        for machine in fabric.machines():
+            if node in machine["nodes"] and not machine["here"]:
+                words = f"{node} is at home on machine {machine['name']}"
+                raise output.CommandError(words, "run the command there: a node is attached where it is at home", output.NOT_FOUND)
         alike = [other.name for other in fabric.topology.of_kind(fabric.topology.nodes[node].kind)]
         env = {**os.environ, **environment(fabric.name, fabric.directory, node, alike.index(node), len(alike))}
     path = find_command(command[0])

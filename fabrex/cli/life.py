@@ -29,6 +29,9 @@ def up(arguments: Any) -> int:
         usage("--listen and --token-file belong to --machine")
     topology = topology_of(arguments)
     name = check_name(arguments.name if arguments.name is not None else topology.name)
+    if topology.machines:
+        first, *others = topology.machines
+        note(f"fabricctl: all nodes are placed here; with `--machine {first}` {', '.join(others)} can join")
     try:
         fabric = Fabric.create(topology, name, persistent=True)
     except FabricExists as error:

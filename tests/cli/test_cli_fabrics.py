@@ -97,6 +97,21 @@ def test_up_takes_options_and_the_topology_name(cli: Cli) -> None:
     assert {link["name"]: link["delay_ps"] for link in links}[LINK] == 500_000
 
 
+def test_up_of_several_machines_on_one_says_so(cli: Cli, tmp_path: Path) -> None:
+    described = tmp_path / "two.yaml"
+    document = fabrex.Topology.preset("fabrex-pair").to_dict()
+    switch = next(name for name, node in document["nodes"].items() if node["kind"] == "switch")
+    document["machines"] = {"m0": {"nodes": ["host0", switch]}, "m1": {"nodes": ["host1"]}}
+    described.write_text(fabrex.Topology.from_dict(document).to_yaml(), encoding="utf-8")
+    result = cli.good("up", str(described), "--name", "lab")
+    assert "all nodes are placed here" in result.err and "--machine m0" in result.err
+    assert cli("exec", "lab", "--node", "host1", "--", "true").code == 0
+    with fabrex.Fabric.host(fabrex.Topology.load(described), "far", directory=cli.directory):
+        said = cli.bad(3, "exec", "far", "--node", "host1", "--", "true")
+        assert "host1 is at home on machine m1" in said
+        assert cli("exec", "far", "--node", "host0", "--", "true").code == 0
+
+
 def test_directory_option(cli: Cli, tmp_path: Path) -> None:
     place = os.path.join(cli.directory, "inner")
     os.mkdir(place)
