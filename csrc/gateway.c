@@ -43,11 +43,11 @@
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
 #define SPIN_TRY 64u
-#define SPIN_TRY_MOST 4096u
+#define SPIN_TRY_MOST 256u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define ASIDE_NS 20000000ull /* between two moves to another processor, at first and at most */
 #define ASIDE_MOST_NS 10000000000ull
-#define HOLD_NS 3000000u /* after a move we look on so long in any case: who asks finds out in his turn that it is of use */
+#define HOLD_NS 6000000u /* after a move we look on so long in any case: who asks finds out in his turn that it is of use */
 #define PUSH_BYTES (128u << 10) /* answers wait for the turn's end, but no more than this */
 #define SESSIONS 4096u /* of a keeper */
 #define KEEPERS 16u

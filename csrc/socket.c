@@ -40,7 +40,8 @@
 #define SPIN_LEAST_NS 500u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define SPIN_TRY 64u /* after so many waits it looks on for a while in any case, to learn whether that would be of use; */
-#define SPIN_TRY_MOST 4096u /* after twice as many each time that it was not */
+#define SPIN_TRY_MOST 256u /* after twice as many each time that it was not. A try lasts until a gateway that sleeps has answered: */
+#define TRY_NS 120000u /* else two that both sleep never find out that they need not */
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
@@ -73,7 +74,7 @@ struct fbxi_peer {
     pthread_mutex_t mutex; /* all that follows */
     pthread_cond_t answered;
     struct fbxi_stream stream;
-    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits, try_after;
+    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits, try_after, trying;
     uint32_t busy_nap; /* the thread looks again within 2 ms: enough for requests, whose caller comes back for the answer */
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
@@ -759,13 +760,16 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     /* Looking on is quicker than being woken, if the other side runs meanwhile; where processors are scarce it keeps that side
      * from running. What it was worth lately decides. */
     const uint64_t spins = now - begin;
-    if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < p->spin_ns) {
+    if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < (p->trying ? TRY_NS : p->spin_ns)) {
         int got = receive(p, 0);
         if (got > 0 && spins && now - p->look_ns < AWAY_NS) {
             p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
             p->try_after = SPIN_TRY;
-        } else if (got > 0 && p->look_ns >= begin) /* it came because we were stopped: the other side is on this processor */
+            p->trying = 0;
+        } else if (got > 0 && p->look_ns >= begin) { /* it came because we were stopped: the other side is on this processor */
             p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
+            p->trying = 0;
+        }
         p->look_ns = now;
         return;
     }
@@ -775,6 +779,10 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
         p->waits = 0;
         p->try_after = p->try_after * 2 < SPIN_TRY_MOST ? p->try_after * 2 : SPIN_TRY_MOST;
         p->spin_ns = SPIN_NS / 2;
+        p->trying = 1;
+    } else if (spins && p->trying) {
+        p->trying = 0;
+        p->spin_ns = SPIN_LEAST_NS;
     }
     if (!fbxi_stream_waiting(&p->stream) && left_ns >= SLEEP_MS * 1000000ull) {
         receive(p, 1);
