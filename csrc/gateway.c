@@ -42,6 +42,7 @@
 #define TURN 256u /* frames of one session before the others have their turn */
 #define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
 #define SPIN_LEAST_NS 500u
+#define FRESH_NS 10000000u
 #define SPIN_TRY 64u
 #define SPIN_TRY_MOST 256u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
@@ -1072,7 +1073,7 @@ static void *keeper(void *argument)
     struct keeper *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0;
+    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0, served_ns = 0;
     uint64_t asked_ns = 0, before_ns = 0;
     uint32_t sleeps = 0, looks = 0, try_after = SPIN_TRY;
     cpu_set_t set;
@@ -1136,6 +1137,11 @@ static void *keeper(void *argument)
         } else if (did && look_ns)
             /* It came because we were stopped: who asks is on this processor, and we were in the way. */
             spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
+        if (did && now_ns - served_ns > FRESH_NS) {
+            spin_ns = SPIN_NS / 2;
+            try_after = SPIN_TRY;
+        }
+        served_ns = did ? now_ns : served_ns;
         if (now_ns < hold_ns)
             spin_ns = SPIN_NS;
         look_ns = did || timeout ? 0 : now_ns;

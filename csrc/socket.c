@@ -39,6 +39,7 @@
 #define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
 #define SPIN_LEAST_NS 500u
 #define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
+#define FRESH_NS 10000000u /* nothing was waited for in so long: what was learned then says little now, and a wait is a try */
 #define SPIN_TRY 64u /* after so many waits it looks on for a while in any case, to learn whether that would be of use; */
 #define SPIN_TRY_MOST 256u /* after twice as many each time that it was not. A try lasts until a gateway that sleeps has answered: */
 #define TRY_NS 120000u /* else two that both sleep never find out that they need not */
@@ -79,7 +80,7 @@ struct fbxi_peer {
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
     uint8_t session[16];
-    uint64_t look_ns, down_ns, tried_ns, heard_ns, pushed_ns, asked_ns;
+    uint64_t look_ns, waited_ns, down_ns, tried_ns, heard_ns, pushed_ns, asked_ns;
     uint64_t posted, posted_before, posted_sequence; /* in all; before this session; sequence of the last one, 0: settled */
     struct fbxl_away *shared;
     struct slot *slots;
@@ -760,6 +761,12 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     /* Looking on is quicker than being woken, if the other side runs meanwhile; where processors are scarce it keeps that side
      * from running. What it was worth lately decides. */
     const uint64_t spins = now - begin;
+    if (now - p->waited_ns > FRESH_NS) {
+        p->trying = 1;
+        p->spin_ns = SPIN_NS / 2;
+        p->try_after = SPIN_TRY;
+    }
+    p->waited_ns = now;
     if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < (p->trying ? TRY_NS : p->spin_ns)) {
         int got = receive(p, 0);
         if (got > 0 && spins && now - p->look_ns < AWAY_NS) {
