@@ -16,6 +16,7 @@
 #include "gateway.h"
 
 #include "journey.h"
+#include "looking.h"
 #include "ntb.h"
 #include "stream.h"
 #include "timing.h"
@@ -40,12 +41,6 @@
 #define ACK_BYTES (128u << 10)
 #define ACK_NS 2000000u /* however busy others keep us: whoever has sent something takes silence for a break */
 #define TURN 256u /* frames of one session before the others have their turn */
-#define SPIN_NS 50000u /* as in socket.c: at most, and as long as it has been of use */
-#define SPIN_LEAST_NS 500u
-#define FRESH_NS 10000000u
-#define SPIN_TRY 64u
-#define SPIN_TRY_MOST 256u
-#define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
 #define ASIDE_NS 20000000ull /* between two moves to another processor, at first and at most */
 #define ASIDE_MOST_NS 10000000000ull
 #define HOLD_NS 6000000u /* after a move we look on so long in any case: who asks finds out in his turn that it is of use */
@@ -1073,12 +1068,14 @@ static void *keeper(void *argument)
     struct keeper *g = argument;
     fbx_fabric *f = g->fabric;
     struct epoll_event events[64];
-    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, spin_ns = SPIN_NS / 2, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0, served_ns = 0;
+    uint64_t busy_ns = 0, look_ns = 0, swept_ns = 0, aside_ns = 0, aside_wait = ASIDE_NS, hold_ns = 0, served_ns = 0;
     uint64_t asked_ns = 0, before_ns = 0;
-    uint32_t sleeps = 0, looks = 0, try_after = SPIN_TRY;
+    uint32_t looks = 0;
+    struct fbxi_looking looking = {0};
     cpu_set_t set;
     const int spins = sched_getaffinity(0, sizeof set, &set) || (uint32_t)CPU_COUNT(&set) > g->gateway->keepers;
     int timeout = 0, soon = 0;
+    fbxi_looking_fresh(&looking);
     while (!fbx_observe(&g->gateway->stop)) {
         int count = 0, did = 0, waiting = 0;
         const int asks = !g->hot || g->hot->stream.fd < 0 || timeout || !(++looks % LOOKS) || before_ns - asked_ns > LOOKS_NS;
@@ -1130,26 +1127,24 @@ static void *keeper(void *argument)
                 due = s->retry_ps;
         }
         /* Look on for a while before sleeping: the next request is often near, and waking up takes longer than serving it. */
-        if (did && look_ns && now_ns - look_ns < AWAY_NS) {
-            spin_ns = spin_ns * 2 < SPIN_NS ? spin_ns * 2 : SPIN_NS; /* it came while we looked on */
+        if (did && look_ns && now_ns - look_ns < FBXI_LOOK_AWAY_NS) {
+            fbxi_looking_useful(&looking);
             aside_wait = ASIDE_NS;
-            try_after = SPIN_TRY;
-        } else if (did && look_ns)
+        } else if (did && look_ns) {
             /* It came because we were stopped: who asks is on this processor, and we were in the way. */
-            spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
-        if (did && now_ns - served_ns > FRESH_NS) {
-            spin_ns = SPIN_NS / 2;
-            try_after = SPIN_TRY;
+            fbxi_looking_useless(&looking);
         }
+        if (did && now_ns - served_ns > FBXI_LOOK_FRESH_NS)
+            fbxi_looking_fresh(&looking);
         served_ns = did ? now_ns : served_ns;
         if (now_ns < hold_ns)
-            spin_ns = SPIN_NS;
+            looking.ns = FBXI_LOOK_MOST_NS;
         look_ns = did || timeout ? 0 : now_ns;
         if (did)
             busy_ns = now_ns;
         timeout = 200;
-        if (did || (spins && busy_ns && now_ns - busy_ns < spin_ns)) {
-            timeout = did && !more && spin_ns <= SPIN_LEAST_NS && due == UINT64_MAX ? 200 : 0;
+        if (did || (spins && busy_ns && now_ns - busy_ns < looking.ns)) {
+            timeout = did && !more && looking.ns <= FBXI_LOOK_LEAST_NS && due == UINT64_MAX ? 200 : 0;
         } else if (due != UINT64_MAX && fbxi_counts(&f->clock)) {
             fbxi_slept(&f->clock, 1000u);
             timeout = 0;
@@ -1160,17 +1155,13 @@ static void *keeper(void *argument)
             timeout = us < 1000 ? 0 : us / 1000 < 200 ? (int)(us / 1000) : 200;
         }
         if (timeout && busy_ns) {
-            spin_ns = spin_ns / 2 > SPIN_LEAST_NS ? spin_ns / 2 : SPIN_LEAST_NS;
-            if (++sleeps >= try_after) {
-                sleeps = 0;
-                try_after = try_after * 2 < SPIN_TRY_MOST ? try_after * 2 : SPIN_TRY_MOST;
-                spin_ns = SPIN_NS / 2;
-                if (spins && g->hot && g->hot->stream.fd >= 0 && now_ns > aside_ns && from_here(g->hot->stream.fd)) {
-                    step_aside();
-                    hold_ns = now_ns + HOLD_NS;
-                    aside_ns = now_ns + aside_wait; /* of no use where the others are busy: ever more rarely */
-                    aside_wait = aside_wait * 2 < ASIDE_MOST_NS ? aside_wait * 2 : ASIDE_MOST_NS;
-                }
+            fbxi_looking_useless(&looking);
+            if (fbxi_looking_sleeps(&looking) && spins && g->hot && g->hot->stream.fd >= 0 && now_ns > aside_ns &&
+                from_here(g->hot->stream.fd)) {
+                step_aside();
+                hold_ns = now_ns + HOLD_NS;
+                aside_ns = now_ns + aside_wait; /* of no use where the others are busy: ever more rarely */
+                aside_wait = aside_wait * 2 < ASIDE_MOST_NS ? aside_wait * 2 : ASIDE_MOST_NS;
             }
             busy_ns = 0;
         }

@@ -14,6 +14,7 @@
 #include "transport.h"
 
 #include "door.h"
+#include "looking.h"
 #include "ntb.h"
 #include "stream.h"
 
@@ -36,13 +37,7 @@
 #define ACK_BYTES (256u << 10) /* taken and not acknowledged, before we say so unasked */
 #define TOGETHER_NS 20000u /* frames that follow a sent one this soon wait for each other */
 #define TOGETHER_BYTES (32u << 10)
-#define SPIN_NS 50000u /* how long a waiter looks before it sleeps, at most: as long as that has been of use */
-#define SPIN_LEAST_NS 500u
-#define AWAY_NS 10000u /* between two looks: the processor was taken away meanwhile */
-#define FRESH_NS 10000000u /* nothing was waited for in so long: what was learned then says little now, and a wait is a try */
-#define SPIN_TRY 64u /* after so many waits it looks on for a while in any case, to learn whether that would be of use; */
-#define SPIN_TRY_MOST 256u /* after twice as many each time that it was not. A try lasts until a gateway that sleeps has answered: */
-#define TRY_NS 120000u /* else two that both sleep never find out that they need not */
+#define TRY_NS 120000u /* a try lasts until a gateway that sleeps has answered: else two that both sleep never find out that they need not */
 #define SLEEP_MS 20
 #define DIAL_NS 1000000000ull /* how long the agent, and the gateway's welcome, may take */
 #define RETRY_NS 20000000ull
@@ -75,7 +70,8 @@ struct fbxi_peer {
     pthread_mutex_t mutex; /* all that follows */
     pthread_cond_t answered;
     struct fbxi_stream stream;
-    uint32_t state, receiving, closing, resumed, probing, sleepers, spin_ns, waits, try_after, trying;
+    uint32_t state, receiving, closing, resumed, probing, sleepers, trying;
+    struct fbxi_looking looking;
     uint32_t busy_nap; /* the thread looks again within 2 ms: enough for requests, whose caller comes back for the answer */
     fbx_au32 users; /* threads inside a call: it is freed when they are out */
     int dial_fd;
@@ -650,8 +646,7 @@ static int peer_open(fbx_fabric *f, fbx_node *n, uint32_t machine, struct fbxi_p
     p->node = n;
     p->machine = machine;
     p->dial_fd = -1;
-    p->spin_ns = SPIN_NS / 2;
-    p->try_after = SPIN_TRY;
+    fbxi_looking_fresh(&p->looking);
     p->free_slot = p->direct_ticket = UINT32_MAX;
     p->shared = n ? fbxi_heap_at(f, offset, sizeof *p->shared) : NULL;
     if (p->shared)
@@ -761,35 +756,30 @@ static void linger(struct fbxi_peer *p, uint64_t begin, uint64_t left_ns)
     /* Looking on is quicker than being woken, if the other side runs meanwhile; where processors are scarce it keeps that side
      * from running. What it was worth lately decides. */
     const uint64_t spins = now - begin;
-    if (now - p->waited_ns > FRESH_NS) {
+    if (now - p->waited_ns > FBXI_LOOK_FRESH_NS) {
         p->trying = 1;
-        p->spin_ns = SPIN_NS / 2;
-        p->try_after = SPIN_TRY;
+        fbxi_looking_fresh(&p->looking);
     }
     p->waited_ns = now;
-    if (processors > 1 && p->spin_ns > SPIN_LEAST_NS && spins < (p->trying ? TRY_NS : p->spin_ns)) {
+    if (processors > 1 && p->looking.ns > FBXI_LOOK_LEAST_NS && spins < (p->trying ? TRY_NS : p->looking.ns)) {
         int got = receive(p, 0);
-        if (got > 0 && spins && now - p->look_ns < AWAY_NS) {
-            p->spin_ns = p->spin_ns * 2 < SPIN_NS ? p->spin_ns * 2 : SPIN_NS;
-            p->try_after = SPIN_TRY;
+        if (got > 0 && spins && now - p->look_ns < FBXI_LOOK_AWAY_NS) {
+            fbxi_looking_useful(&p->looking);
             p->trying = 0;
         } else if (got > 0 && p->look_ns >= begin) { /* it came because we were stopped: the other side is on this processor */
-            p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
+            fbxi_looking_useless(&p->looking);
             p->trying = 0;
         }
         p->look_ns = now;
         return;
     }
     if (spins)
-        p->spin_ns = p->spin_ns / 2 > SPIN_LEAST_NS ? p->spin_ns / 2 : SPIN_LEAST_NS;
-    if (++p->waits >= p->try_after) {
-        p->waits = 0;
-        p->try_after = p->try_after * 2 < SPIN_TRY_MOST ? p->try_after * 2 : SPIN_TRY_MOST;
-        p->spin_ns = SPIN_NS / 2;
+        fbxi_looking_useless(&p->looking);
+    if (fbxi_looking_sleeps(&p->looking)) {
         p->trying = 1;
     } else if (spins && p->trying) {
         p->trying = 0;
-        p->spin_ns = SPIN_LEAST_NS;
+        p->looking.ns = FBXI_LOOK_LEAST_NS;
     }
     if (!fbxi_stream_waiting(&p->stream) && left_ns >= SLEEP_MS * 1000000ull) {
         receive(p, 1);

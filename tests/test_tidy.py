@@ -29,7 +29,7 @@ CSRC = ROOT / "csrc"
 C_LAYERS: list[set[str]] = [
     {"fabrex", "pcie", "atomics", "layout", "wire", "hot", "Python"},  # the public header, named atomics, bytes shared by processes
     {"internal", "error", "clock", "copy", "prng", "trace", "jitter", "choice", "ordering"},
-    {"segment", "lock", "registered", "ring", "timing", "link", "event", "tier", "fault", "stream"},
+    {"segment", "lock", "registered", "ring", "timing", "link", "event", "tier", "fault", "stream", "looking"},
     {"route", "posted", "dma_queue", "ntb"},
     {"window", "directory", "transport", "call", "door", "change", "loop", "shm", "socket", "engine"},
     {"node", "op", "journey", "packets", "blocking", "view", "estimate", "away", "dma", "ntb_peer", "ntb_msi", "ntb_requester",
