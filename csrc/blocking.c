@@ -241,12 +241,7 @@ static int try_store(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value)
 {
     if (bytes != 8 && ((bytes != 4 && bytes != 2 && bytes != 1) || value >> (bytes * 8)))
         return FBX_E_AGAIN;
-    uint8_t *at = short_way(n, gva, bytes, SHORT_STORE);
-    if (UNLIKELY(!at))
-        return FBX_E_AGAIN;
-    fbx_mem_store(at, value, bytes);
-    fbxi_unmark(n->lane);
-    return 0;
+    return short_store(n, gva, bytes, value);
 }
 
 static int try_fetch_add(fbx_node *n, uint64_t gva, uint32_t bytes, uint64_t value, uint64_t *old)
