@@ -13,6 +13,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from wire import Wire, why_no_wire
@@ -38,32 +39,32 @@ machines:
 """
 
 
+Bed = TypeVar("Bed", bound=Lan)
+
+
+def lasting(bed: Bed) -> Iterator[Bed]:
+    """Give a test its machines, and see that nothing is left in their directories."""
+    try:
+        yield bed
+    finally:
+        bed.close()
+        (bed.place / "two.yaml").unlink(missing_ok=True)
+    for directory in bed.directories:
+        os.rmdir(directory)
+
+
 @pytest.fixture
 def lan(request: pytest.FixtureRequest, place: Path) -> Iterator[Lan]:
     if reason := why_not("tc"):
         pytest.skip(reason)
-    lan = Lan(getattr(request, "param", 2), place)
-    try:
-        yield lan
-    finally:
-        lan.close()
-        (place / "two.yaml").unlink(missing_ok=True)
-    for directory in lan.directories:
-        os.rmdir(directory)
+    yield from lasting(Lan(getattr(request, "param", 2), place))
 
 
 @pytest.fixture
 def wire(place: Path) -> Iterator[Wire]:
     if reason := why_no_wire():
         pytest.skip(reason)
-    wire = Wire(2, place, seed=3)
-    try:
-        yield wire
-    finally:
-        wire.close()
-        (place / "two.yaml").unlink(missing_ok=True)
-    for directory in wire.directories:
-        os.rmdir(directory)
+    yield from lasting(Wire(2, place, seed=3))
 
 
 def both(lan: Lan, first: str, second: str, timing: str = "off", timeout: float = 90.0) -> tuple[str, str]:
