@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +36,9 @@ def roomy_directory() -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's job in the background ignores interrupts, and its children would; the tests that send some would wait for ever.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None:
         own = Path(os.environ["FABREX_DIRECTORY"]) / worker
